@@ -1,0 +1,88 @@
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// Compares a string. Literals are never read as patterns.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum StringMatch {
+    /// The whole value.
+    Exact(Arc<str>),
+    /// The beginning of the value.
+    Prefix(Arc<str>),
+    /// The end of the value.
+    Suffix(Arc<str>),
+    /// Any value that is not empty.
+    Present,
+    /// The whole value matches an RE2-style expression (Envoy's `safe_regex`: full match).
+    Regex(regex::Regex),
+}
+
+/// Says that a regular expression is malformed or would compile to more than 1 MiB.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("invalid regular expression")]
+pub struct InvalidRegex(#[source] regex::Error);
+
+impl StringMatch {
+    /// Compiles a full-match expression.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRegex`] when it is malformed or too large.
+    pub fn regex(pattern: &str) -> Result<Self, InvalidRegex> {
+        regex::RegexBuilder::new(&format!("^(?:{pattern})$"))
+            .size_limit(1 << 20)
+            .build()
+            .map(Self::Regex)
+            .map_err(InvalidRegex)
+    }
+
+    /// Reads Istio's form: `*` is presence, a leading or trailing `*` a suffix or prefix, else exact.
+    pub fn from_istio(value: &str) -> Self {
+        if value == "*" {
+            Self::Present
+        } else if let Some(suffix) = value.strip_prefix('*') {
+            Self::Suffix(suffix.into())
+        } else if let Some(prefix) = value.strip_suffix('*') {
+            Self::Prefix(prefix.into())
+        } else {
+            Self::Exact(value.into())
+        }
+    }
+
+    /// Whether `value` matches.
+    pub fn matches(&self, value: &str) -> bool {
+        match self {
+            Self::Exact(exact) => value == &**exact,
+            Self::Prefix(prefix) => value.starts_with(&**prefix),
+            Self::Suffix(suffix) => value.ends_with(&**suffix),
+            Self::Present => !value.is_empty(),
+            Self::Regex(regex) => regex.is_match(value),
+        }
+    }
+}
+
+impl PartialEq for StringMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b))
+            | (Self::Prefix(a), Self::Prefix(b))
+            | (Self::Suffix(a), Self::Suffix(b)) => a == b,
+            (Self::Present, Self::Present) => true,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for StringMatch {}
+
+impl Hash for StringMatch {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::mem::discriminant(self).hash(state);
+        match self {
+            Self::Exact(value) | Self::Prefix(value) | Self::Suffix(value) => value.hash(state),
+            Self::Present => {}
+            Self::Regex(regex) => regex.as_str().hash(state),
+        }
+    }
+}

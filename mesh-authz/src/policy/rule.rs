@@ -1,0 +1,154 @@
+use std::sync::Arc;
+
+use http::HeaderName;
+use ipnet::IpNet;
+
+use crate::matcher::{PathMatch, StringMatch};
+
+/// One rule: an and/or/not expression over matchers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    when: Expr,
+}
+
+impl Rule {
+    /// Makes a rule that matches when `when` holds.
+    pub fn new(when: Expr) -> Self {
+        Self { when }
+    }
+
+    /// The condition.
+    pub fn when(&self) -> &Expr {
+        &self.when
+    }
+
+    /// Whether the condition asks for what only an HTTP request can tell.
+    pub fn needs_request(&self) -> bool {
+        self.when.needs_request()
+    }
+}
+
+/// A condition. `All([])` is true, `Any([])` is false.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Expr {
+    /// Every part holds.
+    All(Vec<Expr>),
+    /// Some part holds.
+    Any(Vec<Expr>),
+    /// The part does not hold.
+    Not(Box<Expr>),
+    /// The attribute matches. False when the attribute is absent.
+    Is(Matcher),
+}
+
+impl Expr {
+    /// The condition that always holds.
+    pub const TRUE: Self = Self::All(Vec::new());
+    /// The condition that never holds.
+    pub const FALSE: Self = Self::Any(Vec::new());
+
+    /// Whether any matcher in it asks for what only an HTTP request can tell.
+    pub fn needs_request(&self) -> bool {
+        match self {
+            Self::All(parts) | Self::Any(parts) => parts.iter().any(Self::needs_request),
+            Self::Not(part) => part.needs_request(),
+            Self::Is(matcher) => matcher.needs_request(),
+        }
+    }
+}
+
+/// Compares one attribute of the connection or of the request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Matcher {
+    /// The peer's identity as `td/ns/<namespace>/sa/<account>`.
+    Principal(StringMatch),
+    /// The namespace of the peer's identity.
+    Namespace(StringMatch),
+    /// Namespace and service account of the peer's identity, in any trust domain.
+    ServiceAccount {
+        /// The namespace.
+        namespace: Arc<str>,
+        /// The service account.
+        name: Arc<str>,
+    },
+    /// The trust domain of the peer's identity.
+    TrustDomain(StringMatch),
+    /// The address of the connection's peer.
+    SourceIp(IpNet),
+    /// The address that the connection or the tunnel was opened to.
+    DestinationIp(IpNet),
+    /// The port that the connection or the tunnel was opened to.
+    DestinationPort(u16),
+    /// The TLS server name of the connection inside the tunnel.
+    Sni(StringMatch),
+    /// The address of the original client, from trusted forwarding headers; the peer's without any.
+    RemoteIp(IpNet),
+    /// The request's authority, port included; compared without regard to case.
+    Host(StringMatch),
+    /// The request's method, case-sensitive.
+    Method(StringMatch),
+    /// The request's normalised path without query.
+    Path(PathMatch),
+    /// A request header. Several values: a denial needs one that matches, a permission needs all to.
+    Header {
+        /// The header's name.
+        name: HeaderName,
+        /// What the value must be.
+        value: StringMatch,
+    },
+    /// `iss/sub` of a verified token.
+    RequestPrincipal {
+        /// What `iss` must be.
+        issuer: StringMatch,
+        /// What `sub` must be.
+        subject: StringMatch,
+    },
+    /// Some audience (`aud`) of a verified token.
+    Audience(StringMatch),
+    /// The authorized presenter (`azp`) of a verified token.
+    Presenter(StringMatch),
+    /// A claim of a verified token, nested by `path`; of a list, some element.
+    Claim {
+        /// The path of names to the claim, outermost first.
+        path: Vec<Arc<str>>,
+        /// What the value must be.
+        value: StringMatch,
+    },
+    /// Dynamic metadata of an Envoy filter, which this implementation does not have: always absent.
+    EnvoyMetadata {
+        /// The filter's name.
+        filter: Arc<str>,
+        /// The key in its metadata.
+        key: Arc<str>,
+        /// What the value must be.
+        value: StringMatch,
+    },
+}
+
+impl Matcher {
+    /// Whether only an HTTP request can answer it.
+    pub fn needs_request(&self) -> bool {
+        match self {
+            Self::Principal(_)
+            | Self::Namespace(_)
+            | Self::ServiceAccount { .. }
+            | Self::TrustDomain(_)
+            | Self::SourceIp(_)
+            | Self::DestinationIp(_)
+            | Self::DestinationPort(_)
+            | Self::Sni(_) => false,
+            Self::RemoteIp(_)
+            | Self::Host(_)
+            | Self::Method(_)
+            | Self::Path(_)
+            | Self::Header { .. }
+            | Self::RequestPrincipal { .. }
+            | Self::Audience(_)
+            | Self::Presenter(_)
+            | Self::Claim { .. }
+            | Self::EnvoyMetadata { .. } => true,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! HBONE tunnels: SPIFFE mutual TLS and HTTP/2 CONNECT.

@@ -1,0 +1,1 @@
+//! The validated model of an Istio ambient mesh and the sources that produce it.
