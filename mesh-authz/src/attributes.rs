@@ -68,6 +68,31 @@ impl<'a> Attributes<'a> {
         }
     }
 
+    /// The connection's peer.
+    pub fn source(&self) -> SocketAddr {
+        self.source
+    }
+
+    /// What the connection or the tunnel was opened to.
+    pub fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+
+    /// The peer's identity.
+    pub fn identity(&self) -> Attribute<&'a Identity> {
+        self.identity
+    }
+
+    /// The TLS server name seen inside the tunnel.
+    pub fn sni(&self) -> Attribute<&'a str> {
+        self.sni
+    }
+
+    /// What the request tells.
+    pub fn request(&self) -> &Attribute<RequestAttributes<'a>> {
+        &self.request
+    }
+
     /// Sets the peer's identity as its certificate proved it.
     #[must_use]
     pub fn with_identity(mut self, identity: Attribute<&'a Identity>) -> Self {
@@ -116,6 +141,31 @@ impl<'a> RequestAttributes<'a> {
             headers,
             remote_ip: None,
         }
+    }
+
+    /// The method.
+    pub fn method(&self) -> &'a Method {
+        self.method
+    }
+
+    /// The authority, port included.
+    pub fn host(&self) -> Option<&'a str> {
+        self.host
+    }
+
+    /// The path.
+    pub fn path(&self) -> &'a str {
+        self.path
+    }
+
+    /// The headers.
+    pub fn headers(&self) -> &'a HeaderMap {
+        self.headers
+    }
+
+    /// The original client's address, where it is known to differ from the connection's source.
+    pub fn remote_ip(&self) -> Option<IpAddr> {
+        self.remote_ip
     }
 
     /// Sets the original client's address; the connection's source stands for it otherwise.
