@@ -48,7 +48,13 @@ impl ConnectionContext {
     }
 
     fn new(source: SocketAddr, destination: SocketAddr, identity: Option<Identity>) -> Self {
-        Self { inner: Arc::new(Inner { source, destination, identity }) }
+        Self {
+            inner: Arc::new(Inner {
+                source,
+                destination,
+                identity,
+            }),
+        }
     }
 
     /// The address of the connection's peer: of the tunnel's other end where there is a tunnel.
