@@ -1,1 +1,5 @@
 //! The validated model of an Istio ambient mesh and the sources that produce it.
+
+#![forbid(unsafe_code)]
+
+pub mod model;
