@@ -1,0 +1,114 @@
+use std::error::Error as _;
+use std::io;
+
+use super::*;
+
+#[test]
+fn displays_one_level_and_chains_the_rest() {
+    let error = Error::new(ErrorKind::TunnelRefused(StatusCode::FORBIDDEN))
+        .with_detail("to 10.0.0.9:9080")
+        .with_source(io::Error::other("cause"));
+    assert_eq!(
+        error.to_string(),
+        "tunnel refused with 403 Forbidden: to 10.0.0.9:9080"
+    );
+    assert_eq!(error.source().unwrap().to_string(), "cause");
+    assert!(error.is_denied() && error.is_connect() && !error.is_retry_safe());
+    assert_eq!(error.side(), Side::Upstream);
+}
+
+#[test]
+fn only_what_the_peer_cannot_have_seen_is_retried() {
+    for (kind, safe) in [
+        (ErrorKind::ConnectFailed, true),
+        (ErrorKind::ConnectTimeout, true),
+        (ErrorKind::TlsHandshake, true),
+        (ErrorKind::RefusedStream, true),
+        (
+            ErrorKind::TunnelRefused(StatusCode::SERVICE_UNAVAILABLE),
+            true,
+        ),
+        (ErrorKind::TunnelRefused(StatusCode::FORBIDDEN), false),
+        (ErrorKind::Reset, false),
+        (ErrorKind::Closed, false),
+        (ErrorKind::RequestTimeout, false),
+        (ErrorKind::Overloaded, false),
+        (ErrorKind::Denied, false),
+    ] {
+        assert_eq!(Error::new(kind).is_retry_safe(), safe, "{kind:?}");
+    }
+    assert!(
+        Error::new(ErrorKind::Reset)
+            .with_retry_safe(true)
+            .is_retry_safe()
+    );
+}
+
+#[test]
+fn survives_a_trip_through_an_io_trait() {
+    let error = Error::new(ErrorKind::NoHealthyUpstream).with_detail("ratings");
+    let io = io::Error::from(error);
+    assert_eq!(io.kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(Error::from(io).kind(), ErrorKind::NoHealthyUpstream);
+    let plain = io::Error::from(io::ErrorKind::ConnectionReset);
+    assert_eq!(Error::from(plain).kind(), ErrorKind::Reset);
+}
+
+#[test]
+fn every_reply_is_one_that_envoy_would_give() {
+    // HTTP status to gRPC status as Envoy maps it; the time-out alone differs (gRPC's own 4).
+    let kinds = [
+        ErrorKind::Config,
+        ErrorKind::NotReady,
+        ErrorKind::NoRecord,
+        ErrorKind::Bind,
+        ErrorKind::Identity,
+        ErrorKind::BadRequest,
+        ErrorKind::Unauthenticated,
+        ErrorKind::Denied,
+        ErrorKind::NoHealthyUpstream,
+        ErrorKind::UnknownHost,
+        ErrorKind::HostLookup,
+        ErrorKind::UnknownWaypoint,
+        ErrorKind::UnsupportedNetwork,
+        ErrorKind::ConnectFailed,
+        ErrorKind::ConnectTimeout,
+        ErrorKind::TlsHandshake,
+        ErrorKind::TunnelRefused(StatusCode::FORBIDDEN),
+        ErrorKind::RefusedStream,
+        ErrorKind::Reset,
+        ErrorKind::Closed,
+        ErrorKind::Overloaded,
+        ErrorKind::Draining,
+        ErrorKind::RequestTimeout,
+        ErrorKind::Io,
+        ErrorKind::Internal,
+    ];
+    for kind in kinds {
+        let reply = kind.reply();
+        let expected = match reply.status().as_u16() {
+            400 => 13,
+            401 => 16,
+            403 => 7,
+            502 | 503 => 14,
+            504 => 4,
+            500 => 2,
+            other => panic!("{kind:?} answers {other}"),
+        };
+        assert_eq!(reply.grpc_status(), expected, "{kind:?}");
+        assert!(!reply.details().is_empty());
+        // A failure of the upstream's is always flagged, one of the client's never.
+        assert_eq!(
+            reply.flag().is_some(),
+            kind.side() == Side::Upstream
+                || matches!(
+                    kind,
+                    ErrorKind::UnknownHost
+                        | ErrorKind::UnknownWaypoint
+                        | ErrorKind::UnsupportedNetwork
+                        | ErrorKind::Overloaded
+                ),
+            "{kind:?}"
+        );
+    }
+}
