@@ -171,7 +171,7 @@ impl<'a> RequestAttributes<'a> {
     /// Sets the original client's address; the connection's source stands for it otherwise.
     #[must_use]
     pub fn with_remote_ip(mut self, remote_ip: IpAddr) -> Self {
-        self.remote_ip = Some(remote_ip);
+        self.remote_ip = Some(remote_ip.to_canonical());
         self
     }
 }

@@ -1,8 +1,13 @@
 //! Compares single values: strings, paths.
 
+use std::fmt;
+
+mod ip;
 mod path_template;
 mod string;
 
+pub use ip::{InvalidCidr, parse_cidr};
+pub(crate) use ip::{canonical_net, contains};
 pub use path_template::{InvalidPathTemplate, PathTemplate};
 pub use string::{InvalidRegex, StringMatch};
 
@@ -14,4 +19,29 @@ pub enum PathMatch {
     String(StringMatch),
     /// By Istio's template grammar with `{*}` and `{**}`.
     Template(PathTemplate),
+}
+
+impl PathMatch {
+    /// Whether a path matches; what follows its first `?` or `#` is not looked at.
+    pub fn matches(&self, path: &str) -> bool {
+        let path = without_query(path);
+        match self {
+            Self::String(value) => value.matches(path),
+            Self::Template(template) => template.matches(path),
+        }
+    }
+}
+
+impl fmt::Display for PathMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::String(value) => fmt::Display::fmt(value, f),
+            Self::Template(template) => f.write_str(template.as_str()),
+        }
+    }
+}
+
+/// The path before its query or fragment.
+pub(crate) fn without_query(path: &str) -> &str {
+    path.split(['?', '#']).next().unwrap_or(path)
 }

@@ -38,8 +38,21 @@ impl PathTemplate {
         }
     }
 
+    /// Whether a path without query matches.
+    pub fn matches(&self, path: &str) -> bool {
+        // TODO
+        path == &*self.source
+    }
+
     /// The template as written.
     pub fn as_str(&self) -> &str {
         &self.source
+    }
+}
+
+impl InvalidPathTemplate {
+    /// What was expected.
+    pub fn reason(&self) -> &'static str {
+        self.reason
     }
 }

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ impl StringMatch {
     ///
     /// [`InvalidRegex`] when it is malformed or too large.
     pub fn regex(pattern: &str) -> Result<Self, InvalidRegex> {
-        regex::RegexBuilder::new(&format!("^(?:{pattern})$"))
+        regex::RegexBuilder::new(&format!(r"\A(?:{pattern})\z"))
             .size_limit(1 << 20)
             .build()
             .map(Self::Regex)
@@ -57,6 +58,50 @@ impl StringMatch {
             Self::Suffix(suffix) => value.ends_with(&**suffix),
             Self::Present => !value.is_empty(),
             Self::Regex(regex) => regex.is_match(value),
+        }
+    }
+
+    /// Whether `value` matches without regard to the case of ASCII letters. A regular expression keeps
+    /// its own idea of case.
+    pub fn matches_ignoring_case(&self, value: &str) -> bool {
+        let value_bytes = value.as_bytes();
+        match self {
+            Self::Exact(exact) => value.eq_ignore_ascii_case(exact),
+            Self::Prefix(prefix) => value_bytes
+                .get(..prefix.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes())),
+            Self::Suffix(suffix) => value_bytes
+                .len()
+                .checked_sub(suffix.len())
+                .is_some_and(|at| value_bytes[at..].eq_ignore_ascii_case(suffix.as_bytes())),
+            Self::Present => !value.is_empty(),
+            Self::Regex(regex) => regex.is_match(value),
+        }
+    }
+
+    /// Whether bytes that need not be text match; `None` where a regular expression cannot tell.
+    pub fn matches_bytes(&self, value: &[u8]) -> Option<bool> {
+        match self {
+            Self::Exact(exact) => Some(value == exact.as_bytes()),
+            Self::Prefix(prefix) => Some(value.starts_with(prefix.as_bytes())),
+            Self::Suffix(suffix) => Some(value.ends_with(suffix.as_bytes())),
+            Self::Present => Some(!value.is_empty()),
+            Self::Regex(regex) => str::from_utf8(value)
+                .ok()
+                .map(|value| regex.is_match(value)),
+        }
+    }
+}
+
+impl fmt::Display for StringMatch {
+    /// As a policy would write it: `exact`, `prefix*`, `*suffix`, `*`, `~expression`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(exact) => f.write_str(exact),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+            Self::Present => f.write_str("*"),
+            Self::Regex(regex) => write!(f, "~{}", regex.as_str()),
         }
     }
 }

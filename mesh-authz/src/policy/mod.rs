@@ -1,11 +1,15 @@
 //! The one vocabulary of policies: AuthorizationPolicy, ztunnel's clauses and Envoy's RBAC all lower to it.
 
+pub mod istio;
 mod rule;
+mod trust_domains;
+pub mod ztunnel;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use rule::{Expr, Matcher, Rule};
+pub use trust_domains::TrustDomains;
 
 /// Names a policy: `<namespace>/<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

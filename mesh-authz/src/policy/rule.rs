@@ -128,6 +128,42 @@ pub enum Matcher {
 }
 
 impl Matcher {
+    /// Reads Istio's form of a request principal, `<issuer>/<subject>`, divided at the last `/`.
+    ///
+    /// `*` asks for any. `*suffix` and `prefix*` stand for the end of the issuer with the exact
+    /// subject and for the exact issuer with the beginning of the subject; without a `/`, for the end
+    /// of the subject and the beginning of the issuer, the other part being any.
+    pub fn request_principal(value: &str) -> Self {
+        let suffix = |text: &str| match text {
+            "" => StringMatch::Present,
+            text => StringMatch::Suffix(text.into()),
+        };
+        let prefix = |text: &str| match text {
+            "" => StringMatch::Present,
+            text => StringMatch::Prefix(text.into()),
+        };
+        let (issuer, subject) = if value == "*" {
+            (StringMatch::Present, StringMatch::Present)
+        } else if let Some(value) = value.strip_prefix('*') {
+            match value.rsplit_once('/') {
+                Some((issuer, subject)) => (suffix(issuer), StringMatch::Exact(subject.into())),
+                None => (StringMatch::Present, suffix(value)),
+            }
+        } else if let Some(value) = value.strip_suffix('*') {
+            match value.rsplit_once('/') {
+                Some((issuer, subject)) => (StringMatch::Exact(issuer.into()), prefix(subject)),
+                None => (prefix(value), StringMatch::Present),
+            }
+        } else {
+            let (issuer, subject) = value.rsplit_once('/').unwrap_or((value, ""));
+            (
+                StringMatch::Exact(issuer.into()),
+                StringMatch::Exact(subject.into()),
+            )
+        };
+        Self::RequestPrincipal { issuer, subject }
+    }
+
     /// Whether only an HTTP request can answer it.
     pub fn needs_request(&self) -> bool {
         match self {

@@ -1,0 +1,127 @@
+use std::fmt;
+
+use crate::policy::PolicyName;
+
+/// Answers whether a connection or a request is permitted, and which policy and rule said so.
+///
+/// `Display` gives the text that ztunnel writes to its access log:
+/// `explicitly denied by: <namespace>/<name>`, `allow policies exist, but none allowed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision<'a> {
+    reason: Reason,
+    by: Option<(&'a PolicyName, usize)>,
+}
+
+/// Why a decision is what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// No ALLOW policy applies and nothing denied: allowed.
+    NoAllowPolicies,
+    /// A rule of an ALLOW policy matched: allowed.
+    Allowed,
+    /// A rule of a DENY policy matched: denied.
+    Denied,
+    /// A rule of a CUSTOM policy matched and its external authorizer cannot be asked: denied.
+    CustomUnavailable,
+    /// ALLOW policies apply and no rule of any matched: denied.
+    NoneAllowed,
+}
+
+impl Reason {
+    /// Whether decisions with this reason permit.
+    pub fn is_allowed(self) -> bool {
+        match self {
+            Self::NoAllowPolicies | Self::Allowed => true,
+            Self::Denied | Self::CustomUnavailable | Self::NoneAllowed => false,
+        }
+    }
+}
+
+impl<'a> Decision<'a> {
+    pub(crate) fn without_rule(reason: Reason) -> Self {
+        Self { reason, by: None }
+    }
+
+    pub(crate) fn by(reason: Reason, policy: &'a PolicyName, rule: usize) -> Self {
+        Self {
+            reason,
+            by: Some((policy, rule)),
+        }
+    }
+
+    /// Whether it permits.
+    pub fn is_allowed(&self) -> bool {
+        self.reason.is_allowed()
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The policy whose rule matched: of several, the first in the order of the set.
+    pub fn policy(&self) -> Option<&'a PolicyName> {
+        self.by.map(|(policy, _)| policy)
+    }
+
+    /// The index of the rule that matched in [`policy`](Self::policy).
+    pub fn rule(&self) -> Option<usize> {
+        self.by.map(|(_, rule)| rule)
+    }
+}
+
+impl fmt::Display for Decision<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.reason, self.by) {
+            (Reason::Denied, Some((policy, _))) => write!(f, "explicitly denied by: {policy}"),
+            (Reason::CustomUnavailable, Some((policy, _))) => {
+                write!(f, "external authorization is unavailable for: {policy}")
+            }
+            (Reason::Allowed, Some((policy, _))) => write!(f, "allowed by: {policy}"),
+            (reason, _) => fmt::Display::fmt(&reason, f),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoAllowPolicies => "no allow policies, allow",
+            Self::Allowed => "allow policy match",
+            Self::Denied => "deny policy match",
+            Self::CustomUnavailable => "external authorization is unavailable",
+            Self::NoneAllowed => "allow policies exist, but none allowed",
+        })
+    }
+}
+
+/// Tells what policies under dry run would do; they never change a [`Decision`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DryRun<'a> {
+    pub(crate) deny: Option<(&'a PolicyName, usize)>,
+    pub(crate) allow: Option<Option<(&'a PolicyName, usize)>>,
+    pub(crate) decision: Decision<'a>,
+}
+
+impl<'a> DryRun<'a> {
+    /// What the decision would be if every policy under dry run were enforced with the others.
+    pub fn decision(&self) -> Decision<'a> {
+        self.decision
+    }
+
+    /// The DENY (or CUSTOM) policy under dry run that matched, and its rule.
+    pub fn denied_by(&self) -> Option<(&'a PolicyName, usize)> {
+        self.deny
+    }
+
+    /// The ALLOW policy under dry run that matched, and its rule.
+    pub fn allowed_by(&self) -> Option<(&'a PolicyName, usize)> {
+        self.allow.flatten()
+    }
+
+    /// Whether ALLOW policies are under dry run and none of them matched.
+    pub fn none_allowed(&self) -> bool {
+        self.allow == Some(None)
+    }
+}
