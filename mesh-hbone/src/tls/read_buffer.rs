@@ -1,0 +1,132 @@
+//! Ciphertext on its way from the transport to rustls.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::{fmt, io};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Buffers that nobody reads into just now, so that an idle connection holds none and a busy one
+/// neither allocates nor clears memory for each read.
+pub(super) struct ReadBuffers {
+    size: usize,
+    keep: usize,
+    // Held for a push or a pop.
+    spare: Mutex<Vec<Box<[u8]>>>,
+}
+
+impl ReadBuffers {
+    pub(super) fn new(size: usize, keep: usize) -> Self {
+        Self {
+            size,
+            keep,
+            spare: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn take(&self) -> Box<[u8]> {
+        let spare = self.lock().pop();
+        spare.unwrap_or_else(|| vec![0; self.size].into_boxed_slice())
+    }
+
+    fn give(&self, buffer: Box<[u8]>) {
+        let mut spare = self.lock();
+        if buffer.len() == self.size && spare.len() < self.keep {
+            spare.push(buffer);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Box<[u8]>>> {
+        // A push or pop leaves the stack whole.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for ReadBuffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadBuffers").finish_non_exhaustive()
+    }
+}
+
+/// One connection's borrowed buffer, and what in it rustls has not seen.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    buffers: Arc<ReadBuffers>,
+    bytes: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+}
+
+impl Incoming {
+    pub(super) fn new(buffers: Arc<ReadBuffers>) -> Self {
+        Self {
+            buffers,
+            bytes: None,
+            start: 0,
+            end: 0,
+        }
+    }
+
+    pub(super) fn unread(&self) -> &[u8] {
+        match &self.bytes {
+            Some(bytes) => &bytes[self.start..self.end],
+            None => &[],
+        }
+    }
+
+    /// Begins with bytes that were read by somebody else.
+    pub(super) fn start_with(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.bytes = Some(bytes.into());
+            (self.start, self.end) = (0, bytes.len());
+        }
+    }
+
+    pub(super) fn consume(&mut self, count: usize) {
+        self.start = self.end.min(self.start + count);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.start = self.end;
+    }
+
+    /// Whether a buffer is held just now.
+    #[cfg(test)]
+    pub(super) fn holds_buffer(&self) -> bool {
+        self.bytes.is_some()
+    }
+
+    /// Reads once from `io` into the empty buffer; gives the buffer back if there is nothing.
+    pub(super) fn poll_fill<IO: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut IO,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        debug_assert!(self.unread().is_empty());
+        // What the session began with came in a buffer of its own size.
+        self.bytes.take_if(|bytes| bytes.len() != self.buffers.size);
+        let bytes = self.bytes.get_or_insert_with(|| self.buffers.take());
+        let mut buf = ReadBuf::new(bytes);
+        let polled = Pin::new(io).poll_read(cx, &mut buf);
+        (self.start, self.end) = (0, buf.filled().len());
+        if self.end == 0 {
+            self.release();
+        }
+        ready!(polled)?;
+        Poll::Ready(Ok(self.end))
+    }
+
+    fn release(&mut self) {
+        (self.start, self.end) = (0, 0);
+        if let Some(bytes) = self.bytes.take() {
+            self.buffers.give(bytes);
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
