@@ -91,12 +91,6 @@ impl Incoming {
         self.start = self.end;
     }
 
-    /// Whether a buffer is held just now.
-    #[cfg(test)]
-    pub(super) fn holds_buffer(&self) -> bool {
-        self.bytes.is_some()
-    }
-
     /// Reads once from `io` into the empty buffer; gives the buffer back if there is nothing.
     pub(super) fn poll_fill<IO: AsyncRead + Unpin>(
         &mut self,
@@ -128,5 +122,54 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::task::{Context, Waker};
+
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::{Incoming, ReadBuffers};
+
+    #[tokio::test]
+    async fn an_idle_connection_holds_no_buffer() {
+        let buffers = Arc::new(ReadBuffers::new(1024, 1));
+        let mut incoming = Incoming::new(Arc::clone(&buffers));
+        let (mut near, mut far) = tokio::io::duplex(64);
+
+        far.write_all(b"12345").await.unwrap();
+        let count = poll_fn(|cx| incoming.poll_fill(&mut near, cx))
+            .await
+            .unwrap();
+        assert_eq!((count, incoming.unread()), (5, &b"12345"[..]));
+        assert!(incoming.bytes.is_some());
+
+        incoming.consume(5);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(incoming.poll_fill(&mut near, &mut cx).is_pending());
+        assert!(incoming.bytes.is_none());
+        assert_eq!(buffers.lock().len(), 1);
+    }
+
+    #[test]
+    fn buffers_of_another_size_are_not_kept() {
+        let buffers = Arc::new(ReadBuffers::new(1024, 1));
+        let mut incoming = Incoming::new(Arc::clone(&buffers));
+        incoming.start_with(b"hello");
+        assert_eq!(incoming.unread(), b"hello");
+        drop(incoming);
+        assert!(buffers.lock().is_empty());
+    }
+
+    #[test]
+    fn no_more_buffers_are_kept_than_the_setting_says() {
+        let buffers = ReadBuffers::new(16, 2);
+        let taken: Vec<_> = (0..5).map(|_| buffers.take()).collect();
+        taken.into_iter().for_each(|buffer| buffers.give(buffer));
+        assert_eq!(buffers.lock().len(), 2);
     }
 }

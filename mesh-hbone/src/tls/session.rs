@@ -79,11 +79,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         self.deferred = true;
     }
 
-    #[cfg(test)]
-    pub(super) fn holds_read_buffer(&self) -> bool {
-        self.incoming.holds_buffer()
-    }
-
     /// Puts bytes that were read before this session existed in front of the transport's.
     pub(super) fn start_with(&mut self, bytes: &[u8]) {
         self.incoming.start_with(bytes);

@@ -122,11 +122,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         let suite = self.session.tls().negotiated_cipher_suite()?;
         Some(suite.suite())
     }
-
-    #[cfg(test)]
-    pub(super) fn session(&self) -> &Session<IO> {
-        &self.session
-    }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
