@@ -1,0 +1,61 @@
+//! The stack of a server in the mesh.
+
+use tower_layer::Layer;
+
+use super::{Authorize, AuthorizeLayer, Identify, IdentifyLayer};
+use crate::{ConnectionContext, Policies};
+
+/// All layers of a server in the mesh, in the [order](super#order) that is right.
+///
+/// # Examples
+///
+/// ```
+/// use mesh_core::Policies;
+/// use mesh_core::authz::PolicySet;
+/// use mesh_core::layers::InboundLayer;
+///
+/// let policies = Policies::fixed(PolicySet::default());
+/// let app = axum::Router::<()>::new().layer(InboundLayer::new(policies));
+/// # let _ = app;
+/// ```
+#[derive(Debug, Clone)]
+pub struct InboundLayer {
+    identify: IdentifyLayer,
+    authorize: AuthorizeLayer,
+}
+
+/// What [`InboundLayer`] makes of a service.
+pub type Inbound<S> = Identify<Authorize<S>>;
+
+impl InboundLayer {
+    /// Enforces `policies`; each request must carry its [`ConnectionContext`] in its extensions.
+    pub fn new(policies: Policies) -> Self {
+        Self {
+            identify: IdentifyLayer::new(),
+            authorize: AuthorizeLayer::live(policies),
+        }
+    }
+
+    /// Sets the context of every request: for a server that builds a service per connection.
+    #[must_use]
+    pub fn for_connection(mut self, context: ConnectionContext) -> Self {
+        self.identify = IdentifyLayer::for_connection(context);
+        self
+    }
+
+    /// Sets [`AuthorizeLayer::trusted_hops`].
+    #[must_use]
+    pub fn trusted_hops(mut self, hops: usize) -> Self {
+        self.authorize = self.authorize.trusted_hops(hops);
+        self
+    }
+}
+
+impl<S> Layer<S> for InboundLayer {
+    type Service = Inbound<S>;
+
+    fn layer(&self, inner: S) -> Inbound<S> {
+        let inner = self.authorize.layer(inner);
+        self.identify.layer(inner)
+    }
+}

@@ -1,0 +1,55 @@
+//! The mesh as tower layers: each works on any HTTP service, with or without a `Mesh`.
+//!
+//! | layer | what it does |
+//! |---|---|
+//! | [`IdentifyLayer`] | tells the request who its peer is; takes forged headers away |
+//! | [`RefuseTokensLayer`] | answers 401 to tokens that cannot be verified yet |
+//! | [`AuthorizeLayer`] | judges each request by policies: 403, or gRPC 7 |
+//! | [`InboundLayer`] | all that a server in the mesh needs, in the right order |
+//!
+//! Layers of a server answer with a `Response` and pass the inner service's error on untouched, so
+//! that `axum::Router::layer` and tonic's `Server::layer` take them. They are generic over bodies,
+//! honour `poll_ready`, spawn nothing and allocate nothing for a request that is allowed.
+//!
+//! # Order
+//!
+//! The order of a server's stack is written in [`InboundLayer`] and nowhere else, outermost first:
+//!
+//! 1. identify: what follows needs to know the peer, and must not read forged headers;
+//! 2. authorize: normalise the path, refuse tokens, decide; what was judged is what is forwarded;
+//! 3. the application.
+
+mod authorize;
+mod identify;
+mod inbound;
+mod jwt;
+mod reply;
+
+pub use authorize::{Authorize, AuthorizeLayer};
+pub use identify::{Identify, IdentifyLayer, PeerIdentity};
+pub use inbound::{Inbound, InboundLayer};
+pub use jwt::{RefuseTokens, RefuseTokensLayer, TokenLocations};
+pub use reply::{LocalResponse, ReplyBody, ReplyFuture};
+
+/// The accessors that every service around another one has.
+macro_rules! accessors {
+    ($service:ident) => {
+        impl<S> $service<S> {
+            /// The service inside.
+            pub fn get_ref(&self) -> &S {
+                &self.inner
+            }
+
+            /// The service inside.
+            pub fn get_mut(&mut self) -> &mut S {
+                &mut self.inner
+            }
+
+            /// Unwraps the service inside.
+            pub fn into_inner(self) -> S {
+                self.inner
+            }
+        }
+    };
+}
+use accessors;
