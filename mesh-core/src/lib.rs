@@ -7,7 +7,7 @@ mod policies;
 
 pub use context::ConnectionContext;
 pub use error::{BoxError, Error, ErrorKind, LocalReply, ResponseFlag, Side};
-pub use policies::{Enforced, Policies};
 pub use mesh_authz as authz;
 pub use mesh_hbone as hbone;
 pub use mesh_xds as xds;
+pub use policies::{Enforced, Policies};

@@ -187,11 +187,15 @@ fn refusal(uri: &Uri, headers: &HeaderMap) -> Reply {
         (None, Some(host)) => host.to_str().unwrap_or_default(),
         (None, None) => "",
     };
-    let realm: String = format!("{}://{host}{}", uri.scheme_str().unwrap_or("http"), uri.path())
-        .chars()
-        .filter(|c| !matches!(c, '"' | '\\'))
-        .take(REALM)
-        .collect();
+    let realm: String = format!(
+        "{}://{host}{}",
+        uri.scheme_str().unwrap_or("http"),
+        uri.path()
+    )
+    .chars()
+    .filter(|c| !matches!(c, '"' | '\\'))
+    .take(REALM)
+    .collect();
     let value = format!("Bearer realm=\"{realm}\", error=\"invalid_token\"");
     let value = HeaderValue::try_from(value)
         .unwrap_or_else(|_| HeaderValue::from_static("Bearer error=\"invalid_token\""));
@@ -299,7 +303,10 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut head, body) = request.into_parts();
-        match self.tokens.check(&head.method, &head.uri, &mut head.headers) {
+        match self
+            .tokens
+            .check(&head.method, &head.uri, &mut head.headers)
+        {
             Ok(()) => ReplyFuture::inner(self.inner.call(Request::from_parts(head, body))),
             Err(reply) => ReplyFuture::reply(reply.into_response(is_grpc(&head.headers))),
         }

@@ -255,9 +255,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().inner.project() {
-            StateProjection::Inner { future } => {
-                future.poll(cx).map_ok(|response| response.map(ReplyBody::inner))
-            }
+            StateProjection::Inner { future } => future
+                .poll(cx)
+                .map_ok(|response| response.map(ReplyBody::inner)),
             StateProjection::Reply { response } => Poll::Ready(Ok(response
                 .take()
                 .expect("a future is not polled after it has completed"))),
