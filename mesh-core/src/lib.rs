@@ -4,6 +4,7 @@ mod context;
 mod error;
 pub mod layers;
 mod policies;
+pub mod telemetry;
 
 pub use context::ConnectionContext;
 pub use error::{BoxError, Error, ErrorKind, LocalReply, ResponseFlag, Side};
