@@ -5,7 +5,16 @@
 //! | [`IdentifyLayer`] | tells the request who its peer is; takes forged headers away |
 //! | [`RefuseTokensLayer`] | answers 401 to tokens that cannot be verified yet |
 //! | [`AuthorizeLayer`] | judges each request by policies: 403, or gRPC 7 |
+//! | [`TimeoutLayer`] | answers 504, or gRPC 4, to requests that take too long |
+//! | [`AnswerLayer`] | turns errors into responses, by the one table of [`ErrorKind::reply`](crate::ErrorKind::reply) |
 //! | [`InboundLayer`] | all that a server in the mesh needs, in the right order |
+//!
+//! A client's layers, which fail with an [`Error`](crate::Error):
+//!
+//! | layer | what it does |
+//! |---|---|
+//! | [`DeadlineLayer`] | fails requests that take too long |
+//! | [`RetryLayer`] | sends again what the peer cannot have seen, within a budget |
 //!
 //! Layers of a server answer with a `Response` and pass the inner service's error on untouched, so
 //! that `axum::Router::layer` and tonic's `Server::layer` take them. They are generic over bodies,
@@ -19,17 +28,23 @@
 //! 2. authorize: normalise the path, refuse tokens, decide; what was judged is what is forwarded;
 //! 3. the application.
 
+mod answer;
 mod authorize;
 mod identify;
 mod inbound;
 mod jwt;
 mod reply;
+mod retry;
+mod timeout;
 
+pub use answer::{Answer, AnswerFuture, AnswerLayer};
 pub use authorize::{Authorize, AuthorizeLayer};
 pub use identify::{Identify, IdentifyLayer, PeerIdentity};
 pub use inbound::{Inbound, InboundLayer};
 pub use jwt::{RefuseTokens, RefuseTokensLayer, TokenLocations};
 pub use reply::{LocalResponse, ReplyBody, ReplyFuture};
+pub use retry::{ReplayBody, Retry, RetryBudget, RetryFuture, RetryLayer};
+pub use timeout::{Deadline, DeadlineBody, DeadlineFuture, DeadlineLayer, TimeoutLayer};
 
 /// The accessors that every service around another one has.
 macro_rules! accessors {
