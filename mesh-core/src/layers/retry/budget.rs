@@ -84,8 +84,8 @@ impl RetryBudget {
             requests += u64::from(slot.requests);
             retries += u64::from(slot.retries);
         }
-        let allowed = requests * u64::from(self.percent) / 100
-            + u64::from(self.per_second) * SLOTS as u64;
+        let allowed =
+            requests * u64::from(self.percent) / 100 + u64::from(self.per_second) * SLOTS as u64;
         if retries >= allowed {
             return false;
         }
