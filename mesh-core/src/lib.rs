@@ -2,6 +2,7 @@
 
 mod context;
 mod error;
+pub mod identity;
 pub mod layers;
 mod policies;
 pub mod telemetry;
