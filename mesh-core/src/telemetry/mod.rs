@@ -21,6 +21,9 @@ mod sanitize;
 mod settings;
 mod trace_context;
 
+#[cfg(test)]
+mod tests;
+
 pub use access_log::{ACCESS_TARGET, AccessLog};
 pub use labels::{DestinationService, Labels, Peer, Reporter, SecurityPolicy};
 pub use metrics::{Metrics, TcpConnection};
