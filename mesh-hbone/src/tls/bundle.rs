@@ -62,6 +62,11 @@ impl Bundle {
         }
         let end_entity = EndEntityCert::try_from(leaf)
             .map_err(|error| invalid("leaf certificate").with_source(error))?;
+        if is_authority(leaf) {
+            return Err(invalid(
+                "leaf certificate: expected an end entity, found a certificate authority",
+            ));
+        }
         let identity = identity_of(&end_entity)
             .map_err(|error| invalid("leaf certificate").with_source(error))?;
         let facts =
@@ -201,6 +206,11 @@ impl Facts {
             not_after: time(validity.not_after.timestamp()),
         })
     }
+}
+
+/// No peer would accept it as a leaf.
+fn is_authority(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| parsed.is_ca())
 }
 
 pub(super) fn system_time(time: UnixTime) -> SystemTime {

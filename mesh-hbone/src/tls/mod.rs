@@ -3,7 +3,9 @@
 //! TLS 1.3 only, AES-GCM, ALPN `h2`, no server name, no resumption, certificates on both sides. The
 //! only module of this crate in whose signatures rustls appears.
 
+mod admission;
 mod bundle;
+mod client_hello;
 mod credentials;
 mod crl;
 mod failure;
@@ -24,6 +26,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+pub use admission::{Admission, AdmissionLimits, accept_with};
 pub use bundle::Bundle;
 pub use credentials::{Credentials, Options};
 pub use fingerprint::Fingerprint;
