@@ -5,6 +5,7 @@ mod error;
 pub mod identity;
 pub mod layers;
 mod policies;
+pub mod snapshot;
 pub mod telemetry;
 
 pub use context::ConnectionContext;
