@@ -2,7 +2,7 @@
 
 use tower_layer::Layer;
 
-use super::{Authorize, AuthorizeLayer, Identify, IdentifyLayer};
+use super::{Authorize, AuthorizeLayer, Identify, IdentifyLayer, Observe, ObserveLayer};
 use crate::{ConnectionContext, Policies};
 
 /// All layers of a server in the mesh, in the [order](super#order) that is right.
@@ -20,25 +20,36 @@ use crate::{ConnectionContext, Policies};
 /// ```
 #[derive(Debug, Clone)]
 pub struct InboundLayer {
+    observe: ObserveLayer,
     identify: IdentifyLayer,
     authorize: AuthorizeLayer,
 }
 
 /// What [`InboundLayer`] makes of a service.
-pub type Inbound<S> = Identify<Authorize<S>>;
+pub type Inbound<S> = Observe<Identify<Authorize<S>>>;
 
 impl InboundLayer {
-    /// Enforces `policies`; each request must carry its [`ConnectionContext`] in its extensions.
+    /// Enforces `policies` and logs; each request must carry its [`ConnectionContext`] in its
+    /// extensions.
     pub fn new(policies: Policies) -> Self {
         Self {
+            observe: ObserveLayer::log_only(),
             identify: IdentifyLayer::new(),
             authorize: AuthorizeLayer::live(policies),
         }
     }
 
+    /// Sets how requests are counted and logged. Set it before the connection.
+    #[must_use]
+    pub fn observe(mut self, observe: ObserveLayer) -> Self {
+        self.observe = observe;
+        self
+    }
+
     /// Sets the context of every request: for a server that builds a service per connection.
     #[must_use]
     pub fn for_connection(mut self, context: ConnectionContext) -> Self {
+        self.observe = self.observe.for_connection(&context);
         self.identify = IdentifyLayer::for_connection(context);
         self
     }
@@ -56,6 +67,7 @@ impl<S> Layer<S> for InboundLayer {
 
     fn layer(&self, inner: S) -> Inbound<S> {
         let inner = self.authorize.layer(inner);
-        self.identify.layer(inner)
+        let inner = self.identify.layer(inner);
+        self.observe.layer(inner)
     }
 }

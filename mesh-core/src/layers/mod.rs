@@ -2,6 +2,7 @@
 //!
 //! | layer | what it does |
 //! |---|---|
+//! | [`ObserveLayer`] | counts and logs requests when their responses have ended |
 //! | [`IdentifyLayer`] | tells the request who its peer is; takes forged headers away |
 //! | [`RefuseTokensLayer`] | answers 401 to tokens that cannot be verified yet |
 //! | [`AuthorizeLayer`] | judges each request by policies: 403, or gRPC 7 |
@@ -24,15 +25,17 @@
 //!
 //! The order of a server's stack is written in [`InboundLayer`] and nowhere else, outermost first:
 //!
-//! 1. identify: what follows needs to know the peer, and must not read forged headers;
-//! 2. authorize: normalise the path, refuse tokens, decide; what was judged is what is forwarded;
-//! 3. the application.
+//! 1. observe: every answer counts, those of the layers below included;
+//! 2. identify: what follows needs to know the peer, and must not read forged headers;
+//! 3. authorize: normalise the path, refuse tokens, decide; what was judged is what is forwarded;
+//! 4. the application.
 
 mod answer;
 mod authorize;
 mod identify;
 mod inbound;
 mod jwt;
+mod observe;
 mod reply;
 mod retry;
 mod timeout;
@@ -42,6 +45,7 @@ pub use authorize::{Authorize, AuthorizeLayer};
 pub use identify::{Identify, IdentifyLayer, PeerIdentity};
 pub use inbound::{Inbound, InboundLayer};
 pub use jwt::{RefuseTokens, RefuseTokensLayer, TokenLocations};
+pub use observe::{Observe, ObserveBody, ObserveFuture, ObserveLayer};
 pub use reply::{LocalResponse, ReplyBody, ReplyFuture};
 pub use retry::{ReplayBody, Retry, RetryBudget, RetryFuture, RetryLayer};
 pub use timeout::{Deadline, DeadlineBody, DeadlineFuture, DeadlineLayer, TimeoutLayer};
