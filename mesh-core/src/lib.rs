@@ -7,6 +7,7 @@ pub mod layers;
 mod policies;
 pub mod snapshot;
 pub mod telemetry;
+pub mod testing;
 
 pub use context::ConnectionContext;
 pub use error::{BoxError, Error, ErrorKind, LocalReply, ResponseFlag, Side};

@@ -21,8 +21,8 @@ use crate::{ConnectionContext, Policies};
 #[derive(Debug, Clone)]
 pub struct InboundLayer {
     observe: ObserveLayer,
-    identify: IdentifyLayer,
     authorize: AuthorizeLayer,
+    context: Option<ConnectionContext>,
 }
 
 /// What [`InboundLayer`] makes of a service.
@@ -34,12 +34,12 @@ impl InboundLayer {
     pub fn new(policies: Policies) -> Self {
         Self {
             observe: ObserveLayer::log_only(),
-            identify: IdentifyLayer::new(),
             authorize: AuthorizeLayer::live(policies),
+            context: None,
         }
     }
 
-    /// Sets how requests are counted and logged. Set it before the connection.
+    /// Sets how requests are counted and logged. Default: logged, not counted.
     #[must_use]
     pub fn observe(mut self, observe: ObserveLayer) -> Self {
         self.observe = observe;
@@ -49,8 +49,7 @@ impl InboundLayer {
     /// Sets the context of every request: for a server that builds a service per connection.
     #[must_use]
     pub fn for_connection(mut self, context: ConnectionContext) -> Self {
-        self.observe = self.observe.for_connection(&context);
-        self.identify = IdentifyLayer::for_connection(context);
+        self.context = Some(context);
         self
     }
 
@@ -66,8 +65,13 @@ impl<S> Layer<S> for InboundLayer {
     type Service = Inbound<S>;
 
     fn layer(&self, inner: S) -> Inbound<S> {
-        let inner = self.authorize.layer(inner);
-        let inner = self.identify.layer(inner);
-        self.observe.layer(inner)
+        let (observe, identify) = match &self.context {
+            Some(context) => (
+                self.observe.clone().for_connection(context),
+                IdentifyLayer::for_connection(context.clone()),
+            ),
+            None => (self.observe.clone(), IdentifyLayer::new()),
+        };
+        observe.layer(identify.layer(self.authorize.layer(inner)))
     }
 }

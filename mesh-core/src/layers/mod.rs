@@ -19,7 +19,7 @@
 //!
 //! Layers of a server answer with a `Response` and pass the inner service's error on untouched, so
 //! that `axum::Router::layer` and tonic's `Server::layer` take them. They are generic over bodies,
-//! honour `poll_ready`, spawn nothing and allocate nothing for a request that is allowed.
+//! honour `poll_ready` and spawn nothing; judging a request that is allowed allocates nothing.
 //!
 //! # Order
 //!
