@@ -1,5 +1,6 @@
 //! The stack of a server in the mesh.
 
+use mesh_authz::matcher::PathNormalization;
 use tower_layer::Layer;
 
 use super::{Authorize, AuthorizeLayer, Identify, IdentifyLayer, Observe, ObserveLayer};
@@ -50,6 +51,13 @@ impl InboundLayer {
     #[must_use]
     pub fn for_connection(mut self, context: ConnectionContext) -> Self {
         self.context = Some(context);
+        self
+    }
+
+    /// Sets [`AuthorizeLayer::path_normalization`].
+    #[must_use]
+    pub fn path_normalization(mut self, normalization: PathNormalization) -> Self {
+        self.authorize = self.authorize.path_normalization(normalization);
         self
     }
 

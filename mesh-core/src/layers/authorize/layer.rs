@@ -1,4 +1,5 @@
 use mesh_authz::PolicySet;
+use mesh_authz::matcher::PathNormalization;
 use tower_layer::Layer;
 
 use super::Authorize;
@@ -30,6 +31,7 @@ pub struct AuthorizeLayer {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Settings {
+    pub(super) normalization: PathNormalization,
     pub(super) trusted_hops: usize,
 }
 
@@ -46,6 +48,14 @@ impl AuthorizeLayer {
             policies,
             settings: Settings::default(),
         }
+    }
+
+    /// Sets how paths are normalised before they are judged and passed on. Default
+    /// [`Base`](PathNormalization::Base), Istio's; a path that cannot be normalised is answered 400.
+    #[must_use]
+    pub fn path_normalization(mut self, normalization: PathNormalization) -> Self {
+        self.settings.normalization = normalization;
+        self
     }
 
     /// Sets how many proxies that append to `x-forwarded-for` are trusted: the n-th address from the

@@ -1,6 +1,9 @@
+use std::borrow::Cow;
 use std::task::{Context, Poll};
 
-use http::{Method, Request, Response};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, Uri};
+use mesh_authz::matcher::PathNormalization;
 use mesh_authz::{Attributes, Decision, RequestAttributes};
 use tower_service::Service;
 use tracing::{debug, enabled};
@@ -61,6 +64,7 @@ fn judge(
     enforced: &Enforced,
     settings: Settings,
 ) -> Result<(), Reply> {
+    normalize(&mut head.uri, settings.normalization).map_err(|NotNormal| malformed("path"))?;
     let Some(context) = head.extensions.get::<ConnectionContext>() else {
         return Err(no_context());
     };
@@ -89,6 +93,26 @@ fn judge(
     }
     report_denial(&decision, context, &head.method, head.uri.path());
     Err(Reply::new(ErrorKind::Denied).details(details(&decision)))
+}
+
+/// Says that a path cannot be normalised.
+struct NotNormal;
+
+/// Puts the normal form of the path in the place of the path.
+fn normalize(uri: &mut Uri, mode: PathNormalization) -> Result<(), NotNormal> {
+    // CONNECT names no path, and `OPTIONS *` none that has segments.
+    let Some(target) = uri.path_and_query().filter(|target| target.path() != "*") else {
+        return Ok(());
+    };
+    let normal = match mode.normalize(target.as_str()) {
+        Ok(Cow::Borrowed(same)) if same.len() == target.as_str().len() => return Ok(()),
+        Ok(changed) => PathAndQuery::try_from(&*changed).map_err(|_| NotNormal)?,
+        Err(_) => return Err(NotNormal),
+    };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(normal);
+    *uri = Uri::from_parts(parts).map_err(|_| NotNormal)?;
+    Ok(())
 }
 
 fn malformed(what: &'static str) -> Reply {
