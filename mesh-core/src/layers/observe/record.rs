@@ -7,11 +7,11 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::ObserveLayer;
+use crate::ConnectionContext;
 use crate::error::{BoxError, Error, ResponseFlag};
 use crate::layers::LocalResponse;
 use crate::layers::reply::GRPC_STATUS;
 use crate::telemetry::{Labels, Metrics, Reporter, RequestLog, RequestOutcome, RequestProtocol};
-use crate::ConnectionContext;
 
 /// A request under way. It is counted and logged once: by [`end`](Self::end), or when it is dropped.
 pub(super) struct Record {
