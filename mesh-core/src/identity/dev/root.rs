@@ -46,7 +46,13 @@ impl Root {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         set_validity(&mut params, now, now + ROOT_VALIDITY);
         let certificate = params.self_signed(&key).map_err(failed)?;
-        Self::parse(&certificate.pem(), "the new root", key, trust_domain)
+        Self::parse(
+            &certificate.pem(),
+            "the new root",
+            key,
+            "its key",
+            trust_domain,
+        )
     }
 
     /// Reads back what [`pem`](Self::pem) and [`key_pem`](Self::key_pem) gave. Errors name `file`
@@ -62,10 +68,16 @@ impl Root {
         let key = key.map_err(|error| {
             invalid(key_file, "expected a P-256 private key in PKCS#8 PEM").with_source(error)
         })?;
-        Self::parse(pem, file, key, trust_domain)
+        Self::parse(pem, file, key, key_file, trust_domain)
     }
 
-    fn parse(pem: &str, file: &str, key: KeyPair, trust_domain: &str) -> Result<Self, Error> {
+    fn parse(
+        pem: &str,
+        file: &str,
+        key: KeyPair,
+        key_file: &str,
+        trust_domain: &str,
+    ) -> Result<Self, Error> {
         let trusted: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<_, _>>()
             .map_err(|error| invalid(file, "expected certificates in PEM").with_source(error))?;
@@ -81,8 +93,8 @@ impl Root {
             }
         }
         let Some((issuer, certificate)) = issuer else {
-            let what = "the private key beside it belongs to none of its certificates";
-            return Err(invalid(file, what));
+            let what = format!("expected the private key of a certificate in {file}");
+            return Err(invalid(key_file, &what));
         };
         if !certificate.is_ca() {
             return Err(invalid(file, "expected the certificate of an authority"));

@@ -1,5 +1,7 @@
 //! When to fetch the next certificate: a state machine without I/O.
 
+#[cfg(test)]
+mod tests;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
