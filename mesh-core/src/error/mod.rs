@@ -1,6 +1,5 @@
 //! What can go wrong, on whose side, and whether trying again is safe.
 
-mod foreign;
 mod reply;
 
 use std::borrow::Cow;
@@ -342,20 +341,16 @@ impl From<std::io::Error> for Error {
     /// Keeps an [`Error`] that was carried through an I/O trait; anything else is
     /// [`Io`](ErrorKind::Io), [`Reset`](ErrorKind::Reset) or [`Closed`](ErrorKind::Closed).
     fn from(error: std::io::Error) -> Self {
-        let kind = io_kind(error.kind());
+        use std::io::ErrorKind as Kind;
+        let kind = match error.kind() {
+            Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => ErrorKind::Reset,
+            Kind::UnexpectedEof => ErrorKind::Closed,
+            _ => ErrorKind::Io,
+        };
         match error.downcast::<Self>() {
             Ok(ours) => ours,
             Err(error) => Self::new(kind).with_source(error),
         }
-    }
-}
-
-fn io_kind(kind: std::io::ErrorKind) -> ErrorKind {
-    use std::io::ErrorKind as Kind;
-    match kind {
-        Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => ErrorKind::Reset,
-        Kind::UnexpectedEof => ErrorKind::Closed,
-        _ => ErrorKind::Io,
     }
 }
 

@@ -1,0 +1,395 @@
+//! From the contents of files to what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::cursor::Cursor;
+use super::problem::{Invalid, Problem};
+use super::settings::Settings;
+use super::{tree, ztunnel};
+use crate::manifest::{self, assemble};
+use crate::model::{Batch, ResourceName, Service, Update, Workload};
+
+/// Turns the contents of files into batches of what changed; keeps the last good version of all.
+///
+/// A state machine without I/O: the same contents in the same order give the same batches. A load
+/// costs time in proportion to the files; the batch holds only what differs from the load before.
+#[derive(Debug)]
+pub struct Loader {
+    settings: Settings,
+    /// The objects of each file as they are in effect.
+    files: BTreeMap<PathBuf, Vec<Entry>>,
+    resources: BTreeMap<ResourceName, Resource>,
+    /// What was already said to be skipped.
+    named: BTreeSet<String>,
+    /// Whether all files could be read at once, ever.
+    complete: bool,
+}
+
+/// An object in effect.
+#[derive(Debug, Clone)]
+struct Entry {
+    key: String,
+    line: u32,
+    object: Object,
+}
+
+#[derive(Debug, Clone)]
+enum Object {
+    Manifest(Arc<manifest::Object>),
+    Ztunnel(Arc<ztunnel::Object>),
+}
+
+#[derive(Debug, PartialEq)]
+struct Resource {
+    update: Update,
+    file: Arc<Path>,
+    line: u32,
+}
+
+/// What became of a load.
+#[derive(Debug)]
+pub struct Loaded {
+    batch: Batch,
+    problems: Vec<Problem>,
+    skipped: Vec<String>,
+    complete: bool,
+}
+
+impl Loaded {
+    /// What changed since the load before.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// What was refused, in the order of files and lines.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Kinds that were skipped and objects that make nothing yet, each said once in a loader's life.
+    pub fn skipped(&self) -> &[String] {
+        &self.skipped
+    }
+
+    /// Whether all files could be parsed at once in this load or an earlier one. Until then batches are
+    /// empty: part of a mesh without its policies would admit too much.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Takes the load apart: the batch, the problems, and what was skipped.
+    pub fn into_parts(self) -> (Batch, Vec<Problem>, Vec<String>) {
+        (self.batch, self.problems, self.skipped)
+    }
+}
+
+impl Loader {
+    /// Makes a loader that knows of no resource yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            files: BTreeMap::new(),
+            resources: BTreeMap::new(),
+            named: BTreeSet::new(),
+            complete: false,
+        }
+    }
+
+    /// Takes all files as they are now, and says what changed.
+    ///
+    /// What a file that is no longer among them held is removed. Of two objects with one name the
+    /// first counts, by path and then by line; of two files with one path the last.
+    pub fn load(&mut self, files: Vec<(PathBuf, Vec<u8>)>) -> Loaded {
+        let files: BTreeMap<PathBuf, Vec<u8>> = files.into_iter().collect();
+        let mut load = Load {
+            settings: &self.settings,
+            before: last_good(&self.files),
+            taken: BTreeMap::new(),
+            problems: Vec::new(),
+            skipped: BTreeSet::new(),
+        };
+        let mut fresh = BTreeMap::new();
+        let mut refused = Vec::new();
+        for (path, content) in &files {
+            match load.file(path, content) {
+                Ok(entries) => {
+                    fresh.insert(path.clone(), entries);
+                }
+                Err(invalid) => {
+                    load.problems.push(Problem::new(path, invalid));
+                    refused.push(path);
+                }
+            }
+        }
+        self.complete |= refused.is_empty();
+        if !self.complete {
+            let (problems, skipped) = (load.problems, load.skipped);
+            return self.finish(Batch::default(), problems, &skipped);
+        }
+        // A refused file keeps what it had, except what moved to a file that was read.
+        for path in refused {
+            let mut kept = self.files.get(path).cloned().unwrap_or_default();
+            kept.retain(|entry| !load.taken.contains_key(&entry.key));
+            fresh.insert(path.clone(), kept);
+        }
+        let (mut problems, mut skipped) = (load.problems, load.skipped);
+        let resources = join(&fresh, &self.settings, &mut problems, &mut skipped);
+        let before = mem::replace(&mut self.resources, resources);
+        self.files = fresh;
+        let batch = difference(&before, &self.resources);
+        self.finish(batch, problems, &skipped)
+    }
+
+    fn finish(
+        &mut self,
+        batch: Batch,
+        mut problems: Vec<Problem>,
+        skipped: &BTreeSet<String>,
+    ) -> Loaded {
+        problems.sort_by(|a, b| (a.file(), a.line()).cmp(&(b.file(), b.line())));
+        let skipped = skipped.difference(&self.named).cloned().collect::<Vec<_>>();
+        self.named.extend(skipped.iter().cloned());
+        Loaded {
+            batch,
+            problems,
+            skipped,
+            complete: self.complete,
+        }
+    }
+
+    /// The file and line that a resource in effect comes from, for saying where a
+    /// [`Verdict`](crate::model::Verdict) belongs.
+    pub fn origin(&self, resource: &ResourceName) -> Option<(&Path, u32)> {
+        let resource = self.resources.get(resource)?;
+        Some((&resource.file, resource.line))
+    }
+
+    /// All resources in effect, by kind and name.
+    pub fn resources(&self) -> impl Iterator<Item = &Update> {
+        self.resources.values().map(|resource| &resource.update)
+    }
+}
+
+fn last_good(files: &BTreeMap<PathBuf, Vec<Entry>>) -> BTreeMap<&str, &Object> {
+    files
+        .values()
+        .flatten()
+        .map(|entry| (&*entry.key, &entry.object))
+        .collect()
+}
+
+/// One load, while its files are read.
+struct Load<'a> {
+    settings: &'a Settings,
+    before: BTreeMap<&'a str, &'a Object>,
+    /// Where each object of this load is.
+    taken: BTreeMap<String, (PathBuf, u32)>,
+    problems: Vec<Problem>,
+    skipped: BTreeSet<String>,
+}
+
+impl Load<'_> {
+    /// Reads a file; fails when nothing of it can be used.
+    fn file(&mut self, path: &Path, content: &[u8]) -> Result<Vec<Entry>, Invalid> {
+        let text = std::str::from_utf8(content).map_err(|error| {
+            let before = &content[..error.valid_up_to()];
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            let line = u32::try_from(line).unwrap_or(u32::MAX);
+            Invalid::new(line, String::new(), "expected UTF-8".into())
+        })?;
+        let documents = tree::parse(text, self.settings.max_nodes())?;
+        let mut manifests = Vec::new();
+        let mut local = Vec::new();
+        for document in &documents {
+            let at = Cursor::root(document);
+            let is_local = at
+                .entries()?
+                .iter()
+                .any(|(key, _)| ztunnel::KEYS.contains(&&***key));
+            if is_local {
+                for item in ztunnel::items(&at)? {
+                    let key = item.key().ok_or_else(|| {
+                        item.at
+                            .invalid("expected a mapping with the name of the object")
+                    })?;
+                    local.push((key, item));
+                }
+            } else {
+                manifest::find(&at, &mut manifests)?;
+            }
+        }
+        let mut entries = Vec::new();
+        for (key, item) in local {
+            let read = item.read(self.settings);
+            let read = read.map(|object| Object::Ztunnel(Arc::new(object)));
+            self.take(path, key, item.at.line(), read, || None, &mut entries);
+        }
+        for found in manifests {
+            match found {
+                manifest::Found::Skipped(kind) => {
+                    self.skipped.insert(format!("kind {kind}"));
+                }
+                manifest::Found::Item(item) => {
+                    let wrap = |object| Object::Manifest(Arc::new(object));
+                    let read = item.read(self.settings).map(wrap);
+                    let settings = self.settings;
+                    let closed = || item.closed(settings).map(wrap);
+                    let key = item.key().to_owned();
+                    self.take(path, key, item.at.line(), read, closed, &mut entries);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Takes an object, or what stands for it when it is refused: its last good version, else
+    /// something narrower.
+    fn take(
+        &mut self,
+        path: &Path,
+        key: String,
+        line: u32,
+        read: Result<Object, Invalid>,
+        closed: impl FnOnce() -> Option<Object>,
+        entries: &mut Vec<Entry>,
+    ) {
+        if let Some((file, first)) = self.taken.get(&key) {
+            let message = format!("{key} is already defined at {}:{first}", file.display());
+            let invalid = Invalid::new(line, "metadata.name".into(), message);
+            self.problems.push(Problem::new(path, invalid));
+            return;
+        }
+        self.taken.insert(key.clone(), (path.to_owned(), line));
+        let object = match read {
+            Ok(object) => Some(object),
+            Err(mut invalid) => {
+                let last = self.before.get(&*key).map(|object| (*object).clone());
+                let stands = last.or_else(|| {
+                    let closed = closed()?;
+                    invalid
+                        .message
+                        .push_str("; until it is right, all that it may bind is denied or STRICT");
+                    Some(closed)
+                });
+                self.problems.push(Problem::new(path, invalid));
+                stands
+            }
+        };
+        if let Some(object) = object {
+            entries.push(Entry { key, line, object });
+        }
+    }
+}
+
+/// Makes resources of all objects. Of several with one name the first counts, by file and line.
+fn join(
+    files: &BTreeMap<PathBuf, Vec<Entry>>,
+    settings: &Settings,
+    problems: &mut Vec<Problem>,
+    skipped: &mut BTreeSet<String>,
+) -> BTreeMap<ResourceName, Resource> {
+    let mut objects = Vec::new();
+    let mut origins = Vec::new();
+    let mut workloads: Vec<(Arc<Path>, u32, Workload)> = Vec::new();
+    let mut services: Vec<(&Service, &[ztunnel::Endpoint])> = Vec::new();
+    let mut made: Vec<(Arc<Path>, u32, Update)> = Vec::new();
+    for (path, entries) in files {
+        let file: Arc<Path> = path.as_path().into();
+        for entry in entries {
+            let origin = (Arc::clone(&file), entry.line);
+            match &entry.object {
+                Object::Manifest(object) => {
+                    objects.push(&**object);
+                    origins.push(origin);
+                }
+                Object::Ztunnel(object) => match &**object {
+                    ztunnel::Object::Workload(workload) => {
+                        workloads.push((origin.0, origin.1, (**workload).clone()));
+                    }
+                    ztunnel::Object::Service(service, endpoints) => {
+                        services.push((service, endpoints));
+                        made.push((origin.0, origin.1, (**service).clone().into()));
+                    }
+                    ztunnel::Object::Policy(policy) => {
+                        made.push((origin.0, origin.1, policy.clone().into()));
+                    }
+                },
+            }
+        }
+    }
+    made.extend(with_endpoints(workloads, &services));
+    let assembled = assemble::assemble(&objects, settings);
+    skipped.extend(assembled.idle);
+    for (object, update) in assembled.resources {
+        let (file, line) = &origins[object];
+        made.push((Arc::clone(file), *line, update));
+    }
+    let mut resources: BTreeMap<ResourceName, Resource> = BTreeMap::new();
+    made.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    for (file, line, update) in made {
+        let name = update.name();
+        match resources.get(&name) {
+            Some(first) => {
+                let message = format!(
+                    "{name} is already made by {}:{}",
+                    first.file.display(),
+                    first.line
+                );
+                let invalid = Invalid::new(line, "metadata.name".into(), message);
+                problems.push(Problem::new(&file, invalid));
+            }
+            None => {
+                resources.insert(name, Resource { update, file, line });
+            }
+        }
+    }
+    resources
+}
+
+/// Adds to workloads what services say of their endpoints.
+fn with_endpoints(
+    mut workloads: Vec<(Arc<Path>, u32, Workload)>,
+    services: &[(&Service, &[ztunnel::Endpoint])],
+) -> impl Iterator<Item = (Arc<Path>, u32, Update)> {
+    let by_uid: BTreeMap<String, usize> = workloads
+        .iter()
+        .enumerate()
+        .map(|(at, (_, _, workload))| (workload.uid().to_owned(), at))
+        .collect();
+    for (service, endpoints) in services {
+        for endpoint in *endpoints {
+            // An endpoint may come before its workload: nothing to say of it yet.
+            if let Some(at) = by_uid.get(&*endpoint.workload_uid) {
+                let workload = &mut workloads[*at].2;
+                *workload = ztunnel::join(workload.clone(), service.name(), endpoint);
+            }
+        }
+    }
+    workloads
+        .into_iter()
+        .map(|(file, line, workload)| (file, line, workload.into()))
+}
+
+fn difference(
+    before: &BTreeMap<ResourceName, Resource>,
+    now: &BTreeMap<ResourceName, Resource>,
+) -> Batch {
+    let updates = now
+        .iter()
+        .filter(|(name, resource)| {
+            before
+                .get(name)
+                .is_none_or(|before| before.update != resource.update)
+        })
+        .map(|(_, resource)| resource.update.clone())
+        .collect();
+    let removed = before
+        .keys()
+        .filter(|name| !now.contains_key(name))
+        .cloned()
+        .collect();
+    Batch::new(updates, removed)
+}

@@ -1,0 +1,218 @@
+//! Kubernetes and Istio objects as people have them in files, and what they make of a mesh.
+//!
+//! Reading is per object and strict where a field carries security; [`assemble`] then joins all
+//! objects the way istiod does for an ambient mesh.
+
+pub(crate) mod assemble;
+mod core;
+mod entries;
+mod gateway;
+mod meta;
+mod quantity;
+mod route;
+mod security;
+
+use std::sync::Arc;
+
+use crate::file::cursor::{Cursor, Result};
+use crate::file::settings::Settings;
+use crate::model::HttpRoute;
+use meta::Meta;
+
+/// An object that was read.
+#[derive(Debug, Clone)]
+pub(crate) enum Object {
+    Namespace(Meta),
+    Node(Meta),
+    Service(core::Service),
+    EndpointSlice(core::EndpointSlice),
+    Pod(core::Pod),
+    WorkloadEntry(entries::WorkloadEntry),
+    ServiceEntry(entries::ServiceEntry),
+    AuthorizationPolicy(security::AuthorizationPolicy),
+    PeerAuthentication(security::PeerAuthentication),
+    RequestAuthentication(security::RequestAuthentication),
+    Gateway(gateway::Gateway),
+    HttpRoute(HttpRoute),
+    /// An object that is right and says nothing of the mesh by itself.
+    Silent,
+}
+
+/// One object of a file, before it is read.
+pub(crate) struct Item<'a> {
+    kind: Kind,
+    name: Arc<str>,
+    key: String,
+    pub(crate) at: Cursor<'a>,
+}
+
+/// What a document turned out to be.
+pub(crate) enum Found<'a> {
+    Item(Item<'a>),
+    /// A kind that has nothing to say, or not yet.
+    Skipped(Arc<str>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Namespace,
+    Node,
+    Service,
+    EndpointSlice,
+    Pod,
+    ServiceAccount,
+    WorkloadEntry,
+    WorkloadGroup,
+    ServiceEntry,
+    AuthorizationPolicy,
+    PeerAuthentication,
+    RequestAuthentication,
+    Gateway,
+    HttpRoute,
+    /// A kind of `security.istio.io` that is not known: passing it over could widen access.
+    UnknownSecurity,
+}
+
+const SECURITY: &str = "security.istio.io";
+
+impl Kind {
+    /// The kind and the versions of its group that are read.
+    fn find(group: &str, kind: &str) -> Option<(Self, &'static [&'static str])> {
+        const V1: &[&str] = &["v1"];
+        const SECURITY_VERSIONS: &[&str] = &["v1", "v1beta1"];
+        const NETWORKING_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+        Some(match (group, kind) {
+            ("", "Namespace") => (Self::Namespace, V1),
+            ("", "Node") => (Self::Node, V1),
+            ("", "Service") => (Self::Service, V1),
+            ("", "Pod") => (Self::Pod, V1),
+            ("", "ServiceAccount") => (Self::ServiceAccount, V1),
+            ("discovery.k8s.io", "EndpointSlice") => (Self::EndpointSlice, V1),
+            ("networking.istio.io", "WorkloadEntry") => (Self::WorkloadEntry, NETWORKING_VERSIONS),
+            ("networking.istio.io", "WorkloadGroup") => (Self::WorkloadGroup, NETWORKING_VERSIONS),
+            ("networking.istio.io", "ServiceEntry") => (Self::ServiceEntry, NETWORKING_VERSIONS),
+            (SECURITY, "AuthorizationPolicy") => (Self::AuthorizationPolicy, SECURITY_VERSIONS),
+            (SECURITY, "PeerAuthentication") => (Self::PeerAuthentication, SECURITY_VERSIONS),
+            (SECURITY, "RequestAuthentication") => (Self::RequestAuthentication, SECURITY_VERSIONS),
+            (SECURITY, _) => (Self::UnknownSecurity, SECURITY_VERSIONS),
+            ("gateway.networking.k8s.io", "Gateway") => (Self::Gateway, SECURITY_VERSIONS),
+            ("gateway.networking.k8s.io", "HTTPRoute") => (Self::HttpRoute, SECURITY_VERSIONS),
+            _ => return None,
+        })
+    }
+}
+
+/// Finds the objects of a document; fails when it cannot be told what they are.
+pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Result<()> {
+    let mut fields = document.fields()?;
+    let version_at = fields.need("apiVersion")?;
+    let api_version = version_at.str()?;
+    let kind = fields.need("kind")?.nonempty()?;
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    if (group, &*kind) == ("", "List") {
+        for item in fields.list("items", |at| Ok(at.clone()))? {
+            find(&item, found)?;
+        }
+        return Ok(());
+    }
+    let Some((known, versions)) = Kind::find(group, &kind) else {
+        found.push(Found::Skipped(kind));
+        return Ok(());
+    };
+    if !versions.contains(&version) {
+        return Err(version_at.invalid(format_args!(
+            "expected version {} of {kind}, found {version:?}",
+            versions.join(" or ")
+        )));
+    }
+    let meta = Meta::read(&fields.need("metadata")?, known.is_namespaced())?;
+    found.push(Found::Item(Item {
+        kind: known,
+        key: format!("{kind} {}/{}", meta.namespace, meta.name),
+        name: kind,
+        at: document.clone(),
+    }));
+    Ok(())
+}
+
+impl Kind {
+    fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
+    }
+}
+
+impl Item<'_> {
+    /// The name under which the last good version of the object is kept.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Reads the object.
+    pub(crate) fn read(&self, settings: &Settings) -> Result<Object> {
+        let mut fields = self.at.fields()?;
+        let meta = self.meta()?;
+        Ok(match self.kind {
+            Kind::Namespace => Object::Namespace(meta),
+            Kind::Node => Object::Node(meta),
+            Kind::Service => Object::Service(core::Service::read(meta, &mut fields)?),
+            Kind::EndpointSlice => {
+                Object::EndpointSlice(core::EndpointSlice::read(meta, &mut fields)?)
+            }
+            Kind::Pod => Object::Pod(core::Pod::read(meta, &mut fields)?),
+            Kind::ServiceAccount => Object::Silent,
+            Kind::WorkloadEntry => {
+                Object::WorkloadEntry(entries::WorkloadEntry::read(meta, &mut fields)?)
+            }
+            Kind::WorkloadGroup => {
+                entries::read_group(&mut fields)?;
+                Object::Silent
+            }
+            Kind::ServiceEntry => {
+                Object::ServiceEntry(entries::ServiceEntry::read(meta, &mut fields)?)
+            }
+            Kind::AuthorizationPolicy => Object::AuthorizationPolicy(
+                security::AuthorizationPolicy::read(meta, &self.at, &mut fields, settings)?,
+            ),
+            Kind::PeerAuthentication => {
+                Object::PeerAuthentication(security::PeerAuthentication::read(meta, &mut fields)?)
+            }
+            Kind::RequestAuthentication => Object::RequestAuthentication(
+                security::RequestAuthentication::read(meta, &mut fields, settings)?,
+            ),
+            Kind::Gateway => Object::Gateway(gateway::Gateway::read(meta, &self.at, &mut fields)?),
+            Kind::HttpRoute => Object::HttpRoute(route::read(&meta, &mut fields)?),
+            Kind::UnknownSecurity => {
+                return Err(self.at.invalid_below(
+                    "kind",
+                    format_args!(
+                        "{} of {SECURITY} is not known, and passing it over could widen access; \
+                         expected AuthorizationPolicy, PeerAuthentication or RequestAuthentication",
+                        self.name
+                    ),
+                ));
+            }
+        })
+    }
+
+    /// What stands for an object that carries security, could not be read, and has no last good
+    /// version: the narrowest thing that it could have been.
+    pub(crate) fn closed(&self, settings: &Settings) -> Option<Object> {
+        let meta = self.meta().ok()?;
+        let mut fields = self.at.fields().ok()?;
+        match self.kind {
+            Kind::AuthorizationPolicy => {
+                security::AuthorizationPolicy::closed(meta, &mut fields, settings)
+                    .map(Object::AuthorizationPolicy)
+            }
+            Kind::PeerAuthentication => Some(Object::PeerAuthentication(
+                security::PeerAuthentication::closed(meta, &mut fields),
+            )),
+            _ => None,
+        }
+    }
+
+    fn meta(&self) -> Result<Meta> {
+        let metadata = self.at.fields()?.need("metadata")?;
+        Meta::read(&metadata, self.kind.is_namespaced())
+    }
+}
