@@ -96,18 +96,42 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Tells what policies under dry run would do; they never change a [`Decision`].
+/// Tells what policies under dry run would do; they never change a [`Decision`] that is enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DryRun<'a> {
-    pub(crate) deny: Option<(&'a PolicyName, usize)>,
-    pub(crate) allow: Option<Option<(&'a PolicyName, usize)>>,
-    pub(crate) decision: Decision<'a>,
+    enforced: Decision<'a>,
+    deny: Option<(&'a PolicyName, usize)>,
+    /// `None` where no ALLOW policy is under dry run.
+    allow: Option<Option<(&'a PolicyName, usize)>>,
 }
 
 impl<'a> DryRun<'a> {
+    pub(crate) fn new(
+        enforced: Decision<'a>,
+        deny: Option<(&'a PolicyName, usize)>,
+        allow: Option<Option<(&'a PolicyName, usize)>>,
+    ) -> Self {
+        Self {
+            enforced,
+            deny,
+            allow,
+        }
+    }
+
+    /// The decision that is enforced.
+    pub fn enforced(&self) -> Decision<'a> {
+        self.enforced
+    }
+
     /// What the decision would be if every policy under dry run were enforced with the others.
     pub fn decision(&self) -> Decision<'a> {
-        self.decision
+        match (self.enforced.reason, self.deny, self.allow) {
+            (Reason::Denied | Reason::CustomUnavailable, _, _) => self.enforced,
+            (_, Some((policy, rule)), _) => Decision::by(Reason::Denied, policy, rule),
+            (Reason::Allowed, None, _) | (_, None, None) => self.enforced,
+            (_, None, Some(Some((policy, rule)))) => Decision::by(Reason::Allowed, policy, rule),
+            (_, None, Some(None)) => Decision::without_rule(Reason::NoneAllowed),
+        }
     }
 
     /// The DENY (or CUSTOM) policy under dry run that matched, and its rule.
@@ -123,5 +147,10 @@ impl<'a> DryRun<'a> {
     /// Whether ALLOW policies are under dry run and none of them matched.
     pub fn none_allowed(&self) -> bool {
         self.allow == Some(None)
+    }
+
+    /// Whether enforcing the policies under dry run would deny what is allowed now.
+    pub fn would_deny(&self) -> bool {
+        self.enforced.is_allowed() && !self.decision().is_allowed()
     }
 }

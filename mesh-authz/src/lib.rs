@@ -7,7 +7,7 @@ mod attributes;
 mod decision;
 mod engine;
 mod error;
-mod explain;
+pub mod explain;
 mod identity;
 pub mod matcher;
 pub mod policy;

@@ -1,6 +1,6 @@
-//! Evaluates one condition.
+//! Evaluates one matcher.
 //!
-//! Every evaluation answers yes or no. What is unknown, and what a header with several values says, is
+//! Every evaluation of a condition answers yes or no. What is unknown, and what a header with several values says, is
 //! answered by the [`Lean`] of the place where it stands, which `not` turns round: so a condition of
 //! three-valued logic that is unknown as a whole comes out on the side that was asked for.
 
@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::attributes::{Attribute, Attributes, RequestAttributes};
 use crate::matcher::{self, StringMatch};
-use crate::policy::{Expr, Matcher};
+use crate::policy::Matcher;
 
 /// How much of the request an evaluation looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,16 +56,6 @@ impl Lean {
             unknown: !self.unknown,
             one_value: !self.one_value,
         }
-    }
-}
-
-/// Whether `expr` holds.
-pub(crate) fn holds(expr: &Expr, attributes: &Attributes<'_>, view: View, lean: Lean) -> bool {
-    match expr {
-        Expr::All(parts) => parts.iter().all(|part| holds(part, attributes, view, lean)),
-        Expr::Any(parts) => parts.iter().any(|part| holds(part, attributes, view, lean)),
-        Expr::Not(part) => !holds(part, attributes, view, lean.turned()),
-        Expr::Is(matcher) => is(matcher, attributes, view, lean).unwrap_or(lean.unknown),
     }
 }
 

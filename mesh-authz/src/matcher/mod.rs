@@ -3,11 +3,13 @@
 use std::fmt;
 
 mod ip;
+mod path_normalize;
 mod path_template;
 mod string;
 
 pub use ip::{InvalidCidr, parse_cidr};
 pub(crate) use ip::{canonical_net, contains};
+pub use path_normalize::{InvalidPath, PathNormalization};
 pub use path_template::{InvalidPathTemplate, PathTemplate};
 pub use string::{InvalidRegex, StringMatch};
 

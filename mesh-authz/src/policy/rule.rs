@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -185,6 +186,44 @@ impl Matcher {
             | Self::Presenter(_)
             | Self::Claim { .. }
             | Self::EnvoyMetadata { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for Matcher {
+    /// Says it for a person: `source namespace is default`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Principal(value) => write!(f, "source principal is {value}"),
+            Self::Namespace(value) => write!(f, "source namespace is {value}"),
+            Self::ServiceAccount { namespace, name } => {
+                write!(f, "source service account is {namespace}/{name}")
+            }
+            Self::TrustDomain(value) => write!(f, "source trust domain is {value}"),
+            Self::SourceIp(net) => write!(f, "source address is in {net}"),
+            Self::DestinationIp(net) => write!(f, "destination address is in {net}"),
+            Self::DestinationPort(port) => write!(f, "destination port is {port}"),
+            Self::Sni(value) => write!(f, "TLS server name is {value}"),
+            Self::RemoteIp(net) => write!(f, "client address is in {net}"),
+            Self::Host(value) => write!(f, "host is {value}"),
+            Self::Method(value) => write!(f, "method is {value}"),
+            Self::Path(value) => write!(f, "path is {value}"),
+            Self::Header { name, value } => write!(f, "header {name} is {value}"),
+            Self::RequestPrincipal { issuer, subject } => {
+                write!(f, "request principal is {issuer} / {subject}")
+            }
+            Self::Audience(value) => write!(f, "token audience is {value}"),
+            Self::Presenter(value) => write!(f, "token presenter is {value}"),
+            Self::Claim { path, value } => {
+                f.write_str("token claim ")?;
+                for name in path {
+                    write!(f, "[{name}]")?;
+                }
+                write!(f, " is {value}")
+            }
+            Self::EnvoyMetadata { filter, key, value } => {
+                write!(f, "metadata {filter}[{key}] is {value}")
+            }
         }
     }
 }

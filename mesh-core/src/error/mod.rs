@@ -1,5 +1,6 @@
 //! What can go wrong, on whose side, and whether trying again is safe.
 
+mod foreign;
 mod reply;
 
 use std::borrow::Cow;
@@ -341,16 +342,20 @@ impl From<std::io::Error> for Error {
     /// Keeps an [`Error`] that was carried through an I/O trait; anything else is
     /// [`Io`](ErrorKind::Io), [`Reset`](ErrorKind::Reset) or [`Closed`](ErrorKind::Closed).
     fn from(error: std::io::Error) -> Self {
-        use std::io::ErrorKind as Kind;
-        let kind = match error.kind() {
-            Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => ErrorKind::Reset,
-            Kind::UnexpectedEof => ErrorKind::Closed,
-            _ => ErrorKind::Io,
-        };
+        let kind = io_kind(error.kind());
         match error.downcast::<Self>() {
             Ok(ours) => ours,
             Err(error) => Self::new(kind).with_source(error),
         }
+    }
+}
+
+fn io_kind(kind: std::io::ErrorKind) -> ErrorKind {
+    use std::io::ErrorKind as Kind;
+    match kind {
+        Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => ErrorKind::Reset,
+        Kind::UnexpectedEof => ErrorKind::Closed,
+        _ => ErrorKind::Io,
     }
 }
 

@@ -1,0 +1,122 @@
+//! Why there is no certificate, or no new one.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+/// Why a [`CertificateSource`](super::CertificateSource) has no certificate, or no new one.
+///
+/// `Display` prints one level; [`source`](StdError::source) has the next.
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+struct Inner {
+    kind: ErrorKind,
+    detail: Cow<'static, str>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A setting of the source cannot be met.
+    Settings,
+    /// No crypto provider is compiled in.
+    NoCrypto,
+    /// A file or folder cannot be read, written or locked.
+    Io,
+    /// A certificate, key or revocation list is damaged, or they do not belong together.
+    Invalid,
+    /// A private key can be read by others.
+    Insecure,
+    /// The certificate is of another identity than the one asked for.
+    WrongIdentity,
+    /// The identity, or the authority's root, is of another trust domain.
+    WrongTrustDomain,
+    /// A certificate has expired, or is not valid yet.
+    Expired,
+    /// The authority did not answer in time, or refused.
+    Unavailable,
+}
+
+impl ErrorKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Settings => "invalid setting",
+            Self::NoCrypto => "no crypto provider",
+            Self::Io => "files cannot be used",
+            Self::Invalid => "invalid certificate or key",
+            Self::Insecure => "private key is not private",
+            Self::WrongIdentity => "wrong identity",
+            Self::WrongTrustDomain => "wrong trust domain",
+            Self::Expired => "certificate out of its validity",
+            Self::Unavailable => "certificate authority unavailable",
+        }
+    }
+}
+
+impl Error {
+    /// Makes an error. `detail` says what it is about, and what was expected of it.
+    pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            inner: Box::new(Inner {
+                kind,
+                detail: detail.into(),
+                source: None,
+            }),
+        }
+    }
+
+    /// Keeps the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.inner.source = Some(source.into());
+        self
+    }
+
+    /// What is wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.inner.kind
+    }
+
+    /// Whether trying again cannot help: the stream ends after it.
+    pub fn is_final(&self) -> bool {
+        matches!(self.inner.kind, ErrorKind::Settings | ErrorKind::NoCrypto)
+    }
+
+    /// What it is about.
+    pub fn detail(&self) -> &str {
+        &self.inner.detail
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.inner.kind.as_str(), self.inner.detail)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.inner.kind)
+            .field("detail", &self.inner.detail)
+            .field("source", &self.inner.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        let source = self.inner.source.as_deref()?;
+        Some(source)
+    }
+}
+
+impl From<Error> for crate::Error {
+    fn from(error: Error) -> Self {
+        Self::new(crate::ErrorKind::Identity).with_source(error)
+    }
+}

@@ -1,0 +1,85 @@
+//! Who vouches for a workload: where its certificate, key and trusted roots come from.
+//!
+//! A [`CertificateSource`] gives the certificates of one identity, and every renewal of them, as a
+//! stream. Ready-made ones:
+//!
+//! | source | for |
+//! |---|---|
+//! | [`DevCa`] | laptops and tests: a certificate authority in a folder, or in this process alone |
+//! | [`Files`] | certificates that somebody else writes and renews: cert-manager, a CSI driver, step, Vault agent |
+//! | [`Renewed`] | an authority of your own: give it the function that fetches one certificate |
+
+mod clock;
+#[cfg(feature = "dev-ca")]
+mod dev;
+mod error;
+mod files;
+mod renew;
+mod renewed;
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_core::Stream;
+use mesh_authz::Identity;
+use mesh_hbone::tls::Bundle;
+
+#[cfg(feature = "dev-ca")]
+pub use dev::DevCa;
+pub use error::{Error, ErrorKind};
+pub use files::Files;
+pub use renewed::Renewed;
+
+/// The certificates of one identity, as a [`CertificateSource`] gives them.
+pub type CertificateStream = Pin<Box<dyn Stream<Item = Result<Bundle, Error>> + Send>>;
+
+/// A source of certificates: one of the two traits by which this crate is extended.
+///
+/// # Examples
+///
+/// A source that has its certificates already, and never renews them:
+///
+/// ```
+/// use mesh_core::authz::Identity;
+/// use mesh_core::hbone::tls::Bundle;
+/// use mesh_core::identity::{CertificateSource, CertificateStream};
+///
+/// struct Fixed(Bundle);
+///
+/// impl CertificateSource for Fixed {
+///     fn watch(&self, _identity: Identity) -> CertificateStream {
+///         Box::pin(tokio_stream::once(Ok(self.0.clone())))
+///     }
+/// }
+/// ```
+pub trait CertificateSource: Send + Sync + 'static {
+    /// Watches the certificates of one identity: the first as soon as there is one, then each
+    /// renewal, in time before the last one expires.
+    ///
+    /// A bundle is of exactly the identity that was asked for, and has not expired. An error is an
+    /// item too: the source goes on trying, and the last bundle is good until it expires. Only the
+    /// end of the stream means that nothing more will come.
+    ///
+    /// The call itself does no work and does not fail; the stream is polled on a tokio runtime.
+    /// Whoever wants an identity in several places watches it once.
+    fn watch(&self, identity: Identity) -> CertificateStream;
+}
+
+impl<S: CertificateSource + ?Sized> CertificateSource for Arc<S> {
+    fn watch(&self, identity: Identity) -> CertificateStream {
+        (**self).watch(identity)
+    }
+}
+
+impl<S: CertificateSource + ?Sized> CertificateSource for Box<S> {
+    fn watch(&self, identity: Identity) -> CertificateStream {
+        (**self).watch(identity)
+    }
+}
+
+impl fmt::Debug for dyn CertificateSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CertificateSource")
+    }
+}

@@ -1,0 +1,354 @@
+//! From one snapshot to the next.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use mesh_authz::policy::PolicyName;
+use mesh_xds::model::{
+    Batch, NetworkMode, Rejection, ResourceName, Service, ServiceName, Update, Verdict, Workload,
+};
+
+use super::endpoints::{Endpoint, Shape};
+use super::index::{CidrTable, insert_into, remove_from};
+use super::record::{ServiceRecord, WorkloadParts, WorkloadRecord};
+use super::{Snapshot, Tables};
+
+/// What applying a batch gave.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Applied {
+    /// The mesh with the batch in it.
+    pub snapshot: Snapshot,
+    /// One verdict per updated resource, in the batch's order.
+    pub verdicts: Vec<Verdict>,
+    /// What is different.
+    pub changes: Changes,
+}
+
+/// Which resources are different after a batch: added, replaced by something unequal, or removed.
+///
+/// A service counts as changed when its own record did, not when an endpoint did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    workloads: Vec<Arc<str>>,
+    services: Vec<ServiceName>,
+    policies: Vec<ResourceName>,
+    attachments: bool,
+}
+
+impl Changes {
+    /// The uids of workloads.
+    pub fn workloads(&self) -> &[Arc<str>] {
+        &self.workloads
+    }
+
+    /// The services.
+    pub fn services(&self) -> &[ServiceName] {
+        &self.services
+    }
+
+    /// The policies and request authentications.
+    pub fn policies(&self) -> &[ResourceName] {
+        &self.policies
+    }
+
+    /// Whether some workload may have other policies than before, so that live connections are to
+    /// be judged again where [`Snapshot::policies`] gives another set.
+    pub fn may_change_policies(&self) -> bool {
+        self.attachments || !self.workloads.is_empty()
+    }
+
+    /// Whether nothing is different.
+    pub fn is_empty(&self) -> bool {
+        self.workloads.is_empty() && self.services.is_empty() && self.policies.is_empty()
+    }
+
+    pub(super) fn policy(&mut self, name: ResourceName) {
+        self.policies.push(name);
+        self.attachments = true;
+    }
+
+    pub(super) fn attachments(&mut self) {
+        self.attachments = true;
+    }
+}
+
+impl Snapshot {
+    /// Makes the snapshot that has the batch in it: removals first, then updates.
+    ///
+    /// A resource that is wrong is rejected alone, with a reason; its last good version stays and
+    /// the rest applies. An update whose name is also removed replaces. Costs O(log n) per changed
+    /// record; a service whose routing preference, health policy, IP families or unnamed target
+    /// ports change sorts its endpoints again.
+    pub fn apply(&self, batch: &Batch) -> Applied {
+        let mut tables = Tables::clone(&self.tables);
+        tables.version += 1;
+        let mut changes = Changes::default();
+        if !batch.removed().is_empty() {
+            let replaced: HashSet<ResourceName> =
+                batch.updates().iter().map(Update::name).collect();
+            let removed = batch.removed().iter();
+            for name in removed.filter(|name| !replaced.contains(name)) {
+                tables.remove(name, &mut changes);
+            }
+        }
+        let verdicts =
+            batch
+                .updates()
+                .iter()
+                .map(|update| match tables.put(update, &mut changes) {
+                    Ok(()) => Verdict::accepted(update.name()),
+                    Err(rejection) => Verdict::rejected(update.name(), rejection),
+                });
+        let verdicts = verdicts.collect();
+        Applied {
+            snapshot: Self {
+                tables: Arc::new(tables),
+            },
+            verdicts,
+            changes,
+        }
+    }
+}
+
+impl Tables {
+    fn put(&mut self, update: &Update, changes: &mut Changes) -> Result<(), Rejection> {
+        match update {
+            Update::Workload(workload) => self.put_workload(workload, changes),
+            Update::Service(service) => self.put_service(service, changes),
+            Update::Policy(policy) => self.put_policy(policy, changes),
+            Update::RequestAuthentication(rule) => self.put_authentication(rule, changes),
+            // Routes and gateways are not routed by yet: nothing of them is kept.
+            _ => Ok(()),
+        }
+    }
+
+    fn remove(&mut self, name: &ResourceName, changes: &mut Changes) {
+        match name {
+            ResourceName::Workload(uid) => self.remove_workload(uid, changes),
+            ResourceName::Service(name) => self.remove_service(name, changes),
+            ResourceName::Policy(_) | ResourceName::RequestAuthentication(_) => {
+                self.remove_attachment(name, changes);
+            }
+            _ => {}
+        }
+    }
+
+    fn put_workload(
+        &mut self,
+        workload: &Workload,
+        changes: &mut Changes,
+    ) -> Result<(), Rejection> {
+        let parts = WorkloadParts::new(workload)?;
+        let old = self.workloads.get(workload.uid()).cloned();
+        let uid = match &old {
+            Some(old) => Arc::clone(&old.uid),
+            None => workload.uid().into(),
+        };
+        let (place, _) = self.places.acquire(parts.place, self.version);
+        let (profile, new_profile) = self.profiles.acquire(parts.profile, self.version);
+        if new_profile {
+            let names = attached_names(&profile.policies, &profile.request_authentications);
+            self.attachments_mut().refer(names);
+        }
+        let hostname = workload.hostname();
+        let addresses = workload.addresses().iter();
+        let record = Arc::new(WorkloadRecord {
+            uid,
+            name: workload.name().into(),
+            hostname: (!hostname.is_empty()).then(|| hostname.into()),
+            addresses: addresses.map(std::net::IpAddr::to_canonical).collect(),
+            place,
+            profile,
+            capacity: workload.capacity(),
+            hbone_port: workload.hbone_port(),
+            health: workload.health(),
+        });
+        if let Some(old) = old {
+            if *old == *record {
+                self.release(&old);
+                return Ok(());
+            }
+            self.unindex_workload(&old);
+            self.release(&old);
+        }
+        changes.workloads.push(Arc::clone(&record.uid));
+        self.index_workload(&record);
+        self.workloads.insert_mut(Arc::clone(&record.uid), record);
+        Ok(())
+    }
+
+    fn remove_workload(&mut self, uid: &str, changes: &mut Changes) {
+        let Some(record) = self.workloads.get(uid).cloned() else {
+            return;
+        };
+        self.workloads.remove_mut(uid);
+        self.unindex_workload(&record);
+        self.release(&record);
+        changes.workloads.push(Arc::clone(&record.uid));
+    }
+
+    fn release(&mut self, record: &WorkloadRecord) {
+        self.places.release(&record.place);
+        let profile = &record.profile;
+        if self.profiles.release(profile) {
+            let names = attached_names(&profile.policies, &profile.request_authentications);
+            self.attachments_mut().unrefer(names);
+        }
+    }
+
+    fn index_workload(&mut self, record: &Arc<WorkloadRecord>) {
+        // The host's addresses belong to the host (ztunnel.md 3.4).
+        if record.network_mode() != NetworkMode::HostNetwork {
+            for ip in &record.addresses {
+                let network = record.network();
+                self.workload_addresses
+                    .insert(network, *ip, Arc::clone(record));
+            }
+        }
+        let name = Arc::clone(&record.name);
+        self.workload_names
+            .insert(record.namespace(), name, Arc::clone(record));
+        if let Some(hostname) = &record.hostname {
+            let hostname = Arc::clone(hostname);
+            insert_into(&mut self.workload_hostnames, hostname, Arc::clone(record));
+        }
+        for (position, membership) in record.memberships().iter().enumerate() {
+            let endpoint = Endpoint::new(Arc::clone(record), position);
+            if let Some(entry) = self.services.get_mut(membership.service()) {
+                entry.endpoints.insert(endpoint);
+            } else {
+                let mut entry = super::ServiceEntry::default();
+                entry.endpoints.insert(endpoint);
+                self.services
+                    .insert_mut(membership.service().clone(), entry);
+            }
+        }
+    }
+
+    fn unindex_workload(&mut self, record: &Arc<WorkloadRecord>) {
+        if record.network_mode() != NetworkMode::HostNetwork {
+            for ip in &record.addresses {
+                self.workload_addresses.remove(record.network(), ip, record);
+            }
+        }
+        self.workload_names
+            .remove(record.namespace(), &record.name, record);
+        if let Some(hostname) = &record.hostname {
+            remove_from(&mut self.workload_hostnames, hostname, record);
+        }
+        for (position, membership) in record.memberships().iter().enumerate() {
+            let Some(entry) = self.services.get_mut(membership.service()) else {
+                continue;
+            };
+            entry
+                .endpoints
+                .remove(&Endpoint::new(Arc::clone(record), position));
+            if entry.record.is_none() && entry.endpoints.is_empty() {
+                self.services.remove_mut(membership.service());
+            }
+        }
+    }
+
+    fn put_service(&mut self, service: &Service, changes: &mut Changes) -> Result<(), Rejection> {
+        let record = Arc::new(ServiceRecord::new(service)?);
+        let old = self.service(record.name()).cloned();
+        if old.as_deref() == Some(&*record) {
+            return Ok(());
+        }
+        if let Some(old) = &old {
+            self.unindex_service(old);
+        }
+        self.index_service(&record);
+        let shape = Shape::of(&record);
+        if let Some(entry) = self.services.get_mut(record.name()) {
+            entry.record = Some(Arc::clone(&record));
+            entry.endpoints.reshape(shape);
+        } else {
+            let mut entry = super::ServiceEntry {
+                record: Some(Arc::clone(&record)),
+                ..Default::default()
+            };
+            entry.endpoints.reshape(shape);
+            self.services.insert_mut(record.name().clone(), entry);
+        }
+        self.note_service(record.name(), old.as_deref(), Some(&record), changes);
+        Ok(())
+    }
+
+    fn remove_service(&mut self, name: &ServiceName, changes: &mut Changes) {
+        let Some(record) = self.service(name).cloned() else {
+            return;
+        };
+        self.unindex_service(&record);
+        if let Some(entry) = self.services.get_mut(name) {
+            entry.record = None;
+            entry.endpoints.reshape(Shape::default());
+            if entry.endpoints.is_empty() {
+                self.services.remove_mut(name);
+            }
+        }
+        self.note_service(name, Some(&record), None, changes);
+    }
+
+    fn index_service(&mut self, record: &Arc<ServiceRecord>) {
+        let hostname = record.hostname().into();
+        insert_into(&mut self.service_hostnames, hostname, Arc::clone(record));
+        for address in record.addresses() {
+            let network: Arc<str> = address.network().into();
+            if let Some(ip) = address.ip() {
+                self.virtual_addresses
+                    .insert(&network, ip, Arc::clone(record));
+            } else if let Some(table) = self.virtual_ranges.get_mut(&network) {
+                table.insert(address.range(), Arc::clone(record));
+            } else {
+                let mut table = CidrTable::default();
+                table.insert(address.range(), Arc::clone(record));
+                self.virtual_ranges.insert_mut(network, table);
+            }
+        }
+    }
+
+    fn unindex_service(&mut self, record: &Arc<ServiceRecord>) {
+        remove_from(&mut self.service_hostnames, record.hostname(), record);
+        for address in record.addresses() {
+            let network = address.network();
+            if let Some(ip) = address.ip() {
+                self.virtual_addresses.remove(network, &ip, record);
+            } else if let Some(table) = self.virtual_ranges.get_mut(network) {
+                table.remove(address.range(), record);
+                if table.is_empty() {
+                    self.virtual_ranges.remove_mut(network);
+                }
+            }
+        }
+    }
+
+    /// Notes a changed service; policies that target it bind otherwise when its waypoint comes or goes.
+    fn note_service(
+        &mut self,
+        name: &ServiceName,
+        old: Option<&ServiceRecord>,
+        new: Option<&ServiceRecord>,
+        changes: &mut Changes,
+    ) {
+        changes.services.push(name.clone());
+        let binding = |service: Option<&ServiceRecord>| {
+            let object = service.map(|service| Arc::clone(service.object_name()));
+            (object, service.is_some_and(ServiceRecord::has_waypoint))
+        };
+        if binding(old) != binding(new) && self.attachments.has_targets() {
+            self.attachments_mut().touch();
+            changes.attachments();
+        }
+    }
+}
+
+fn attached_names<'a>(
+    policies: &'a [PolicyName],
+    authentications: &'a [mesh_xds::model::ObjectName],
+) -> impl Iterator<Item = ResourceName> + 'a {
+    let policies = policies.iter().cloned().map(ResourceName::Policy);
+    let authentications = authentications.iter().cloned();
+    policies.chain(authentications.map(ResourceName::RequestAuthentication))
+}

@@ -1,0 +1,143 @@
+use std::cmp::Ordering;
+
+use proptest::prelude::*;
+
+use super::{DELTA, Link, Order, WeightedTree, size, sum};
+
+#[derive(Clone, Copy, Default)]
+struct Natural;
+
+impl Order<u16> for Natural {
+    fn compare(&self, a: &u16, b: &u16) -> Ordering {
+        a.cmp(b)
+    }
+}
+
+type Tree = WeightedTree<u16, Natural>;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Insert(u16, u32),
+    Remove(u16),
+    /// Goes on with a copy, and keeps the tree to see that it stays as it is.
+    Fork,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..200_u16, 0..5_u32).prop_map(|(item, weight)| Step::Insert(item, weight)),
+        4 => (0..200_u16).prop_map(Step::Remove),
+        1 => Just(Step::Fork),
+    ];
+    prop::collection::vec(step, 0..400)
+}
+
+/// Checks order, sums and balance; gives the height.
+fn check(link: &Link<u16>) -> usize {
+    let Some(node) = link else { return 0 };
+    let (left, right) = (size(&node.left), size(&node.right));
+    assert_eq!(size(link), left + right + 1);
+    assert_eq!(
+        sum(link),
+        sum(&node.left) + sum(&node.right) + u64::from(node.weight)
+    );
+    assert!(left < DELTA * (right + 1), "left {left}, right {right}");
+    assert!(right < DELTA * (left + 1), "left {left}, right {right}");
+    check(&node.left).max(check(&node.right)) + 1
+}
+
+fn same(tree: &Tree, sorted: &[(u16, u32)]) {
+    check(&tree.root);
+    assert_eq!(tree.len(), sorted.len());
+    assert_eq!(tree.is_empty(), sorted.is_empty());
+    assert!(tree.iter().eq(sorted.iter().map(|(item, _)| item)));
+    let total: u64 = sorted.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    assert_eq!(tree.total(), total);
+    let line = sorted
+        .iter()
+        .flat_map(|(item, weight)| std::iter::repeat_n(item, *weight as usize));
+    for (offset, item) in line.enumerate() {
+        assert_eq!(tree.at(offset as u64), Some(item));
+    }
+    assert_eq!(tree.at(total), None);
+}
+
+proptest! {
+    #[test]
+    fn behaves_like_a_sorted_vector(steps in steps()) {
+        let mut tree = Tree::new(Natural);
+        let mut sorted: Vec<(u16, u32)> = Vec::new();
+        let mut forks = Vec::new();
+        for step in steps {
+            match step {
+                Step::Insert(item, weight) => {
+                    let at = sorted.binary_search_by_key(&item, |(item, _)| *item);
+                    let replaced = tree.insert(item, weight);
+                    prop_assert_eq!(replaced.is_some(), at.is_ok());
+                    match at {
+                        Ok(at) => sorted[at].1 = weight,
+                        Err(at) => sorted.insert(at, (item, weight)),
+                    }
+                }
+                Step::Remove(item) => {
+                    let at = sorted.binary_search_by_key(&item, |(item, _)| *item);
+                    prop_assert_eq!(tree.remove(&item), at.ok().map(|_| item));
+                    if let Ok(at) = at {
+                        sorted.remove(at);
+                    }
+                }
+                Step::Fork => forks.push((tree.clone(), sorted.clone())),
+            }
+        }
+        same(&tree, &sorted);
+        for (tree, sorted) in &forks {
+            same(tree, sorted);
+        }
+    }
+
+    #[test]
+    fn spans_and_searches_agree_with_a_scan(
+        items in prop::collection::btree_map(0..100_u16, 0..5_u32, 0..60),
+        low in 0..110_u16,
+        width in 0..40_u16,
+    ) {
+        let mut tree = Tree::new(Natural);
+        for (item, weight) in &items {
+            tree.insert(*item, *weight);
+        }
+        let high = low + width;
+        let probe = |item: &u16| match item {
+            item if *item < low => Ordering::Less,
+            item if *item >= high => Ordering::Greater,
+            _ => Ordering::Equal,
+        };
+        let weight = |to: u16| items.range(..to).map(|(_, weight)| u64::from(*weight)).sum::<u64>();
+        prop_assert_eq!(tree.span(probe), weight(low)..weight(high));
+        prop_assert_eq!(tree.first_from(|item| *item < low), items.range(low..).next().map(|(item, _)| item));
+        prop_assert_eq!(tree.find(|item| item.cmp(&low)), items.get_key_value(&low).map(|(item, _)| item));
+    }
+}
+
+#[test]
+fn stays_shallow_when_filled_in_order() {
+    let mut tree = Tree::new(Natural);
+    for item in 0..10_000 {
+        tree.insert(item, 1);
+    }
+    // A tree balanced by size with delta 3 is at most log(n) / log(4/3) high.
+    assert!(check(&tree.root) <= 33);
+    for item in 0..9_990 {
+        assert_eq!(tree.remove(&item), Some(item));
+    }
+    assert!(check(&tree.root) <= 5);
+}
+
+#[test]
+fn sums_do_not_overflow() {
+    let mut tree = Tree::new(Natural);
+    for item in 0..100 {
+        tree.insert(item, u32::MAX);
+    }
+    assert_eq!(tree.total(), 100 * u64::from(u32::MAX));
+    assert_eq!(tree.at(tree.total() - 1), Some(&99));
+}

@@ -1,0 +1,239 @@
+//! The one error of this crate: what failed, on whose side, and whether a retry is safe.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::{fmt, io};
+
+use crate::tls::VerifyError;
+
+type Source = Box<dyn StdError + Send + Sync>;
+
+/// Why a connection or tunnel could not be made or did not last.
+///
+/// `Display` prints one level; [`source`](StdError::source) has the next.
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+struct Inner {
+    kind: ErrorKind,
+    side: Side,
+    retry_safe: bool,
+    detail: Option<Cow<'static, str>>,
+    source: Option<Source>,
+}
+
+/// What failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A [`Bundle`](crate::tls::Bundle) cannot be used: its certificates, key or CRLs are wrong.
+    InvalidBundle,
+    /// A setting contradicts another or cannot be met.
+    InvalidSettings,
+    /// The peer's certificate names none of the expected identities.
+    UnexpectedIdentity,
+    /// The peer's identity is of a trust domain that is neither ours nor an alias of it.
+    UnexpectedTrustDomain,
+    /// The peer's certificate chains to no root of ours.
+    UnknownIssuer,
+    /// A certificate of the peer's chain has expired.
+    Expired,
+    /// A certificate of the peer's chain is not valid yet.
+    NotYetValid,
+    /// A certificate of the peer's chain is revoked.
+    Revoked,
+    /// The peer's certificate is not meant for this side of a TLS connection.
+    BadKeyUsage,
+    /// The peer's certificate is malformed, or is no SPIFFE leaf certificate.
+    BadCertificate,
+    /// The peer presented no certificate.
+    NoCertificate,
+    /// The peer's first bytes are not TLS.
+    NotTls,
+    /// The peer's ClientHello is larger than the setting allows.
+    ClientHelloTooLarge,
+    /// The peers agree on no protocol: HBONE is ALPN `h2` and nothing else.
+    NoProtocol,
+    /// The peer ended the TLS session with an alert.
+    Refused,
+    /// Any other failure of the TLS handshake or session.
+    Tls,
+    /// A wait on the peer reached its time-out.
+    Timeout,
+    /// A bound on concurrent work was reached; this connection was the one to go.
+    Overloaded,
+    /// The transport ended without the peer saying that this was all.
+    Truncated,
+    /// The transport failed.
+    Io,
+}
+
+/// On whose side something failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Side {
+    /// The peer that connected to us.
+    Downstream,
+    /// The peer to which we connected.
+    Upstream,
+    /// This process.
+    Us,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, side: Side) -> Self {
+        Self {
+            inner: Box::new(Inner {
+                kind,
+                side,
+                retry_safe: false,
+                detail: None,
+                source: None,
+            }),
+        }
+    }
+
+    pub(crate) fn with_detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
+        self.inner.detail = Some(detail.into());
+        self
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Self {
+        self.inner.source = Some(source.into());
+        self
+    }
+
+    /// Says that nothing of the caller's request has reached the peer.
+    pub(crate) fn retry_safe(mut self) -> Self {
+        self.inner.retry_safe = true;
+        self
+    }
+
+    /// The error of this crate inside an `io::Error`, or a new one of kind [`ErrorKind::Io`].
+    pub(crate) fn from_io(error: io::Error, side: Side) -> Self {
+        match error.downcast::<Self>() {
+            Ok(error) => error,
+            Err(error) => Self::new(ErrorKind::Io, side).with_source(error),
+        }
+    }
+
+    /// What failed.
+    pub fn kind(&self) -> ErrorKind {
+        self.inner.kind
+    }
+
+    /// On whose side it failed.
+    pub fn side(&self) -> Side {
+        self.inner.side
+    }
+
+    /// Whether nothing of the request can have taken effect, so that trying again is harmless.
+    pub fn is_retry_safe(&self) -> bool {
+        self.inner.retry_safe
+    }
+
+    /// Whether a wait on the peer reached its time-out.
+    pub fn is_timeout(&self) -> bool {
+        self.kind() == ErrorKind::Timeout
+    }
+
+    /// Whether a bound on concurrent work was reached.
+    pub fn is_overloaded(&self) -> bool {
+        self.kind() == ErrorKind::Overloaded
+    }
+
+    /// Whether the peer failed to prove that it is who it must be.
+    pub fn is_authentication(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::UnexpectedIdentity
+                | ErrorKind::UnexpectedTrustDomain
+                | ErrorKind::UnknownIssuer
+                | ErrorKind::Expired
+                | ErrorKind::NotYetValid
+                | ErrorKind::Revoked
+                | ErrorKind::BadKeyUsage
+                | ErrorKind::BadCertificate
+                | ErrorKind::NoCertificate
+        )
+    }
+
+    /// Whether our own certificates or settings are at fault.
+    pub fn is_configuration(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::InvalidBundle | ErrorKind::InvalidSettings
+        )
+    }
+
+    /// What was wrong with the peer's certificate, in full.
+    pub fn verification(&self) -> Option<&VerifyError> {
+        self.inner.source.as_ref()?.downcast_ref()
+    }
+}
+
+impl ErrorKind {
+    fn text(self) -> &'static str {
+        match self {
+            Self::InvalidBundle => "invalid certificate bundle",
+            Self::InvalidSettings => "invalid settings",
+            Self::UnexpectedIdentity => "the peer is not who was expected",
+            Self::UnexpectedTrustDomain => "the peer is of another trust domain",
+            Self::UnknownIssuer => "the peer's certificate has an unknown issuer",
+            Self::Expired => "the peer's certificate has expired",
+            Self::NotYetValid => "the peer's certificate is not valid yet",
+            Self::Revoked => "the peer's certificate is revoked",
+            Self::BadKeyUsage => "the peer's certificate is for another use",
+            Self::BadCertificate => "the peer's certificate is no SPIFFE certificate",
+            Self::NoCertificate => "the peer presented no certificate",
+            Self::NotTls => "the peer does not speak TLS",
+            Self::ClientHelloTooLarge => "the peer's ClientHello is too large",
+            Self::NoProtocol => "no common protocol, expected ALPN h2",
+            Self::Refused => "the peer refused the TLS session",
+            Self::Tls => "TLS failed",
+            Self::Timeout => "timed out",
+            Self::Overloaded => "overloaded",
+            Self::Truncated => "the connection ended without close_notify",
+            Self::Io => "the connection failed",
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.inner.kind.text())?;
+        if let Some(detail) = &self.inner.detail {
+            write!(f, ": {detail}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner {
+            kind,
+            side,
+            retry_safe,
+            detail,
+            source,
+        } = &*self.inner;
+        f.debug_struct("Error")
+            .field("kind", kind)
+            .field("side", side)
+            .field("retry_safe", retry_safe)
+            .field("detail", detail)
+            .field("source", source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.inner
+            .source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}

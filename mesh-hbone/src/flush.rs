@@ -1,0 +1,41 @@
+//! Flushes that wait for the end of a poll.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::net::TcpStream;
+
+/// I/O under h2 whose flushes can be put off to the end of the connection's poll.
+///
+/// h2 flushes after every DATA frame, which costs a system call and a wake-up of the peer for each
+/// 16 KiB. A driver that calls [`defer_flushes`](Self::defer_flushes) once and then
+/// [`poll_flush_now`](Self::poll_flush_now) after **every** poll of its h2 connection gets one
+/// write for many frames. A byte that is not flushed at idle is a hang, so the two belong together.
+pub trait DeferredFlush: AsyncRead + AsyncWrite {
+    /// From now on `poll_flush` may leave a bounded number of bytes in memory.
+    ///
+    /// Without this call `poll_flush` keeps tokio's contract. Does nothing on I/O that has no
+    /// buffer of its own.
+    fn defer_flushes(self: Pin<&mut Self>) {}
+
+    /// Writes everything that was accepted, then flushes the transport.
+    ///
+    /// # Errors
+    ///
+    /// Those of the transport.
+    fn poll_flush_now(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl DeferredFlush for TcpStream {
+    fn poll_flush_now(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
+
+impl DeferredFlush for DuplexStream {
+    fn poll_flush_now(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}

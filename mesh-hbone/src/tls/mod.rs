@@ -1,0 +1,150 @@
+//! Mutual TLS with SPIFFE identities, as HBONE speaks it.
+//!
+//! TLS 1.3 only, AES-GCM, ALPN `h2`, no server name, no resumption, certificates on both sides. The
+//! only module of this crate in whose signatures rustls appears.
+
+mod admission;
+mod bundle;
+mod client_hello;
+mod credentials;
+mod crl;
+mod failure;
+mod fingerprint;
+mod provider;
+mod read_buffer;
+mod session;
+mod stream;
+mod verify;
+
+use std::future::poll_fn;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use mesh_authz::Identity;
+use rustls::{ClientConnection, Connection, ServerConnection};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+pub use admission::{Admission, AdmissionLimits, accept_with};
+pub use bundle::Bundle;
+pub use credentials::{Credentials, Options};
+pub use fingerprint::Fingerprint;
+pub use provider::{CipherPreference, Provider};
+pub use stream::{Peer, TlsStream};
+pub use verify::VerifyError;
+
+use bundle::Facts;
+use session::Session;
+use verify::{Expected, Verifier};
+
+use crate::{Error, ErrorKind, Side};
+
+/// Makes a TLS session over `io` to a server that must be one of `expected`.
+///
+/// An empty list is an error: it would mean either nobody or anybody.
+///
+/// # Errors
+///
+/// Of [`Side::Upstream`]; what was wrong with the server's certificate is in
+/// [`Error::verification`]. That the server refused *our* certificate shows on the first read, as
+/// TLS 1.3 has it. All are [safe to retry](Error::is_retry_safe).
+///
+/// # Cancel safety
+///
+/// Dropping the future drops `io`.
+pub async fn connect<IO>(
+    io: IO,
+    credentials: &Credentials,
+    expected: &[Identity],
+) -> Result<TlsStream<IO>, Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    if expected.is_empty() {
+        return Err(Error::new(ErrorKind::InvalidSettings, Side::Us)
+            .with_detail("expected identities: expected at least one, found none"));
+    }
+    let (config, verifier) = credentials
+        .client(Expected::Identities(expected.to_vec()))
+        .map_err(internal)?;
+    // SNI is off, so this name is never sent: the one that istio/ztunnel uses.
+    let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+    let tls = ClientConnection::new(Arc::new(config), nobody).map_err(internal)?;
+    let session = Session::new(io, tls.into(), credentials);
+    let limit = credentials.options().handshake_timeout;
+    timeout(limit, handshake(session, &verifier, Side::Upstream))
+        .await
+        .unwrap_or_else(|_| Err(timed_out(Side::Upstream)))
+}
+
+/// Makes a TLS session over `io` with a client of our trust domain or an alias of it.
+///
+/// # Errors
+///
+/// Of [`Side::Downstream`], as [`connect`].
+///
+/// # Cancel safety
+///
+/// Dropping the future drops `io`.
+pub async fn accept<IO>(io: IO, credentials: &Credentials) -> Result<TlsStream<IO>, Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let limit = credentials.options().handshake_timeout;
+    timeout(limit, serve(io, credentials, &[]))
+        .await
+        .unwrap_or_else(|_| Err(timed_out(Side::Downstream)))
+}
+
+/// The server's handshake, after `first` was read from `io`.
+async fn serve<IO>(io: IO, credentials: &Credentials, first: &[u8]) -> Result<TlsStream<IO>, Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let (config, verifier) = credentials.server().map_err(internal)?;
+    let tls: Connection = ServerConnection::new(Arc::new(config))
+        .map_err(internal)?
+        .into();
+    let mut session = Session::new(io, tls, credentials);
+    session.start_with(first);
+    handshake(session, &verifier, Side::Downstream).await
+}
+
+async fn handshake<IO>(
+    mut session: Session<IO>,
+    verifier: &Verifier,
+    side: Side,
+) -> Result<TlsStream<IO>, Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| session.poll_handshake(cx))
+        .await
+        .map_err(|failure| failure::of_handshake(failure, verifier, side))?;
+    if session.tls().alpn_protocol() != Some(credentials::ALPN) {
+        return Err(Error::new(ErrorKind::NoProtocol, side).retry_safe());
+    }
+    let chain = session.tls().peer_certificates().unwrap_or_default();
+    let (Some(Ok(identity)), Some(leaf)) = (verifier.outcome(), chain.first()) else {
+        return Err(Error::new(ErrorKind::NoCertificate, side).retry_safe());
+    };
+    let facts = Facts::of(leaf).map_err(|error| {
+        Error::new(error.kind(), side)
+            .with_source(error)
+            .retry_safe()
+    })?;
+    let peer = Peer::new(identity.clone(), chain.to_vec(), facts);
+    Ok(TlsStream::new(session, peer, side))
+}
+
+/// rustls refuses our own settings.
+fn internal(error: rustls::Error) -> Error {
+    Error::new(ErrorKind::InvalidSettings, Side::Us).with_source(error)
+}
+
+fn timed_out(side: Side) -> Error {
+    Error::new(ErrorKind::Timeout, side)
+        .with_detail("TLS handshake")
+        .retry_safe()
+}

@@ -1,0 +1,202 @@
+//! A TLS connection to a peer whose identity is known.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use mesh_authz::Identity;
+use rustls::{CipherSuite, NamedGroup};
+use rustls_pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::bundle::Facts;
+use super::failure;
+use super::session::{Failure, Session};
+use crate::{DeferredFlush, Error, ErrorKind, Side};
+
+/// Who is at the other end, as its certificate proves. Cloning is one reference count.
+#[derive(Clone)]
+pub struct Peer {
+    inner: Arc<PeerInner>,
+}
+
+struct PeerInner {
+    identity: Identity,
+    chain: Vec<CertificateDer<'static>>,
+    leaf: Facts,
+}
+
+impl Peer {
+    pub(super) fn new(
+        identity: Identity,
+        chain: Vec<CertificateDer<'static>>,
+        leaf: Facts,
+    ) -> Self {
+        Self {
+            inner: Arc::new(PeerInner {
+                identity,
+                chain,
+                leaf,
+            }),
+        }
+    }
+
+    /// The peer's SPIFFE id.
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// The certificates that the peer presented, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.inner.chain
+    }
+
+    /// The leaf's serial number in decimal.
+    pub fn serial_number(&self) -> &str {
+        &self.inner.leaf.serial
+    }
+
+    /// When the leaf ceases to be valid.
+    pub fn not_after(&self) -> SystemTime {
+        self.inner.leaf.not_after
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("identity", self.identity())
+            .field("serial_number", &self.serial_number())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A mutually authenticated TLS 1.3 stream.
+///
+/// Writes are encrypted into a bounded queue and reach the transport on `poll_flush`, when the
+/// queue is full, or when a reader waits for the peer; [`DeferredFlush`] can put flushes off.
+/// `poll_shutdown` sends close_notify. An end without the peer's close_notify is
+/// [`io::ErrorKind::UnexpectedEof`]: truncated data never looks complete.
+///
+/// Every `io::Error` that comes from TLS rather than the transport carries an [`Error`].
+///
+/// # Cancel safety
+///
+/// A read or write that is dropped while pending has taken and lost nothing.
+pub struct TlsStream<IO> {
+    session: Session<IO>,
+    peer: Peer,
+    side: Side,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
+    pub(super) fn new(session: Session<IO>, peer: Peer, side: Side) -> Self {
+        Self {
+            session,
+            peer,
+            side,
+        }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// The transport, for its addresses; bytes read or written there break the stream.
+    pub fn get_ref(&self) -> &IO {
+        self.session.io()
+    }
+
+    /// The key exchange that was negotiated.
+    pub fn key_exchange(&self) -> Option<NamedGroup> {
+        let group = self.session.tls().negotiated_key_exchange_group()?;
+        Some(group.name())
+    }
+
+    /// The cipher suite that was negotiated.
+    pub fn cipher_suite(&self) -> Option<CipherSuite> {
+        let suite = self.session.tls().negotiated_cipher_suite()?;
+        Some(suite.suite())
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let side = this.side;
+        this.session
+            .poll_read(cx, buf)
+            .map_err(|failure| match failure {
+                Failure::Io(error) => error,
+                Failure::Truncated => io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    Error::new(ErrorKind::Truncated, side),
+                ),
+                Failure::Tls(error) => {
+                    let error = failure::of_session(error, side);
+                    let kind = match error.kind() {
+                        ErrorKind::Refused => io::ErrorKind::ConnectionAborted,
+                        _ => io::ErrorKind::InvalidData,
+                    };
+                    io::Error::new(kind, error)
+                }
+            })
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().session.poll_write(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().session.poll_write(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().session.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().session.poll_shutdown(cx)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> DeferredFlush for TlsStream<IO> {
+    fn defer_flushes(self: Pin<&mut Self>) {
+        self.get_mut().session.defer_flushes();
+    }
+
+    fn poll_flush_now(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().session.poll_flush_now(cx)
+    }
+}
+
+impl<IO> fmt::Debug for TlsStream<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsStream")
+            .field("peer", &self.peer)
+            .field("side", &self.side)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,11 @@
+//! Behaviour of mesh-hbone, seen from outside.
+#![cfg(any(feature = "aws-lc-rs", feature = "ring"))]
+
+mod authority;
+mod foreign;
+mod tls_admission;
+mod tls_bundle;
+mod tls_handshake;
+mod tls_stream;
+mod tls_swap;
+mod tls_verification;

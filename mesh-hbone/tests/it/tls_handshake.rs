@@ -1,0 +1,246 @@
+use mesh_hbone::tls::{Options, Provider, accept, connect};
+use mesh_hbone::{ErrorKind, Side};
+use rustls::server::Acceptor;
+use rustls::{CipherSuite, NamedGroup};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+use tokio_rustls::TlsConnector;
+
+use crate::authority::{Authority, CLIENT, SERVER, id, pair, provider, shake};
+use crate::foreign;
+
+#[tokio::test]
+async fn both_ends_know_each_other() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let (near, far) = shake(&client, &server, &[SERVER]).await;
+    let (mut near, mut far) = (near.unwrap(), far.unwrap());
+    assert_eq!(near.peer().identity(), &id(SERVER));
+    assert_eq!(far.peer().identity(), &id(CLIENT));
+    assert_eq!(near.peer().chain(), server.current().chain());
+    assert_eq!(far.peer().serial_number(), client.current().serial_number());
+    assert_eq!(
+        near.cipher_suite(),
+        Some(CipherSuite::TLS13_AES_256_GCM_SHA384)
+    );
+
+    near.write_all(b"ping").await.unwrap();
+    near.flush().await.unwrap();
+    let mut bytes = [0; 4];
+    far.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"ping");
+}
+
+#[tokio::test]
+async fn one_of_several_expected_identities_is_enough() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let (near, far) = shake(&client, &server, &[CLIENT, SERVER]).await;
+    assert!(near.is_ok() && far.is_ok());
+}
+
+#[tokio::test]
+async fn nobody_expected_is_an_error() {
+    let client = Authority::root("root").credentials(CLIENT);
+    let (near, _far) = duplex(1024);
+    let error = connect(near, &client, &[]).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.side()),
+        (ErrorKind::InvalidSettings, Side::Us)
+    );
+}
+
+#[tokio::test]
+async fn aes_128_is_used_when_the_client_prefers_it() {
+    let root = Authority::root("root");
+    let options = Options::default().cipher_preference(mesh_hbone::tls::CipherPreference::Aes128);
+    let client = root.credentials_with(CLIENT, options);
+    let (near, _far) = shake(&client, &root.credentials(SERVER), &[SERVER]).await;
+    assert_eq!(
+        near.unwrap().cipher_suite(),
+        Some(CipherSuite::TLS13_AES_128_GCM_SHA256)
+    );
+}
+
+#[tokio::test]
+async fn the_key_exchange_is_post_quantum_where_the_provider_can() {
+    let (near, far) = pair().await;
+    let group = if provider().is_post_quantum() {
+        NamedGroup::X25519MLKEM768
+    } else {
+        NamedGroup::X25519
+    };
+    assert_eq!(near.key_exchange(), Some(group));
+    assert_eq!(far.key_exchange(), Some(group));
+    // Which of the two it must be.
+    assert_eq!(provider().is_post_quantum(), cfg!(feature = "aws-lc-rs"));
+}
+
+#[cfg(all(feature = "aws-lc-rs", feature = "ring"))]
+#[tokio::test]
+async fn the_two_providers_meet_in_x25519() {
+    use mesh_hbone::tls::Credentials;
+
+    let root = Authority::root("root");
+    let bundle = root.leaf(CLIENT).bundle(&[&root]).unwrap();
+    let client = Credentials::new(Provider::ring(), bundle, Options::default()).unwrap();
+    let (near, far) = shake(&client, &root.credentials(SERVER), &[SERVER]).await;
+    assert_eq!(near.unwrap().key_exchange(), Some(NamedGroup::X25519));
+    assert_eq!(far.unwrap().key_exchange(), Some(NamedGroup::X25519));
+}
+
+#[tokio::test]
+async fn the_client_hello_names_no_server_and_offers_only_h2_and_aes_gcm() {
+    let client = Authority::root("root").credentials(CLIENT);
+    let (near, mut far) = duplex(64 * 1024);
+    let connecting = tokio::spawn(async move { connect(near, &client, &[id(SERVER)]).await });
+    let mut acceptor = Acceptor::default();
+    let accepted = loop {
+        let mut bytes = vec![0; 4096];
+        let count = far.read(&mut bytes).await.unwrap();
+        acceptor.read_tls(&mut &bytes[..count]).unwrap();
+        if let Some(accepted) = acceptor.accept().map_err(|(error, _)| error).unwrap() {
+            break accepted;
+        }
+    };
+    let hello = accepted.client_hello();
+    assert_eq!(hello.server_name(), None);
+    let alpn: Vec<_> = hello.alpn().unwrap().collect();
+    assert_eq!(alpn, [b"h2"]);
+    let suites: Vec<_> = hello
+        .cipher_suites()
+        .iter()
+        .filter(|suite| **suite != CipherSuite::TLS_EMPTY_RENEGOTIATION_INFO_SCSV)
+        .collect();
+    assert_eq!(
+        suites,
+        [
+            &CipherSuite::TLS13_AES_256_GCM_SHA384,
+            &CipherSuite::TLS13_AES_128_GCM_SHA256
+        ]
+    );
+    connecting.abort();
+}
+
+/// The error of our server, whose client is plain rustls.
+async fn refuse(config: rustls::ClientConfig) -> mesh_hbone::Error {
+    let server = Authority::root("root").credentials(SERVER);
+    let (near, far) = duplex(64 * 1024);
+    let connector = TlsConnector::from(Arc::new(config));
+    let (_, refused) = tokio::join!(
+        connector.connect(foreign::name(), near),
+        accept(far, &server)
+    );
+    refused.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_refused() {
+    let error = refuse(foreign::client(None)).await;
+    assert_eq!(error.kind(), ErrorKind::NoCertificate);
+    assert_eq!(error.side(), Side::Downstream);
+    assert!(error.is_authentication() && error.is_retry_safe());
+}
+
+#[tokio::test]
+async fn a_client_with_only_chacha20_is_refused() {
+    let leaf = Authority::root("root").leaf(CLIENT);
+    let mut crypto = foreign::crypto();
+    crypto
+        .cipher_suites
+        .retain(|suite| suite.suite() == CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+    assert_eq!(crypto.cipher_suites.len(), 1);
+    let only_chacha = Arc::new(crypto.clone());
+    let error = refuse(foreign::client_with(Some(&leaf), crypto)).await;
+    assert_eq!(error.kind(), ErrorKind::Tls);
+
+    // Neither can a provider that has nothing else be used by us.
+    let root = Authority::root("root");
+    let bundle = root.leaf(CLIENT).bundle(&[&root]).unwrap();
+    let error =
+        mesh_hbone::tls::Credentials::new(Provider::from(only_chacha), bundle, Options::default())
+            .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidSettings);
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_another_protocol_is_refused() {
+    let root = Authority::root("root");
+    let leaf = root.leaf(CLIENT);
+    for alpn in [vec![b"http/1.1".to_vec()], Vec::new()] {
+        let mut config = foreign::client(Some(&leaf));
+        config.alpn_protocols = alpn;
+        let server = root.credentials(SERVER);
+        let (near, far) = duplex(64 * 1024);
+        let connector = TlsConnector::from(Arc::new(config));
+        let (_near, refused) = tokio::join!(
+            connector.connect(foreign::name(), near),
+            accept(far, &server)
+        );
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::NoProtocol);
+    }
+}
+
+/// A ClientHello of TLS 1.2: no supported_versions, suites of that version.
+const HELLO_TLS12: &[u8] = &[
+    0x16, 3, 1, 0, 67, 1, 0, 0, 63, 3, 3, // record, message, version 1.2
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
+    27, 28, 29, 30, 31, 32, // random
+    0, 0, 4, 0xc0, 0x2b, 0xc0, 0x2c, 1, 0, // no session, two suites, no compression
+    0, 18, 0, 10, 0, 4, 0, 2, 0, 0x1d, // X25519
+    0, 13, 0, 6, 0, 4, 4, 3, 8, 4, // ECDSA and PSS with SHA-256
+];
+
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    let server = Authority::root("root").credentials(SERVER);
+    let (mut near, far) = duplex(4096);
+    near.write_all(HELLO_TLS12).await.unwrap();
+    let error = accept(far, &server).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Tls);
+    let mut answer = Vec::new();
+    near.read_to_end(&mut answer).await.unwrap();
+    // Fatal, protocol_version.
+    assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_peer_times_out() {
+    let root = Authority::root("root");
+    let (near, _far) = duplex(64 * 1024);
+    let error = accept(near, &root.credentials(SERVER)).await.unwrap_err();
+    assert!(error.is_timeout());
+    let (near, _far) = duplex(64 * 1024);
+    let error = connect(near, &root.credentials(CLIENT), &[id(SERVER)])
+        .await
+        .unwrap_err();
+    assert!(error.is_timeout() && error.is_retry_safe());
+    assert_eq!(error.side(), Side::Upstream);
+}
+
+#[tokio::test]
+async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
+    let root = Authority::root("root");
+    let server = root.credentials(SERVER);
+    // What a client says first.
+    let client = root.credentials(CLIENT);
+    let (near, mut far) = duplex(64 * 1024);
+    let connecting = tokio::spawn(async move { connect(near, &client, &[id(SERVER)]).await });
+    let mut hello = vec![0; 4096];
+    let count = far.read(&mut hello).await.unwrap();
+    hello.truncate(count);
+    connecting.abort();
+
+    const CLOSE_NOTIFY: [u8; 7] = [21, 3, 3, 0, 2, 1, 0];
+    const UNKNOWN_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 255];
+    for cut in (0..=hello.len()).step_by(7).chain([hello.len()]) {
+        for alert in [&CLOSE_NOTIFY[..], &UNKNOWN_ALERT, &[]] {
+            let (mut near, far) = duplex(64 * 1024);
+            near.write_all(&hello[..cut]).await.unwrap();
+            near.write_all(alert).await.unwrap();
+            near.shutdown().await.unwrap();
+            let error = accept(far, &server).await.unwrap_err();
+            assert!(!error.is_timeout(), "cut at {cut}: {error:?}");
+        }
+    }
+}

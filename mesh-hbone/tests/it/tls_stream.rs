@@ -1,0 +1,394 @@
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker};
+
+use mesh_hbone::tls::{Options, TlsStream, accept, connect};
+use mesh_hbone::{DeferredFlush, Error, ErrorKind, Side};
+use proptest::prelude::*;
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::authority::{Authority, CLIENT, SERVER, id, pair};
+use crate::foreign;
+
+/// Counts what reaches the transport.
+struct Counted {
+    io: DuplexStream,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(count)) = written {
+            self.bytes.fetch_add(count, Relaxed);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// A client whose writes are counted, from zero, and its server.
+async fn counted() -> (
+    TlsStream<Counted>,
+    TlsStream<DuplexStream>,
+    Arc<AtomicUsize>,
+) {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let (io, far) = duplex(4 * 1024 * 1024);
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let near = Counted {
+        io,
+        bytes: Arc::clone(&bytes),
+    };
+    let expected = [id(SERVER)];
+    let (near, far) = tokio::join!(connect(near, &client, &expected), accept(far, &server));
+    bytes.store(0, Relaxed);
+    (near.unwrap(), far.unwrap(), bytes)
+}
+
+fn defer<IO: DeferredFlush + Unpin>(io: &mut IO) {
+    Pin::new(io).defer_flushes();
+}
+
+async fn flush_now<IO: DeferredFlush + Unpin>(io: &mut IO) {
+    poll_fn(|cx| Pin::new(&mut *io).poll_flush_now(cx))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_flush_writes_at_once_unless_it_is_deferred() {
+    let (mut near, mut far, bytes) = counted().await;
+    near.write_all(b"one").await.unwrap();
+    assert_eq!(bytes.load(Relaxed), 0);
+    near.flush().await.unwrap();
+    let first = bytes.load(Relaxed);
+    assert!(first > 3);
+
+    defer(&mut near);
+    near.write_all(b"two").await.unwrap();
+    near.flush().await.unwrap();
+    assert_eq!(bytes.load(Relaxed), first);
+    flush_now(&mut near).await;
+    assert_eq!(bytes.load(Relaxed), 2 * first);
+    let mut text = [0; 6];
+    far.read_exact(&mut text).await.unwrap();
+    assert_eq!(&text, b"onetwo");
+}
+
+#[tokio::test]
+async fn a_deferred_flush_writes_from_128_kib() {
+    let (mut near, _far, bytes) = counted().await;
+    defer(&mut near);
+    let frame = [7; 16_384];
+    for _ in 0..7 {
+        near.write_all(&frame).await.unwrap();
+        near.flush().await.unwrap();
+    }
+    assert_eq!(bytes.load(Relaxed), 0);
+    near.write_all(&frame).await.unwrap();
+    near.flush().await.unwrap();
+    // Eight full records of 22 bytes more each: no small ones between them.
+    assert_eq!(bytes.load(Relaxed), 8 * (16_384 + 22));
+}
+
+#[tokio::test]
+async fn a_reader_that_waits_sends_what_was_deferred() {
+    let (mut near, mut far, _) = counted().await;
+    defer(&mut near);
+    let answer = tokio::spawn(async move {
+        let mut question = [0; 8];
+        far.read_exact(&mut question).await.unwrap();
+        far.write_all(&question).await.unwrap();
+        far.flush().await.unwrap();
+        far
+    });
+    near.write_all(b"question").await.unwrap();
+    near.flush().await.unwrap();
+    let mut bytes = [0; 8];
+    near.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"question");
+    drop(answer.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_full_queue_makes_writers_wait() {
+    let (mut near, mut far) = pair().await;
+    let mut cx = Context::from_waker(Waker::noop());
+    let chunk = [1; 50_000];
+    let mut accepted = 0;
+    while let Poll::Ready(count) = Pin::new(&mut near).poll_write(&mut cx, &chunk) {
+        accepted += count.unwrap();
+    }
+    // The queue of 256 KiB, 64 KiB of transport, and less than a record for whole records.
+    let bound = (256 + 64 + 16) * 1024;
+    assert!((256 * 1024..=bound).contains(&accepted), "{accepted}");
+
+    let reader = tokio::spawn(async move {
+        let mut bytes = vec![0; accepted + 50_000];
+        far.read_exact(&mut bytes).await.unwrap();
+        bytes
+    });
+    near.write_all(&chunk).await.unwrap();
+    near.flush().await.unwrap();
+    assert!(reader.await.unwrap().iter().all(|byte| *byte == 1));
+}
+
+#[tokio::test]
+async fn one_vectored_write_fills_one_record() {
+    let (mut near, mut far, bytes) = counted().await;
+    assert!(near.is_write_vectored());
+    let (head, body) = ([1; 9], [2; 16_375]);
+    let slices = [IoSlice::new(&head), IoSlice::new(&body)];
+    assert_eq!(near.write_vectored(&slices).await.unwrap(), 16_384);
+    near.flush().await.unwrap();
+    assert_eq!(bytes.load(Relaxed), 16_384 + 22);
+    let mut read = vec![0; 16_384];
+    far.read_exact(&mut read).await.unwrap();
+    assert!(read[..9] == head && read[9..] == body);
+
+    // More than fits is taken in part, in order.
+    let many = vec![3; 300_000];
+    let slices = [
+        IoSlice::new(&head),
+        IoSlice::new(&many),
+        IoSlice::new(&body),
+    ];
+    let count = near.write_vectored(&slices).await.unwrap();
+    assert_eq!(count, 256 * 1024);
+    near.flush().await.unwrap();
+    let mut read = vec![0; count];
+    far.read_exact(&mut read).await.unwrap();
+    assert!(read[..9] == head && read[9..] == many[..count - 9]);
+}
+
+#[tokio::test]
+async fn an_end_without_close_notify_is_no_end() {
+    let (mut near, mut far) = pair().await;
+    far.write_all(b"part").await.unwrap();
+    far.flush().await.unwrap();
+    drop(far);
+    let mut text = Vec::new();
+    let error = near.read_to_end(&mut text).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    let error = error.downcast::<Error>().unwrap();
+    assert_eq!(
+        (error.kind(), error.side()),
+        (ErrorKind::Truncated, Side::Upstream)
+    );
+    assert!(!error.is_retry_safe());
+    assert_eq!(text, b"part");
+    // It stays no end.
+    assert!(near.read_u8().await.is_err());
+
+    let (mut near, mut far) = pair().await;
+    far.write_all(b"whole").await.unwrap();
+    far.shutdown().await.unwrap();
+    drop(far);
+    let mut text = Vec::new();
+    near.read_to_end(&mut text).await.unwrap();
+    assert_eq!(text, b"whole");
+}
+
+#[tokio::test]
+async fn either_end_closes_for_itself() {
+    let (mut near, mut far) = pair().await;
+    near.write_all(b"request").await.unwrap();
+    near.shutdown().await.unwrap();
+    let error = near.write_all(b"more").await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    let mut text = String::new();
+    far.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "request");
+    far.write_all(b"answer").await.unwrap();
+    far.shutdown().await.unwrap();
+    let mut text = String::new();
+    near.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "answer");
+}
+
+#[tokio::test]
+async fn a_forged_record_ends_the_session_with_an_alert_while_only_reading() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let (near, mut middle) = duplex(64 * 1024);
+    let (mut other, far) = duplex(64 * 1024);
+    let expected = [id(SERVER)];
+    let relay = async {
+        // Until the handshake is over and one byte was echoed.
+        let _ = tokio::io::copy_bidirectional(&mut middle, &mut other).await;
+    };
+    let ends = async {
+        let (near, far) = tokio::join!(connect(near, &client, &expected), accept(far, &server));
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        near.write_u8(1).await.unwrap();
+        near.flush().await.unwrap();
+        assert_eq!(far.read_u8().await.unwrap(), 1);
+        (near, far)
+    };
+    let (mut near, _far) = tokio::select! {
+        () = relay => unreachable!("the ends are alive"),
+        ends = ends => ends,
+    };
+    middle.write_all(&[23, 3, 3, 0, 20]).await.unwrap();
+    middle.write_all(&[0; 20]).await.unwrap();
+    let error = near.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    let mut alert = [0; 3];
+    middle.read_exact(&mut alert).await.unwrap();
+    // An encrypted record left, without any write or flush of ours.
+    assert_eq!(alert, [23, 3, 3]);
+}
+
+#[tokio::test]
+async fn keys_change_under_way() {
+    let root = Authority::root("root");
+    let client = root.credentials(CLIENT);
+    let acceptor = TlsAcceptor::from(Arc::new(foreign::server(&root.leaf(SERVER))));
+    let (near, far) = duplex(64 * 1024);
+    let expected = [id(SERVER)];
+    let (near, far) = tokio::join!(connect(near, &client, &expected), acceptor.accept(far));
+    let (mut near, mut far) = (near.unwrap(), far.unwrap());
+    for round in 0..5 {
+        far.get_mut().1.refresh_traffic_keys().unwrap();
+        far.write_u8(round).await.unwrap();
+        far.flush().await.unwrap();
+        assert_eq!(near.read_u8().await.unwrap(), round);
+        near.write_u8(round).await.unwrap();
+        near.flush().await.unwrap();
+        assert_eq!(far.read_u8().await.unwrap(), round);
+    }
+}
+
+#[tokio::test]
+async fn halves_in_two_tasks_do_not_take_each_others_wake_ups() {
+    const TOTAL: usize = 3 * 1024 * 1024;
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let (near, far) = duplex(1500);
+    let expected = [id(SERVER)];
+    let (near, far) = tokio::join!(connect(near, &client, &expected), accept(far, &server));
+    let mut tasks = Vec::new();
+    for stream in [near.unwrap(), far.unwrap()] {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        tasks.push(tokio::spawn(async move {
+            for chunk in vec![5; TOTAL].chunks(70_001) {
+                writer.write_all(chunk).await.unwrap();
+            }
+            writer.shutdown().await.unwrap();
+        }));
+        tasks.push(tokio::spawn(async move {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).await.unwrap();
+            assert_eq!(bytes.len(), TOTAL);
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Traffic {
+    transport: usize,
+    read_buffer: usize,
+    deferred: bool,
+    writes: Vec<usize>,
+    reads: Vec<usize>,
+}
+
+fn traffic() -> impl Strategy<Value = Traffic> {
+    (
+        1..40_000_usize,
+        1..40_000_usize,
+        any::<bool>(),
+        proptest::collection::vec(1..90_000_usize, 1..12),
+        proptest::collection::vec(1..90_000_usize, 1..12),
+    )
+        .prop_map(
+            |(transport, read_buffer, deferred, writes, reads)| Traffic {
+                // Small ones are the interesting ones.
+                transport: transport.min(1 + transport % 300),
+                read_buffer,
+                deferred,
+                writes,
+                reads,
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn bytes_in_are_bytes_out(traffic in traffic()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let root = Authority::root("root");
+            let options = || Options::default().read_buffer(traffic.read_buffer);
+            let client = root.credentials_with(CLIENT, options());
+            let server = root.credentials_with(SERVER, options());
+            let (near, far) = duplex(traffic.transport);
+            let expected = [id(SERVER)];
+            let (near, far) = tokio::join!(connect(near, &client, &expected), accept(far, &server));
+            let (mut near, mut far) = (near.unwrap(), far.unwrap());
+            if traffic.deferred {
+                defer(&mut near);
+            }
+            let total: usize = traffic.writes.iter().sum();
+            let sent: Vec<u8> = (0..total).map(|index| (index * 31 / 7) as u8).collect();
+            let write = async {
+                let mut rest = &sent[..];
+                for size in &traffic.writes {
+                    let (chunk, after) = rest.split_at(*size);
+                    near.write_all(chunk).await.unwrap();
+                    near.flush().await.unwrap();
+                    rest = after;
+                }
+                near.shutdown().await.unwrap();
+            };
+            let read = async {
+                let mut received = Vec::new();
+                for size in traffic.reads.iter().cycle() {
+                    let mut bytes = vec![0; *size];
+                    let count = far.read(&mut bytes).await.unwrap();
+                    if count == 0 {
+                        break;
+                    }
+                    received.extend_from_slice(&bytes[..count]);
+                }
+                received
+            };
+            let ((), received) = tokio::join!(write, read);
+            assert!(received == sent);
+        });
+    }
+}
