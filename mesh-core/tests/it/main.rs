@@ -1,8 +1,17 @@
 //! Integration tests: one binary, a file for each behaviour.
 
+mod handler;
 #[cfg(all(feature = "dev-ca", feature = "aws-lc-rs"))]
 mod identity_dev_ca;
 #[cfg(all(feature = "dev-ca", feature = "aws-lc-rs"))]
 mod identity_files;
 #[cfg(all(feature = "dev-ca", feature = "aws-lc-rs"))]
 mod identity_renewal;
+mod interfaces;
+mod layers_authorize;
+mod layers_identify;
+#[cfg(feature = "metrics")]
+mod layers_observe;
+mod layers_retry;
+mod layers_timeout;
+mod layers_tokens;
