@@ -122,11 +122,27 @@ async fn the_normal_path_goes_on_with_its_query() {
         IdentifyLayer::for_connection(plaintext()).layer(layer.layer(handler.clone()))
     };
     for (mode, sent, arrives) in [
-        (PathNormalization::None, "http://h/a/../b?q=/../", "http://h/a/../b?q=/../"),
-        (PathNormalization::Base, "http://h/a/../b?q=/../", "http://h/b?q=/../"),
+        (
+            PathNormalization::None,
+            "http://h/a/../b?q=/../",
+            "http://h/a/../b?q=/../",
+        ),
+        (
+            PathNormalization::Base,
+            "http://h/a/../b?q=/../",
+            "http://h/b?q=/../",
+        ),
         (PathNormalization::Base, "http://h/a//b", "http://h/a//b"),
-        (PathNormalization::MergeSlashes, "http://h/a//b?c=//", "http://h/a/b?c=//"),
-        (PathNormalization::DecodeAndMergeSlashes, "http://h/a%2F%2fb", "http://h/a/b"),
+        (
+            PathNormalization::MergeSlashes,
+            "http://h/a//b?c=//",
+            "http://h/a/b?c=//",
+        ),
+        (
+            PathNormalization::DecodeAndMergeSlashes,
+            "http://h/a%2F%2fb",
+            "http://h/a/b",
+        ),
     ] {
         let response = service(mode).oneshot(get(sent)).await.unwrap();
         assert_eq!(response.status(), 200);
@@ -144,7 +160,10 @@ async fn the_normal_path_goes_on_with_its_query() {
     let mut request = get("*");
     *request.method_mut() = Method::OPTIONS;
     request.headers_mut().insert("host", "h".parse().unwrap());
-    let response = service(PathNormalization::Base).oneshot(request).await.unwrap();
+    let response = service(PathNormalization::Base)
+        .oneshot(request)
+        .await
+        .unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(handler.last().uri.path(), "*");
 }
@@ -155,8 +174,8 @@ async fn a_request_has_one_host() {
     let deny_admin = policy(Action::Deny, vec![rule]);
     let ask = async |request: Request<String>| {
         let layer = AuthorizeLayer::new(deny_admin.clone());
-        let service = IdentifyLayer::for_connection(plaintext())
-            .layer(layer.layer(Handler::default()));
+        let service =
+            IdentifyLayer::for_connection(plaintext()).layer(layer.layer(Handler::default()));
         service.oneshot(request).await.unwrap().status().as_u16()
     };
     let request = |target: &str, hosts: &[&str]| {
@@ -186,7 +205,11 @@ async fn a_request_has_one_host() {
         ("/", &[""], 400),
         ("/", &[], 400),
     ] {
-        assert_eq!(ask(request(target, hosts)).await, status, "{target} {hosts:?}");
+        assert_eq!(
+            ask(request(target, hosts)).await,
+            status,
+            "{target} {hosts:?}"
+        );
     }
     let mut old = request("/", &[]);
     *old.version_mut() = Version::HTTP_10;
@@ -216,7 +239,9 @@ async fn every_value_of_a_header_counts() {
     ] {
         let mut request = get("/");
         for value in values {
-            request.headers_mut().append("x-team", value.parse().unwrap());
+            request
+                .headers_mut()
+                .append("x-team", value.parse().unwrap());
         }
         let caller = Caller::new(Handler::default()).policies(header(action.clone()));
         let answer = caller.call(request).await.unwrap();
@@ -299,9 +324,17 @@ async fn a_denied_request_uses_no_place_of_the_service() {
     let layer = AuthorizeLayer::new(public_only());
     let service = IdentifyLayer::for_connection(plaintext()).layer(layer.layer(limited));
     for _ in 0..3 {
-        let denied = service.clone().oneshot(get("http://h/private")).await.unwrap();
+        let denied = service
+            .clone()
+            .oneshot(get("http://h/private"))
+            .await
+            .unwrap();
         assert_eq!(denied.status(), 403);
-        let allowed = service.clone().oneshot(get("http://h/public")).await.unwrap();
+        let allowed = service
+            .clone()
+            .oneshot(get("http://h/public"))
+            .await
+            .unwrap();
         assert_eq!(allowed.status(), 200);
     }
 }

@@ -43,7 +43,13 @@ async fn the_handler_learns_who_calls() {
     request.extensions_mut().insert(plaintext());
     service.oneshot(request).await.unwrap();
     let head = handler.last();
-    assert!(head.extensions.get::<PeerIdentity>().unwrap().identity().is_none());
+    assert!(
+        head.extensions
+            .get::<PeerIdentity>()
+            .unwrap()
+            .identity()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -52,11 +58,25 @@ async fn the_connections_context_wins_over_the_requests() {
     let service = IdentifyLayer::for_connection(plaintext()).layer(handler.clone());
     let mut request = get("/");
     request.extensions_mut().insert(tunnel());
-    request.extensions_mut().insert(PeerIdentity::from(&tunnel()));
+    request
+        .extensions_mut()
+        .insert(PeerIdentity::from(&tunnel()));
     service.oneshot(request).await.unwrap();
     let head = handler.last();
-    assert!(head.extensions.get::<PeerIdentity>().unwrap().identity().is_none());
-    assert!(!head.extensions.get::<ConnectionContext>().unwrap().is_mutual_tls());
+    assert!(
+        head.extensions
+            .get::<PeerIdentity>()
+            .unwrap()
+            .identity()
+            .is_none()
+    );
+    assert!(
+        !head
+            .extensions
+            .get::<ConnectionContext>()
+            .unwrap()
+            .is_mutual_tls()
+    );
 }
 
 fn forged() -> Request<String> {
@@ -100,7 +120,11 @@ async fn forged_headers_do_not_reach_the_handler() {
 
     let service = IdentifyLayer::for_connection(tunnel()).layer(handler.clone());
     service.oneshot(forged()).await.unwrap();
-    let of_the_mesh = ["x-envoy-internal", "x-envoy-original-path", "x-istio-attributes"];
+    let of_the_mesh = [
+        "x-envoy-internal",
+        "x-envoy-original-path",
+        "x-istio-attributes",
+    ];
     let mut expected = [&kept[..], &of_the_mesh[..]].concat();
     expected.sort_unstable();
     assert_eq!(names(&handler), expected);

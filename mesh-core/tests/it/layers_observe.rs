@@ -73,7 +73,10 @@ async fn a_refusal_counts_too() {
         .layer(Handler::default());
     let response = service.oneshot(get("http://h/")).await.unwrap();
     drop(response.into_body().collect().await);
-    one(&metrics, &["response_code=\"403\"", "source_principal=\"unknown\""]);
+    one(
+        &metrics,
+        &["response_code=\"403\"", "source_principal=\"unknown\""],
+    );
 }
 
 #[tokio::test]
@@ -88,7 +91,10 @@ async fn trailers_tell_the_grpc_status() {
         ];
         Ok::<_, Infallible>(Response::new(StreamBody::new(stream::iter(frames))))
     });
-    let response = observed(&metrics, service).oneshot(grpc("/")).await.unwrap();
+    let response = observed(&metrics, service)
+        .oneshot(grpc("/"))
+        .await
+        .unwrap();
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {
         let trailers = frame.unwrap().is_trailers();
@@ -121,16 +127,18 @@ async fn a_client_that_goes_away_early_is_flagged() {
     // In the middle of it:
     let metrics = Metrics::new();
     let endless = service_fn(async |_: Request<String>| {
-        let frames = stream::repeat_with(|| {
-            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"x")))
-        });
+        let frames =
+            stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"x"))));
         Ok::<_, Infallible>(Response::new(StreamBody::new(frames)))
     });
     let response = observed(&metrics, endless).oneshot(get("/")).await.unwrap();
     let mut body = response.into_body();
     body.frame().await.unwrap().unwrap();
     drop(body);
-    one(&metrics, &["response_code=\"200\"", "response_flags=\"DC\""]);
+    one(
+        &metrics,
+        &["response_code=\"200\"", "response_flags=\"DC\""],
+    );
 }
 
 /// A server does not poll a body for its end when it knows that it has sent it all.
@@ -138,7 +146,9 @@ async fn a_client_that_goes_away_early_is_flagged() {
 async fn a_response_that_was_sent_whole_is_not_flagged() {
     let metrics = Metrics::new();
     let sized = service_fn(async |_: Request<String>| {
-        let frames = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"four")))]);
+        let frames = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(
+            b"four",
+        )))]);
         let response = Response::builder().header("content-length", 4);
         Ok::<_, Infallible>(response.body(StreamBody::new(frames)).unwrap())
     });
@@ -165,7 +175,10 @@ async fn a_failure_is_flagged_by_the_one_table() {
     });
     let service = observed(&metrics, failing);
     service.oneshot(get("/")).await.unwrap_err();
-    one(&metrics, &["response_code=\"503\"", "response_flags=\"UH\""]);
+    one(
+        &metrics,
+        &["response_code=\"503\"", "response_flags=\"UH\""],
+    );
 
     let metrics = Metrics::new();
     let breaks = service_fn(async |_: Request<String>| {
@@ -176,7 +189,10 @@ async fn a_failure_is_flagged_by_the_one_table() {
     let mut body = response.into_body();
     assert!(body.frame().await.unwrap().is_err());
     drop(body);
-    one(&metrics, &["response_code=\"200\"", "response_flags=\"UC\""]);
+    one(
+        &metrics,
+        &["response_code=\"200\"", "response_flags=\"UC\""],
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -75,12 +75,19 @@ async fn a_rules_own_places_stand_instead_of_the_defaults() {
         let told = format!("{request:?}");
         assert_eq!(refused(&tokens, request).await, expected, "{told}");
     }
-    assert!(!refused(&TokenLocations::default(), with("authorization", "Bearer eyJ")).await);
+    assert!(
+        !refused(
+            &TokenLocations::default(),
+            with("authorization", "Bearer eyJ")
+        )
+        .await
+    );
 }
 
 #[tokio::test]
 async fn the_refusal_says_why() {
-    let enforced = Enforced::new(PolicySet::default()).with_tokens(TokenLocations::istio_defaults());
+    let enforced =
+        Enforced::new(PolicySet::default()).with_tokens(TokenLocations::istio_defaults());
     let handler = Handler::default();
     let caller = Caller::new(handler.clone()).policies(enforced);
     let answer = caller
