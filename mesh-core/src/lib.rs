@@ -4,6 +4,7 @@ mod context;
 mod error;
 pub mod identity;
 pub mod layers;
+mod net;
 mod policies;
 pub mod snapshot;
 pub mod telemetry;
