@@ -60,11 +60,12 @@ impl PathNormalization {
             return Ok(Cow::Borrowed(target));
         }
         let decode_slashes = self == Self::DecodeAndMergeSlashes;
-        let decoded = decode(path, decode_slashes);
+        let (mut decoded, literals) = decode(path, decode_slashes);
         // `%%0000` becomes visible as `%00` to whoever decodes next.
         if decoded.contains("%00") {
             return Err(InvalidPath);
         }
+        escape_again(&mut decoded, &literals);
         let mut normal = resolve_dots(&decoded);
         if matches!(self, Self::MergeSlashes | Self::DecodeAndMergeSlashes) {
             normal = merge_slashes(&normal);
@@ -85,8 +86,10 @@ impl PathNormalization {
     }
 }
 
-fn decode(path: &str, decode_slashes: bool) -> String {
+/// Decodes; says also where in the result a `%` stands for itself.
+fn decode(path: &str, decode_slashes: bool) -> (String, Vec<usize>) {
     let mut decoded = String::with_capacity(path.len() + 1);
+    let mut literals = Vec::new();
     let mut rest = path;
     while let Some(at) = rest.find(['%', '\\']) {
         let (before, found) = rest.split_at(at);
@@ -105,14 +108,26 @@ fn decode(path: &str, decode_slashes: bool) -> String {
                 decoded.push('/');
                 rest = &found[3..];
             }
-            _ => {
+            other => {
+                if other.is_none() {
+                    literals.push(decoded.len());
+                }
                 decoded.push('%');
                 rest = &found[1..];
             }
         }
     }
     decoded.push_str(rest);
-    decoded
+    (decoded, literals)
+}
+
+/// `%%32e` must not become `%2e`: whoever decodes next would see another path than policies did.
+fn escape_again(decoded: &mut String, literals: &[usize]) {
+    for at in literals.iter().rev() {
+        if encoded(&decoded[*at..]).is_some() {
+            decoded.insert_str(at + 1, "25");
+        }
+    }
 }
 
 /// The byte that `%XX` at the beginning of `text` stands for.

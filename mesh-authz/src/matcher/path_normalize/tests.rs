@@ -153,3 +153,24 @@ fn refuses_nul() {
     // A query is not looked at.
     assert!(Base.normalize("/a?b=%00").is_ok());
 }
+
+#[test]
+fn decoding_makes_no_new_escapes() {
+    for (input, expected) in [
+        ("/a/%%32%65%%32%65/admin", "/a/%252e%252e/admin"),
+        ("/a/%%32e/", "/a/%252e/"),
+        ("/a/%2%65", "/a/%252e"),
+        ("/a/%%2e", "/a/%."),
+        ("/a/%zz%", "/a/%zz%"),
+    ] {
+        for mode in [Base, MergeSlashes, DecodeAndMergeSlashes] {
+            let normal = mode.normalize(input).unwrap();
+            assert_eq!(normal, expected, "{mode:?} {input}");
+            assert_eq!(
+                mode.normalize(&normal).unwrap(),
+                expected,
+                "{mode:?} {input}"
+            );
+        }
+    }
+}
