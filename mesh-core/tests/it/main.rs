@@ -15,3 +15,6 @@ mod layers_observe;
 mod layers_retry;
 mod layers_timeout;
 mod layers_tokens;
+mod require;
+mod workspace;
+mod workspace_sources;

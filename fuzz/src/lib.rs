@@ -1,0 +1,146 @@
+//! The bodies of the fuzz targets, so that the corpus replays without libFuzzer.
+//!
+//! A target is named for what it parses. Its body holds the input to a property; not to panic is the least.
+
+use mesh_authz::Identity;
+use mesh_authz::matcher::{PathNormalization, PathTemplate, parse_cidr};
+use mesh_hbone::tls::Bundle;
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
+
+/// One target: its name, which is also its corpus' folder, and its body.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 6] = [
+    ("certificate", certificate),
+    ("cidr", cidr),
+    ("crl", crl),
+    ("identity", identity),
+    ("path_normalize", path_normalize),
+    ("path_template", path_template),
+];
+
+/// A certificate that a peer, or a certificate authority, handed over.
+pub fn certificate(data: &[u8]) {
+    let certificate = CertificateDer::from(data.to_vec());
+    if let Ok(bundle) = bundle(certificate, &[]) {
+        identity(bundle.identity().to_string().as_bytes());
+        assert!(bundle.not_before() <= bundle.not_after());
+    }
+}
+
+/// A revocation list.
+pub fn crl(data: &[u8]) {
+    let leaf = CertificateDer::from(include_bytes!("../corpus/certificate/leaf").to_vec());
+    assert!(
+        bundle(leaf.clone(), &[]).is_ok(),
+        "the leaf is not to blame"
+    );
+    let _ = bundle(leaf, &[CertificateRevocationListDer::from(data)]);
+}
+
+fn bundle(
+    leaf: CertificateDer<'static>,
+    crls: &[CertificateRevocationListDer<'_>],
+) -> Result<Bundle, mesh_hbone::Error> {
+    // The key is not looked at before a handshake.
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(Vec::new()));
+    Bundle::new(vec![leaf.clone()], key, vec![leaf], crls)
+}
+
+/// An address block of a policy.
+pub fn cidr(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(net) = parse_cidr(text) {
+        assert_eq!(net, net.trunc(), "host bits are cleared");
+        assert_eq!(parse_cidr(&net.to_string()).ok(), Some(net));
+    }
+}
+
+/// A SPIFFE id.
+pub fn identity(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let Ok(identity) = Identity::parse(text) else {
+        return;
+    };
+    assert_eq!(identity.to_string(), text, "ids are never rewritten");
+    assert!(
+        text.bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'%')
+    );
+    let parts = [
+        identity.trust_domain(),
+        identity.namespace(),
+        identity.service_account(),
+    ];
+    assert!(
+        parts
+            .iter()
+            .all(|part| !part.is_empty() && !part.contains('/'))
+    );
+    assert_eq!(
+        Identity::new(parts[0], parts[1], parts[2]).as_ref(),
+        Ok(&identity)
+    );
+    assert_eq!(
+        Identity::from_principal(identity.principal()).as_ref(),
+        Ok(&identity)
+    );
+}
+
+/// A request's path, in every mode.
+pub fn path_normalize(data: &[u8]) {
+    let Ok(target) = std::str::from_utf8(data) else {
+        return;
+    };
+    for mode in [
+        PathNormalization::None,
+        PathNormalization::Base,
+        PathNormalization::MergeSlashes,
+        PathNormalization::DecodeAndMergeSlashes,
+    ] {
+        let Ok(normal) = mode.normalize(target) else {
+            continue;
+        };
+        assert!(
+            !normal.contains('#'),
+            "{mode:?}: {target:?} became {normal:?}"
+        );
+        let again = mode.normalize(&normal);
+        assert_eq!(
+            again.as_deref(),
+            Ok(&*normal),
+            "{mode:?}: {target:?} is normal only once"
+        );
+        let path = normal.split('?').next().unwrap_or_default();
+        if mode != PathNormalization::None && path.starts_with('/') {
+            let climbs = path
+                .split('/')
+                .any(|segment| segment == ".." || segment == ".");
+            assert!(!climbs, "{mode:?}: {target:?} became {normal:?}");
+        }
+    }
+}
+
+/// A path template, and after a line break the path to match.
+pub fn path_template(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let (template, path) = text.split_once('\n').unwrap_or((text, "/"));
+    let Ok(parsed) = PathTemplate::parse(template) else {
+        return;
+    };
+    assert_eq!(parsed.as_str(), template);
+    let matches = parsed.matches(path);
+    if !PathTemplate::is_template(template) {
+        assert_eq!(matches, template == path, "{template:?} has no operator");
+    }
+    assert!(!matches || !path.is_empty());
+}

@@ -1,0 +1,186 @@
+//! How the workspace's files look.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::workspace::root;
+
+/// A file this long has more than one thing to say.
+const MAX_LINES: usize = 800;
+
+/// Names that say nothing of what they hold.
+const EMPTY_NAMES: [&str; 9] = [
+    "util", "utils", "common", "helper", "helpers", "manager", "managers", "misc", "stuff",
+];
+
+/// The one reviewed module for what only the operating system's own interface offers.
+const UNSAFE_ALLOWED: &str = "mesh-core/src/net/socket.rs";
+
+const LIBRARIES: [&str; 4] = ["mesh-authz", "mesh-hbone", "mesh-xds", "mesh-core"];
+
+/// All files below `folder` with this extension, generated and built ones left out.
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let entry = entry.expect("an entry");
+            let path = entry.path();
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if entry.file_type().expect("a type").is_dir() {
+                if name != "target" && name != "generated" && !name.starts_with('.') {
+                    open.push(path);
+                }
+            } else if path.extension().is_some_and(|e| e == extension) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn sources() -> Vec<(String, String)> {
+    let root = root();
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        let name = path.strip_prefix(&root).expect("below the root");
+        (name.to_string_lossy().replace('\\', "/"), text)
+    };
+    let sources: Vec<_> = files(&root, "rs").into_iter().map(read).collect();
+    assert!(sources.len() > 20, "not the workspace: {}", root.display());
+    sources
+}
+
+/// What the compiler sees of a line, so far as a search needs it.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| !c.is_alphanumeric() && c != '_')
+}
+
+fn is_library_source(name: &str) -> bool {
+    LIBRARIES
+        .iter()
+        .any(|library| name.starts_with(&format!("{library}/src/")))
+}
+
+#[test]
+fn no_file_is_too_long() {
+    for (name, text) in sources() {
+        let lines = text.lines().count();
+        assert!(
+            lines <= MAX_LINES,
+            "{name}: {lines} lines, at most {MAX_LINES}"
+        );
+    }
+}
+
+#[test]
+fn names_say_what_they_hold() {
+    for (name, text) in sources() {
+        for part in Path::new(&name).with_extension("").iter() {
+            let part = part.to_string_lossy().to_lowercase();
+            let empty = part
+                .split(['_', '-'])
+                .any(|word| EMPTY_NAMES.contains(&word));
+            assert!(!empty, "{name}: {part}");
+        }
+        for (number, line) in text.lines().enumerate() {
+            let mut words = words(code(line))
+                .skip_while(|w| !["struct", "enum", "trait", "type", "mod"].contains(w));
+            let Some(defined) = words.nth(1) else {
+                continue;
+            };
+            let defined = defined.to_lowercase();
+            let empty = EMPTY_NAMES.iter().any(|end| defined.ends_with(end));
+            assert!(!empty, "{name}:{}: {defined}", number + 1);
+        }
+    }
+}
+
+#[test]
+fn only_the_module_for_sockets_is_unsafe() {
+    for (name, text) in sources() {
+        if !is_library_source(&name) || name == UNSAFE_ALLOWED {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let found = words(code(line)).any(|word| word == "unsafe");
+            assert!(!found, "{name}:{}: unsafe", number + 1);
+        }
+    }
+    for library in &LIBRARIES[..3] {
+        let lib = fs::read_to_string(root().join(library).join("src/lib.rs")).expect(library);
+        assert!(
+            lib.contains("#![forbid(unsafe_code)]"),
+            "{library} does not forbid unsafe code"
+        );
+    }
+}
+
+#[test]
+fn libraries_read_no_environment() {
+    for (name, text) in sources() {
+        if !is_library_source(&name) {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let line = code(line);
+            let reads = line.contains("std::env")
+                || line.contains("option_env!")
+                || (line.contains("env::") && line.contains("var"));
+            assert!(!reads, "{name}:{}: {line}", number + 1);
+        }
+    }
+}
+
+#[test]
+fn every_feature_says_what_it_is() {
+    for library in LIBRARIES {
+        let manifest = fs::read_to_string(root().join(library).join("Cargo.toml")).expect(library);
+        let mut inside = false;
+        let mut previous = "";
+        for line in manifest.lines() {
+            if line.starts_with('[') {
+                inside = line == "[features]";
+            } else if inside && line.contains('=') && !line.starts_with(['#', ' ', '"']) {
+                let named = line.starts_with("default ") || previous.starts_with("# ");
+                assert!(named, "{library}: no comment above `{line}`");
+            }
+            previous = line;
+        }
+    }
+}
+
+#[test]
+fn all_crates_skip_tests_alike() {
+    let own = include_str!("require.rs");
+    for library in LIBRARIES {
+        let path = root().join(library).join("tests/it/require.rs");
+        if path.exists() {
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            assert_eq!(text, own, "{} is not mesh-core's", path.display());
+        }
+    }
+}
+
+#[test]
+fn nothing_shows_the_crates_io_crate_of_the_same_name() {
+    let mut checked = 0;
+    for file in files(&root(), "md").into_iter().chain(files(&root(), "rs")) {
+        let text = fs::read_to_string(&file).expect("UTF-8");
+        for (number, line) in text.lines().enumerate() {
+            let Some((_, arguments)) = line.split_once(concat!("cargo add ", "mesh-core")) else {
+                continue;
+            };
+            checked += 1;
+            let fine = arguments.contains(" --path") || arguments.contains(" --git");
+            assert!(fine, "{}:{}: {line}", file.display(), number + 1);
+        }
+    }
+    assert!(checked > 0, "no page says how to add the crate");
+}
