@@ -3,7 +3,9 @@
 use std::error::Error as StdError;
 use std::io;
 
-use super::{BoxError, Error, ErrorKind};
+use mesh_hbone::{Error as TunnelError, ErrorKind as Tunnel, Side as TunnelSide};
+
+use super::{BoxError, Error, ErrorKind, Side};
 
 impl From<BoxError> for Error {
     /// Keeps an [`Error`]; else takes kind, side and retry safety from the first cause that tells:
@@ -15,12 +17,43 @@ impl From<BoxError> for Error {
             Err(error) => error,
         };
         let told = causes(&*error).find_map(read);
-        match told {
-            Some((kind, retry_safe)) => Self::new(kind).with_retry_safe(retry_safe),
-            None => Self::new(ErrorKind::Io),
-        }
-        .with_source(error)
+        told.unwrap_or_else(|| Self::new(ErrorKind::Io))
+            .with_source(error)
     }
+}
+
+impl From<TunnelError> for Error {
+    /// Side and retry safety are the tunnel's own.
+    fn from(error: TunnelError) -> Self {
+        of_tunnel(&error).with_source(error)
+    }
+}
+
+fn of_tunnel(error: &TunnelError) -> Error {
+    let kind = match error.kind() {
+        Tunnel::InvalidBundle => ErrorKind::Identity,
+        Tunnel::InvalidSettings => ErrorKind::Config,
+        Tunnel::Timeout => ErrorKind::ConnectTimeout,
+        Tunnel::Overloaded => ErrorKind::Overloaded,
+        Tunnel::Truncated => ErrorKind::Closed,
+        Tunnel::NotTls
+        | Tunnel::ClientHelloTooLarge
+        | Tunnel::NoProtocol
+        | Tunnel::Refused
+        | Tunnel::Tls => ErrorKind::TlsHandshake,
+        _ if error.is_authentication() => ErrorKind::TlsHandshake,
+        // Where nothing was sent, there was no connection to send it on.
+        _ if error.is_retry_safe() => ErrorKind::ConnectFailed,
+        _ => ErrorKind::Io,
+    };
+    let side = match error.side() {
+        TunnelSide::Downstream => Side::Downstream,
+        TunnelSide::Us => Side::Us,
+        _ => Side::Upstream,
+    };
+    Error::new(kind)
+        .with_side(side)
+        .with_retry_safe(error.is_retry_safe())
 }
 
 impl From<std::convert::Infallible> for Error {
@@ -37,9 +70,17 @@ fn causes<'a>(
     std::iter::successors(Some(error), |error| (*error).source()).take(MAX)
 }
 
-fn read(cause: &(dyn StdError + 'static)) -> Option<(ErrorKind, bool)> {
+/// What one cause tells, without that cause.
+fn read(cause: &(dyn StdError + 'static)) -> Option<Error> {
     if let Some(ours) = cause.downcast_ref::<Error>() {
-        return Some((ours.kind(), ours.is_retry_safe()));
+        return Some(
+            Error::new(ours.kind())
+                .with_side(ours.side())
+                .with_retry_safe(ours.is_retry_safe()),
+        );
+    }
+    if let Some(tunnel) = cause.downcast_ref::<TunnelError>() {
+        return Some(of_tunnel(tunnel));
     }
     if let Some(io) = cause.downcast_ref::<io::Error>() {
         // An error of ours that travels as an I/O error is its inner value, not its source.
@@ -49,12 +90,11 @@ fn read(cause: &(dyn StdError + 'static)) -> Option<(ErrorKind, bool)> {
                 return Some(told);
             }
         }
-        let kind = super::io_kind(io.kind());
-        return Some((kind, kind.is_retry_safe()));
+        return Some(Error::new(super::io_kind(io.kind())));
     }
     #[cfg(feature = "http")]
     if let Some(kind) = read_http(cause) {
-        return Some((kind, kind.is_retry_safe()));
+        return Some(Error::new(kind));
     }
     None
 }

@@ -343,8 +343,12 @@ impl From<std::io::Error> for Error {
     /// [`Io`](ErrorKind::Io), [`Reset`](ErrorKind::Reset) or [`Closed`](ErrorKind::Closed).
     fn from(error: std::io::Error) -> Self {
         let kind = io_kind(error.kind());
-        match error.downcast::<Self>() {
-            Ok(ours) => ours,
+        let error = match error.downcast::<Self>() {
+            Ok(ours) => return ours,
+            Err(error) => error,
+        };
+        match error.downcast::<mesh_hbone::Error>() {
+            Ok(tunnel) => Self::from(tunnel),
             Err(error) => Self::new(kind).with_source(error),
         }
     }

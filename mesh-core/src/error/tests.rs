@@ -112,3 +112,44 @@ fn every_reply_is_one_that_envoy_would_give() {
         );
     }
 }
+
+/// As a library does that wraps a connector's error.
+#[derive(Debug, thiserror::Error)]
+#[error("outer")]
+struct Outer(#[source] BoxError);
+
+#[test]
+fn reads_the_cause_out_of_other_libraries_errors() {
+    let ours = Error::new(ErrorKind::ConnectFailed).with_detail("10.0.0.9:15008");
+    let boxed: BoxError = Outer(Outer(ours.into()).into()).into();
+    let error = Error::from(boxed);
+    assert_eq!(error.kind(), ErrorKind::ConnectFailed);
+    assert!(error.is_retry_safe());
+    assert_eq!(error.source().unwrap().to_string(), "outer");
+
+    // Also where it travels inside an I/O error.
+    let io = io::Error::from(Error::new(ErrorKind::Reset).with_retry_safe(true));
+    let error = Error::from(BoxError::from(Outer(io.into())));
+    assert_eq!((error.kind(), error.is_retry_safe()), (ErrorKind::Reset, true));
+
+    let io = io::Error::from(io::ErrorKind::ConnectionReset);
+    let error = Error::from(BoxError::from(Outer(io.into())));
+    assert_eq!((error.kind(), error.is_retry_safe()), (ErrorKind::Reset, false));
+
+    // The text is not read.
+    let error = Error::from(BoxError::from("connection refused"));
+    assert_eq!((error.kind(), error.is_retry_safe()), (ErrorKind::Io, false));
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn a_refused_stream_is_known_by_its_code() {
+    for (reason, expected) in [
+        (h2::Reason::REFUSED_STREAM, ErrorKind::RefusedStream),
+        (h2::Reason::INTERNAL_ERROR, ErrorKind::Reset),
+        (h2::Reason::CANCEL, ErrorKind::Reset),
+    ] {
+        let error = Error::from(BoxError::from(Outer(h2::Error::from(reason).into())));
+        assert_eq!(error.kind(), expected);
+    }
+}

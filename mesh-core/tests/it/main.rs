@@ -10,6 +10,7 @@ mod identity_renewal;
 mod interfaces;
 mod layers_authorize;
 mod layers_identify;
+mod layers_logs;
 #[cfg(feature = "metrics")]
 mod layers_observe;
 mod layers_retry;
