@@ -130,15 +130,24 @@ fn reads_the_cause_out_of_other_libraries_errors() {
     // Also where it travels inside an I/O error.
     let io = io::Error::from(Error::new(ErrorKind::Reset).with_retry_safe(true));
     let error = Error::from(BoxError::from(Outer(io.into())));
-    assert_eq!((error.kind(), error.is_retry_safe()), (ErrorKind::Reset, true));
+    assert_eq!(
+        (error.kind(), error.is_retry_safe()),
+        (ErrorKind::Reset, true)
+    );
 
     let io = io::Error::from(io::ErrorKind::ConnectionReset);
     let error = Error::from(BoxError::from(Outer(io.into())));
-    assert_eq!((error.kind(), error.is_retry_safe()), (ErrorKind::Reset, false));
+    assert_eq!(
+        (error.kind(), error.is_retry_safe()),
+        (ErrorKind::Reset, false)
+    );
 
     // The text is not read.
     let error = Error::from(BoxError::from("connection refused"));
-    assert_eq!((error.kind(), error.is_retry_safe()), (ErrorKind::Io, false));
+    assert_eq!(
+        (error.kind(), error.is_retry_safe()),
+        (ErrorKind::Io, false)
+    );
 }
 
 #[cfg(feature = "http")]

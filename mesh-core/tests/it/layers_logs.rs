@@ -41,7 +41,9 @@ impl Lines {
     #[track_caller]
     fn has(&self, parts: &[&str]) {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        let line = text.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+        let line = text
+            .lines()
+            .find(|line| parts.iter().all(|part| line.contains(part)));
         assert!(line.is_some(), "no line with {parts:?} in:\n{text}");
     }
 }
@@ -76,7 +78,12 @@ async fn a_dry_run_says_what_it_would_do() {
     let caller = Caller::new(Handler::default()).policies(dry);
     let (lines, _guard) = capture("mesh::authz=debug");
     assert_eq!(caller.call(get("/")).await.unwrap().status(), 200);
-    lines.has(&["dry_run=true", "allowed=false", "policy=default/dry", "rule=0"]);
+    lines.has(&[
+        "dry_run=true",
+        "allowed=false",
+        "policy=default/dry",
+        "rule=0",
+    ]);
 }
 
 #[tokio::test]
@@ -94,5 +101,10 @@ async fn every_answer_is_in_the_access_log() {
         .identity(REVIEWS)
         .policies(policy(Action::Allow, vec![]));
     caller.call(get("/books?page=2")).await.unwrap();
-    lines.has(&["request complete", "/books?page=2", "response_code=403", REVIEWS]);
+    lines.has(&[
+        "request complete",
+        "/books?page=2",
+        "response_code=403",
+        REVIEWS,
+    ]);
 }
