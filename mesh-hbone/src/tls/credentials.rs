@@ -73,14 +73,15 @@ impl Options {
         self
     }
 
-    /// Bytes a connection holds encrypted before writers wait. Default: 256 KiB, so that one
-    /// system call carries sixteen records and what is in flight stays in the second-level cache.
+    /// Bytes a connection holds encrypted at most. Default: 256 KiB.
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = bytes;
         self
     }
 
-    /// Bytes that a deferred flush leaves in memory at most. Default: 128 KiB.
+    /// Encrypted bytes from which they are written without a flush and writers wait for the
+    /// transport; a deferred flush leaves less than this in memory. Default: 128 KiB, so that one
+    /// system call carries eight records and what is in flight stays in the second-level cache.
     pub fn flush_at(mut self, bytes: usize) -> Self {
         self.flush_at = bytes;
         self
@@ -112,8 +113,8 @@ impl Options {
         if self.send_buffer < RECORD {
             return wrong("send_buffer: expected at least 16384 bytes, one TLS record");
         }
-        if self.flush_at > self.send_buffer {
-            return wrong("flush_at: expected at most send_buffer");
+        if self.flush_at == 0 || self.flush_at > self.send_buffer {
+            return wrong("flush_at: expected more than zero and at most send_buffer");
         }
         if self.read_buffer == 0 {
             return wrong("read_buffer: expected at least one byte");

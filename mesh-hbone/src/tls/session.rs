@@ -221,16 +221,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if self.closing {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        while self.queued >= self.send_buffer {
-            match self.poll_write_tls(cx)? {
-                Poll::Ready(()) => {}
-                Poll::Pending => {
-                    self.writer_waits = true;
-                    return Poll::Pending;
-                }
-            }
-        }
-        self.writer_waits = false;
+        ready!(self.poll_make_room(cx))?;
         // Whole records, so that a full queue makes no small one.
         let room = (self.send_buffer - self.queued).next_multiple_of(RECORD);
         let count = if total <= room {
@@ -249,15 +240,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if !self.deferred {
             return self.poll_flush_now(cx);
         }
-        if self.queued >= self.flush_at {
-            // All that the transport takes: fewer and larger writes.
-            let drained = self.poll_drain(cx)?;
-            self.writer_waits = drained.is_pending() && self.queued >= self.flush_at;
-            if self.writer_waits {
-                return Poll::Pending;
-            }
-        }
-        Poll::Ready(Ok(()))
+        self.poll_make_room(cx)
     }
 
     pub(super) fn poll_flush_now(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -273,6 +256,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         }
         ready!(self.poll_flush_now(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    /// Once `flush_at` is reached, writes all that the transport takes, and waits while that is not
+    /// enough: more in flight would only leave the cache.
+    fn poll_make_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.queued >= self.flush_at {
+            let drained = self.poll_drain(cx)?;
+            self.writer_waits = drained.is_pending() && self.queued >= self.flush_at;
+            if self.writer_waits {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
