@@ -141,6 +141,16 @@ impl Node {
         matches!(self, Self::Any(parts) if parts.is_empty())
     }
 
+    /// Nodes, itself included.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::All(parts) | Self::Any(parts) => 1 + parts.iter().map(Self::size).sum::<usize>(),
+            Self::Not(part) => 1 + part.size(),
+            Self::Is(_) | Self::In(_) => 1,
+        }
+    }
+
     /// Whether the condition holds.
     pub(super) fn holds(&self, attributes: &Attributes<'_>, lean: Lean) -> bool {
         match self {

@@ -88,6 +88,9 @@ pub(super) struct Index {
     path_prefixes: Nested<Prefix, List>,
     /// Rules without an anchor.
     rest: List,
+    /// How many rules the last search tried.
+    #[cfg(test)]
+    tried: std::sync::atomic::AtomicU32,
 }
 
 impl Index {
@@ -173,7 +176,14 @@ impl Index {
             paths: map(tables.paths),
             path_prefixes: Nested::new(tables.path_prefixes),
             rest,
+            #[cfg(test)]
+            tried: 0.into(),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn tried(&self) -> u32 {
+        self.tried.swap(0, std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Whether any ALLOW policy applies.
@@ -264,6 +274,10 @@ impl Search<'_, '_> {
             if self.only_permits && rule.refuses {
                 continue;
             }
+            #[cfg(test)]
+            self.index
+                .tried
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let lean = if rule.refuses {
                 self.refuse
             } else {

@@ -30,11 +30,15 @@ impl StringMatch {
     ///
     /// [`InvalidRegex`] when it is malformed or too large.
     pub fn regex(pattern: &str) -> Result<Self, InvalidRegex> {
-        regex::RegexBuilder::new(&format!(r"\A(?:{pattern})\z"))
-            .size_limit(1 << 20)
-            .build()
-            .map(Self::Regex)
-            .map_err(InvalidRegex)
+        let compile = |pattern: &str| {
+            regex::RegexBuilder::new(pattern)
+                .size_limit(1 << 20)
+                .build()
+                .map_err(InvalidRegex)
+        };
+        // Alone first: `a)|(b` would otherwise break out of the group that makes the match full.
+        compile(pattern)?;
+        compile(&format!(r"\A(?:{pattern})\z")).map(Self::Regex)
     }
 
     /// Reads Istio's form: `*` is presence, a leading or trailing `*` a suffix or prefix, else exact.
