@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
+use std::sync::Arc;
 use std::{fmt, io};
+
+use http::StatusCode;
 
 use crate::tls::VerifyError;
 
@@ -10,17 +13,20 @@ type Source = Box<dyn StdError + Send + Sync>;
 
 /// Why a connection or tunnel could not be made or did not last.
 ///
-/// `Display` prints one level; [`source`](StdError::source) has the next.
+/// `Display` prints one level; [`source`](StdError::source) has the next. Clones share the source:
+/// every caller that waited for the same connection gets its own copy of why there is none.
+#[derive(Clone)]
 pub struct Error {
     inner: Box<Inner>,
 }
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     side: Side,
     retry_safe: bool,
     detail: Option<Cow<'static, str>>,
-    source: Option<Source>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 /// What failed.
@@ -67,6 +73,20 @@ pub enum ErrorKind {
     Truncated,
     /// The transport failed.
     Io,
+    /// An authority is not `ip:port`, `[ip]:port` or `host:port`.
+    InvalidAuthority,
+    /// A header of a CONNECT or its answer is malformed.
+    InvalidHeader,
+    /// The peer answered a CONNECT with this status, which is not 200.
+    ConnectRefused(StatusCode),
+    /// The peer reset the stream of a tunnel.
+    Reset,
+    /// The peer takes no more tunnels on this connection (GOAWAY).
+    GoingAway,
+    /// The peer violated HTTP/2, or said that we did.
+    Http2,
+    /// The connection under a tunnel is gone.
+    Closed,
 }
 
 /// On whose side something failed.
@@ -100,7 +120,7 @@ impl Error {
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Self {
-        self.inner.source = Some(source.into());
+        self.inner.source = Some(Arc::from(source.into()));
         self
     }
 
@@ -167,6 +187,14 @@ impl Error {
         )
     }
 
+    /// The status with which the peer refused a CONNECT.
+    pub fn status(&self) -> Option<StatusCode> {
+        match self.kind() {
+            ErrorKind::ConnectRefused(status) => Some(status),
+            _ => None,
+        }
+    }
+
     /// What was wrong with the peer's certificate, in full.
     pub fn verification(&self) -> Option<&VerifyError> {
         self.inner.source.as_ref()?.downcast_ref()
@@ -196,6 +224,13 @@ impl ErrorKind {
             Self::Overloaded => "overloaded",
             Self::Truncated => "the connection ended without close_notify",
             Self::Io => "the connection failed",
+            Self::InvalidAuthority => "invalid authority",
+            Self::InvalidHeader => "invalid header",
+            Self::ConnectRefused(_) => "the peer refused the tunnel",
+            Self::Reset => "the peer reset the tunnel",
+            Self::GoingAway => "the peer takes no more tunnels on this connection",
+            Self::Http2 => "HTTP/2 failed",
+            Self::Closed => "the connection is closed",
         }
     }
 }
@@ -203,6 +238,9 @@ impl ErrorKind {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.inner.kind.text())?;
+        if let ErrorKind::ConnectRefused(status) = self.inner.kind {
+            write!(f, " with status {}", status.as_u16())?;
+        }
         if let Some(detail) = &self.inner.detail {
             write!(f, ": {detail}")?;
         }

@@ -1,0 +1,259 @@
+//! The bounds and time-outs of HBONE connections.
+
+use std::time::Duration;
+
+/// Settings of HBONE connections, clients and servers alike.
+///
+/// The defaults are those of an application that embeds the mesh. A proxy for many workloads sets
+/// more streams and longer windows.
+///
+/// # Examples
+///
+/// ```
+/// use mesh_hbone::config::Config;
+///
+/// // istio/ztunnel's limits, of a node proxy
+/// let config = Config::default().max_incoming_streams(200).stream_window(4 << 20);
+/// # let _ = config;
+/// ```
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub(crate) stream_window: u32,
+    pub(crate) connection_window: Option<u32>,
+    pub(crate) max_incoming_streams: u32,
+    pub(crate) max_outgoing_streams: u32,
+    pub(crate) send_buffer: usize,
+    pub(crate) max_frame_size: u32,
+    pub(crate) max_header_list_size: u32,
+    pub(crate) data_frame_budget: Option<usize>,
+    pub(crate) max_pending_resets: usize,
+    pub(crate) max_error_resets: usize,
+    pub(crate) ping_interval: Duration,
+    pub(crate) ping_timeout: Duration,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) first_connect_timeout: Duration,
+    pub(crate) linger_timeout: Duration,
+    pub(crate) max_connections: usize,
+    pub(crate) max_waiters: usize,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) dial_timeout: Duration,
+}
+
+/// The largest flow-control window (RFC 9113 section 6.9.1).
+const MAX_WINDOW: u32 = (1 << 31) - 1;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            stream_window: 256 << 10,
+            connection_window: None,
+            max_incoming_streams: 100,
+            max_outgoing_streams: 100,
+            send_buffer: 128 << 10,
+            max_frame_size: 16 << 10,
+            max_header_list_size: 64 << 10,
+            data_frame_budget: None,
+            max_pending_resets: 20,
+            max_error_resets: 1024,
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            first_connect_timeout: Duration::from_secs(10),
+            linger_timeout: Duration::from_secs(30),
+            max_connections: 500,
+            max_waiters: 1024,
+            idle_timeout: Duration::from_secs(300),
+            dial_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Config {
+    /// Bytes that the peer may send on one tunnel ahead of its reader. Default: 256 KiB, clamped to
+    /// 1 byte and 2^31-1.
+    ///
+    /// It is also what an unread tunnel may cost in memory. More than the path's bandwidth times
+    /// delay brings nothing: bytes that leave the cache cost more than they bring.
+    #[must_use]
+    pub fn stream_window(mut self, bytes: u32) -> Self {
+        self.stream_window = bytes.clamp(1, MAX_WINDOW);
+        self
+    }
+
+    /// Bytes that the peer may send on all tunnels of a connection ahead of their readers. Default:
+    /// streams × stream window, so that tunnels that nobody reads never stall their neighbours.
+    ///
+    /// A smaller value saves memory and gives that up. Never less than HTTP/2's initial 65 535.
+    #[must_use]
+    pub fn connection_window(mut self, bytes: u32) -> Self {
+        self.connection_window = Some(bytes.clamp(65_535, MAX_WINDOW));
+        self
+    }
+
+    /// Tunnels that a peer may have open on one connection to us. Default: 100; at least 1.
+    /// A CONNECT beyond them is answered RST_STREAM(REFUSED_STREAM), which is safe to retry.
+    #[must_use]
+    pub fn max_incoming_streams(mut self, streams: u32) -> Self {
+        self.max_incoming_streams = streams.max(1);
+        self
+    }
+
+    /// Tunnels that we open on one connection; a peer's SETTINGS_MAX_CONCURRENT_STREAMS may lower it.
+    /// Default: 100; at least 1.
+    #[must_use]
+    pub fn max_outgoing_streams(mut self, streams: u32) -> Self {
+        self.max_outgoing_streams = streams.max(1);
+        self
+    }
+
+    /// Bytes that one tunnel accepts from its writer ahead of the wire. Default: 128 KiB (what is in
+    /// flight should stay in the L2 cache); at least 16 KiB.
+    #[must_use]
+    pub fn send_buffer(mut self, bytes: usize) -> Self {
+        self.send_buffer = bytes.clamp(16 << 10, MAX_WINDOW as usize);
+        self
+    }
+
+    /// The largest frame that peers may send (SETTINGS_MAX_FRAME_SIZE). Default: 16 KiB, HTTP/2's
+    /// own: a larger frame is delivered only when it is here entirely. Clamped to 16 KiB and
+    /// 16 MiB - 1. We ourselves send DATA of at most 16 375 bytes: a full TLS record with its header.
+    #[must_use]
+    pub fn max_frame_size(mut self, bytes: u32) -> Self {
+        self.max_frame_size = bytes.clamp(16 << 10, (16 << 20) - 1);
+        self
+    }
+
+    /// Decoded size of the headers of a CONNECT or its answer. Default: 64 KiB, as istio/ztunnel.
+    /// h2 derives from it and the frame size how many CONTINUATION frames it bears (5 by default).
+    #[must_use]
+    pub fn max_header_list_size(mut self, bytes: u32) -> Self {
+        self.max_header_list_size = bytes;
+        self
+    }
+
+    /// What small unread DATA frames of a connection may cost before the connection is closed: a
+    /// frame of n < 256 bytes costs 256 - n until it is read.
+    ///
+    /// Default: stream window × 255, the connection's window if that is more: one tunnel that nobody
+    /// reads cannot exhaust it, even if all its bytes come one by one. h2's own default (half of the
+    /// connection window) would let one such tunnel close the connection under its neighbours.
+    #[must_use]
+    pub fn data_frame_budget(mut self, bytes: usize) -> Self {
+        self.data_frame_budget = Some(bytes);
+        self
+    }
+
+    /// CONNECTs that the peer may have reset before we looked at them (CVE-2023-44487,
+    /// RUSTSEC-2023-0034). One more closes the connection with ENHANCE_YOUR_CALM. Default: 20.
+    #[must_use]
+    pub fn max_pending_resets(mut self, streams: usize) -> Self {
+        self.max_pending_resets = streams;
+        self
+    }
+
+    /// Streams that the peer may make us reset by violations of the protocol, over the life of a
+    /// connection (RUSTSEC-2024-0003, CVE-2025-8671). One more closes it. Default: 1 024.
+    #[must_use]
+    pub fn max_error_resets(mut self, streams: usize) -> Self {
+        self.max_error_resets = streams;
+        self
+    }
+
+    /// Time from the start, and from the answer to the last PING, to the next PING. Default: 10 s.
+    #[must_use]
+    pub fn ping_interval(mut self, interval: Duration) -> Self {
+        self.ping_interval = interval;
+        self
+    }
+
+    /// Time that the peer has to answer a PING before the connection is given up. Default: 10 s, so
+    /// that a vanished peer is noticed within 20 s.
+    #[must_use]
+    pub fn ping_timeout(mut self, timeout: Duration) -> Self {
+        self.ping_timeout = timeout;
+        self
+    }
+
+    /// Time that the peer has for its first SETTINGS and, as a client, its preface. Default: 10 s.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// Time that the peer has to answer a CONNECT. Default: 10 s. A server that dials before it
+    /// answers should give up sooner than its clients do.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Time that a client has for its first CONNECT on a connection. Default: 10 s. Later pauses are
+    /// bounded by PING only.
+    #[must_use]
+    pub fn first_connect_timeout(mut self, timeout: Duration) -> Self {
+        self.first_connect_timeout = timeout;
+        self
+    }
+
+    /// Time that bytes of a tunnel which was shut down and dropped have to leave. Default: 30 s;
+    /// then the stream is reset.
+    #[must_use]
+    pub fn linger_timeout(mut self, timeout: Duration) -> Self {
+        self.linger_timeout = timeout;
+        self
+    }
+
+    /// Connections that a [`Pool`](crate::pool::Pool) holds, those being dialled included. Default:
+    /// 500, as istio/ztunnel. At the limit, the connection that has been idle the longest makes room.
+    #[must_use]
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = connections.max(1);
+        self
+    }
+
+    /// Callers that may wait in a [`Pool`](crate::pool::Pool) for connections of one key. Default:
+    /// 1 024; more are refused at once.
+    #[must_use]
+    pub fn max_waiters(mut self, waiters: usize) -> Self {
+        self.max_waiters = waiters.max(1);
+        self
+    }
+
+    /// Time after its last tunnel for which a [`Pool`](crate::pool::Pool) keeps a connection.
+    /// Default: 5 min, as istio/ztunnel.
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// Time that a dial of a [`Pool`](crate::pool::Pool) has in all: TCP, TLS and HTTP/2, each of which
+    /// should have a shorter one of its own. Default: 30 s.
+    #[must_use]
+    pub fn dial_timeout(mut self, timeout: Duration) -> Self {
+        self.dial_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn window_of(&self, streams: u32) -> u32 {
+        self.connection_window.unwrap_or_else(|| {
+            let all = u64::from(self.stream_window) * u64::from(streams);
+            u32::try_from(all)
+                .unwrap_or(MAX_WINDOW)
+                .clamp(65_535, MAX_WINDOW)
+        })
+    }
+
+    pub(crate) fn budget_of(&self, streams: u32) -> usize {
+        self.data_frame_budget.unwrap_or_else(|| {
+            let window = self.window_of(streams) as usize;
+            (self.stream_window as usize)
+                .saturating_mul(255)
+                .max(window)
+        })
+    }
+}

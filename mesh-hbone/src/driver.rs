@@ -1,0 +1,284 @@
+//! What every connection needs besides h2: flushes at the end of a poll, PINGs, small writes.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::config::Config;
+use crate::keepalive::{Action, KeepAlive};
+use crate::tunnel::Outboxes;
+use crate::{DeferredFlush, Error, ErrorKind, Side};
+
+/// Turns of h2 in one poll of a connection before other tasks have theirs.
+const MAX_TURNS: usize = 16;
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds one of this crate's locks leaves its data half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The transport, which h2 owns and its driver flushes. Both run in one task: the lock never waits.
+pub(crate) struct SharedIo<IO> {
+    shared: Arc<Mutex<Shared<IO>>>,
+    vectored: bool,
+}
+
+struct Shared<IO> {
+    io: IO,
+    /// h2 keeps only the text of an I/O error.
+    failure: Option<Error>,
+}
+
+impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
+    pub(crate) fn new(mut io: IO) -> Self {
+        Pin::new(&mut io).defer_flushes();
+        Self {
+            vectored: io.is_write_vectored(),
+            shared: Arc::new(Mutex::new(Shared { io, failure: None })),
+        }
+    }
+
+    pub(crate) fn poll_flush_now(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|io| io.poll_flush_now(cx))
+    }
+
+    fn with<T>(
+        &self,
+        operation: impl FnOnce(Pin<&mut IO>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let shared = &mut *lock(&self.shared);
+        let result = operation(Pin::new(&mut shared.io));
+        if let Poll::Ready(Err(error)) = &result
+            && let Some(error) = error.get_ref().and_then(|source| source.downcast_ref())
+        {
+            shared.failure = Some(Error::clone(error));
+        }
+        result
+    }
+
+    /// Why the connection failed: what the transport said, if it said more than h2 understood.
+    pub(crate) fn error(&self, error: h2::Error, side: Side) -> Error {
+        match lock(&self.shared).failure.take() {
+            Some(failure) if error.is_io() => failure,
+            _ => from_h2(error, side),
+        }
+    }
+}
+
+impl<IO> Clone for SharedIo<IO> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            vectored: self.vectored,
+        }
+    }
+}
+
+impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.with(|io| io.poll_read(cx, buf))
+    }
+}
+
+impl<IO: DeferredFlush + Unpin> AsyncWrite for SharedIo<IO> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|io| io.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|io| io.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.vectored
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|io| io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|io| io.poll_shutdown(cx))
+    }
+}
+
+pub(crate) fn from_h2(error: h2::Error, side: Side) -> Error {
+    let reason = error.reason();
+    let kind = if error.is_io() {
+        ErrorKind::Closed
+    } else if error.is_reset() {
+        ErrorKind::Reset
+    } else if error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR) {
+        ErrorKind::GoingAway
+    } else {
+        ErrorKind::Http2
+    };
+    let detail = reason.map(|reason| format!("{reason:?}"));
+    let mapped = Error::new(kind, side).with_source(error);
+    match detail {
+        Some(detail) => mapped.with_detail(detail),
+        None => mapped,
+    }
+}
+
+/// The part of a connection's task that is the same for clients and servers.
+pub(crate) struct Driver<IO> {
+    io: SharedIo<IO>,
+    ping: Option<h2::PingPong>,
+    waiting_for_pong: bool,
+    keepalive: KeepAlive,
+    timer: Pin<Box<Sleep>>,
+    outboxes: Arc<Outboxes>,
+    side: Side,
+}
+
+/// What a connection does next.
+pub(crate) enum Turn {
+    /// h2 has something new to do.
+    Again,
+    /// Everything waits, and everything written is on its way.
+    Wait,
+    /// The time that the caller named is here.
+    Deadline,
+}
+
+impl<IO: DeferredFlush + Unpin> Driver<IO> {
+    pub(crate) fn new(
+        io: SharedIo<IO>,
+        ping: Option<h2::PingPong>,
+        config: &Config,
+        side: Side,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            io,
+            ping,
+            waiting_for_pong: false,
+            keepalive: KeepAlive::new(now, config.ping_interval, config.ping_timeout),
+            timer: Box::pin(sleep_until(now + config.ping_interval)),
+            outboxes: Arc::new(Outboxes::new(config.linger_timeout)),
+            side,
+        }
+    }
+
+    pub(crate) fn outboxes(&self) -> &Arc<Outboxes> {
+        &self.outboxes
+    }
+
+    pub(crate) fn error(&self, error: h2::Error) -> Error {
+        self.io.error(error, self.side)
+    }
+
+    /// Polls h2 until nothing is left to do but wait.
+    pub(crate) fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        deadline: Option<Instant>,
+        mut h2: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<Result<Option<T>, Error>> {
+        self.outboxes.register(cx);
+        for _ in 0..MAX_TURNS {
+            if let Poll::Ready(value) = h2(cx) {
+                // More may follow at once; the flush needs not be complete, only begun.
+                if let Poll::Ready(Err(error)) = self.io.poll_flush_now(cx) {
+                    tracing::trace!(target: "mesh::hbone", %error, "flush failed");
+                }
+                return Poll::Ready(Ok(Some(value)));
+            }
+            match self.turn(cx, deadline)? {
+                Turn::Again => {}
+                Turn::Wait => return Poll::Pending,
+                Turn::Deadline => return Poll::Ready(Ok(None)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        self.flush(cx)?;
+        Poll::Pending
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Result<Turn, Error> {
+        let mut again = self.outboxes.send();
+        loop {
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Ok(Turn::Deadline);
+            }
+            let linger = self.outboxes.expire(now);
+            self.poll_ping(cx)?;
+            let wake = match self.keepalive.poll(now) {
+                Action::Ping => {
+                    if let Some(ping) = &mut self.ping {
+                        ping.send_ping(h2::Ping::opaque())
+                            .map_err(|error| from_h2(error, self.side))?;
+                        self.waiting_for_pong = true;
+                        again = true;
+                    }
+                    continue;
+                }
+                Action::Wait(at) => at,
+                Action::GiveUp => {
+                    return Err(Error::new(ErrorKind::Timeout, self.side)
+                        .with_detail("the peer did not answer a PING"));
+                }
+            };
+            if again {
+                return Ok(Turn::Again);
+            }
+            let wake = [Some(wake), linger, deadline].into_iter().flatten().min();
+            if let Some(wake) = wake
+                && self.timer.deadline() != wake
+            {
+                self.timer.as_mut().reset(wake);
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+        }
+        self.flush(cx)?;
+        Ok(Turn::Wait)
+    }
+
+    fn poll_ping(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        let Some(ping) = &mut self.ping else {
+            return Ok(());
+        };
+        if self.waiting_for_pong
+            && let Poll::Ready(result) = ping.poll_pong(cx)
+        {
+            result.map_err(|error| from_h2(error, self.side))?;
+            self.waiting_for_pong = false;
+            self.keepalive.answered(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn flush(&self, cx: &mut Context<'_>) -> Result<(), Error> {
+        match self.io.poll_flush_now(cx) {
+            Poll::Ready(Err(error)) => Err(Error::from_io(error, self.side)),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl<IO> Drop for Driver<IO> {
+    fn drop(&mut self) {
+        self.outboxes.close();
+    }
+}

@@ -1,0 +1,115 @@
+//! The connections of one key, and who waits for one: bookkeeping without I/O.
+
+use std::collections::VecDeque;
+
+/// What the pool has to know of a connection.
+pub(super) trait Link: Clone {
+    /// Streams that may be open at once; the peer may change it at any time.
+    fn max_streams(&self) -> usize;
+    /// Whether it takes no more streams.
+    fn is_closed(&self) -> bool;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ConnectionId(pub(super) u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct WaiterId(pub(super) u64);
+
+/// A stream's place on a connection, until it is released.
+#[derive(Debug, Clone)]
+pub(super) struct Grant<C> {
+    pub(super) id: ConnectionId,
+    pub(super) link: C,
+}
+
+#[derive(Debug)]
+struct Connection<C> {
+    id: ConnectionId,
+    link: C,
+    streams: usize,
+}
+
+/// Invariant: whoever waits, waits for a dial. Nobody waits beside a free stream.
+#[derive(Debug)]
+pub(super) struct Entry<C> {
+    connections: Vec<Connection<C>>,
+    pub(super) dial: Option<ConnectionId>,
+    pub(super) waiters: VecDeque<WaiterId>,
+}
+
+/// What a release left behind.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Released {
+    /// The connection has other streams, or is none of ours any more.
+    Busy,
+    Idle,
+}
+
+impl<C: Link> Entry<C> {
+    pub(super) fn new() -> Self {
+        Self {
+            connections: Vec::new(),
+            dial: None,
+            waiters: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.connections.is_empty() && self.dial.is_none() && self.waiters.is_empty()
+    }
+
+    /// Forgets connections that take no more streams, and names them.
+    pub(super) fn prune(&mut self) -> Vec<(ConnectionId, C)> {
+        let closed = |connection: &mut Connection<C>| connection.link.is_closed();
+        let gone = self.connections.extract_if(.., closed);
+        gone.map(|connection| (connection.id, connection.link))
+            .collect()
+    }
+
+    /// Takes a stream of the oldest connection that has one free: young ones become idle and go.
+    pub(super) fn take(&mut self) -> Option<Grant<C>> {
+        let free =
+            |connection: &&mut Connection<C>| connection.streams < connection.link.max_streams();
+        let connection = self.connections.iter_mut().find(free)?;
+        connection.streams += 1;
+        Some(Grant {
+            id: connection.id,
+            link: connection.link.clone(),
+        })
+    }
+
+    pub(super) fn insert(&mut self, id: ConnectionId, link: C) {
+        self.connections.push(Connection {
+            id,
+            link,
+            streams: 0,
+        });
+    }
+
+    pub(super) fn release(&mut self, id: ConnectionId) -> Released {
+        match self
+            .connections
+            .iter_mut()
+            .find(|connection| connection.id == id)
+        {
+            Some(connection) => {
+                connection.streams = connection.streams.saturating_sub(1);
+                if connection.streams == 0 {
+                    Released::Idle
+                } else {
+                    Released::Busy
+                }
+            }
+            None => Released::Busy,
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: ConnectionId) -> Option<C> {
+        let index = self
+            .connections
+            .iter()
+            .position(|connection| connection.id == id)?;
+        Some(self.connections.remove(index).link)
+    }
+}

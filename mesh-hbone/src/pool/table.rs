@@ -1,0 +1,305 @@
+//! All keys of a pool: what to dial, whom to tell, what to let go. No I/O; time is an argument.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::entry::{ConnectionId, Entry, Grant, Link, Released, WaiterId};
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) connections: usize,
+    pub(super) waiters: usize,
+    pub(super) idle: Duration,
+}
+
+/// The answer to a checkout.
+#[derive(Debug)]
+pub(super) enum Checkout<C> {
+    Granted(Grant<C>),
+    /// Wait. If there is an id, dial and report under it; otherwise somebody does.
+    Queued(WaiterId, Option<ConnectionId>),
+    TooManyWaiters,
+    TooManyConnections,
+}
+
+/// What follows from a new connection.
+#[derive(Debug)]
+pub(super) struct Connected<C> {
+    pub(super) grants: Vec<(WaiterId, Grant<C>)>,
+    /// Waiters are left: dial again under this id, for this waiter and those after it.
+    pub(super) dial: Option<(WaiterId, ConnectionId)>,
+    /// Waiters for whom there is no room, not even after an eviction.
+    pub(super) refused: Vec<WaiterId>,
+}
+
+#[derive(Debug)]
+pub(super) struct Table<K, C> {
+    limits: Limits,
+    entries: HashMap<K, Entry<C>>,
+    /// Whose each connection or dial is.
+    keys: HashMap<ConnectionId, K>,
+    waiting: HashMap<WaiterId, K>,
+    /// Connections without streams, and since when.
+    idle: BTreeSet<(Instant, ConnectionId)>,
+    idle_since: HashMap<ConnectionId, Instant>,
+    /// Evicted or expired: dropped by the caller, outside its lock.
+    dropped: Vec<C>,
+    next_id: u64,
+}
+
+impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            entries: HashMap::new(),
+            keys: HashMap::new(),
+            waiting: HashMap::new(),
+            idle: BTreeSet::new(),
+            idle_since: HashMap::new(),
+            dropped: Vec::new(),
+            next_id: 0,
+        }
+    }
+
+    pub(super) fn checkout(&mut self, key: &K) -> Checkout<C> {
+        let entry = self.entries.entry(key.clone()).or_insert_with(Entry::new);
+        let gone = entry.prune();
+        if let Some(grant) = entry.take() {
+            self.let_go(gone);
+            self.not_idle(grant.id);
+            return Checkout::Granted(grant);
+        }
+        let (full, dialling) = (
+            entry.waiters.len() >= self.limits.waiters,
+            entry.dial.is_some(),
+        );
+        self.let_go(gone);
+        if full {
+            return Checkout::TooManyWaiters;
+        }
+        let dial = if dialling {
+            None
+        } else {
+            let Some(dial) = self.start_dial(key) else {
+                self.tidy(key);
+                return Checkout::TooManyConnections;
+            };
+            Some(dial)
+        };
+        let waiter = WaiterId(self.id());
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.waiters.push_back(waiter);
+        }
+        self.waiting.insert(waiter, key.clone());
+        Checkout::Queued(waiter, dial)
+    }
+
+    /// The dial succeeded.
+    pub(super) fn connected(&mut self, now: Instant, id: ConnectionId, link: C) -> Connected<C> {
+        let mut outcome = Connected {
+            grants: Vec::new(),
+            dial: None,
+            refused: Vec::new(),
+        };
+        let Some(key) = self.keys.get(&id).cloned() else {
+            return outcome;
+        };
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return outcome;
+        };
+        entry.dial = None;
+        entry.insert(id, link);
+        self.become_idle(now, id);
+        self.serve(&key, &mut outcome.grants);
+        let Some(&next) = self
+            .entries
+            .get(&key)
+            .and_then(|entry| entry.waiters.front())
+        else {
+            return outcome;
+        };
+        // A peer that grants no stream at all must not be dialled for ever.
+        let dial = if outcome.grants.is_empty() {
+            None
+        } else {
+            self.start_dial(&key)
+        };
+        match dial {
+            Some(dial) => outcome.dial = Some((next, dial)),
+            None => outcome.refused = self.drain_waiters(&key),
+        }
+        outcome
+    }
+
+    /// The dial failed: everybody who waited for it has to be told.
+    pub(super) fn failed(&mut self, id: ConnectionId) -> Vec<WaiterId> {
+        let Some(key) = self.keys.remove(&id) else {
+            return Vec::new();
+        };
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.dial = None;
+        }
+        let waiters = self.drain_waiters(&key);
+        self.tidy(&key);
+        waiters
+    }
+
+    /// A stream ended. Its place may be somebody else's at once.
+    pub(super) fn released(&mut self, now: Instant, id: ConnectionId) -> Vec<(WaiterId, Grant<C>)> {
+        let mut grants = Vec::new();
+        let Some(key) = self.keys.get(&id).cloned() else {
+            return grants;
+        };
+        if let Some(entry) = self.entries.get_mut(&key) {
+            if entry.release(id) == Released::Idle {
+                self.become_idle(now, id);
+            }
+            self.serve(&key, &mut grants);
+        }
+        grants
+    }
+
+    /// A waiter gave up. Its dial goes on, for others and for those to come.
+    pub(super) fn cancelled(&mut self, waiter: WaiterId) {
+        if let Some(key) = self.waiting.remove(&waiter)
+            && let Some(entry) = self.entries.get_mut(&key)
+        {
+            entry.waiters.retain(|&other| other != waiter);
+        }
+    }
+
+    /// A connection has ended.
+    pub(super) fn closed(&mut self, id: ConnectionId) {
+        if let Some(key) = self.keys.get(&id).cloned() {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                self.dropped.extend(entry.remove(id));
+            }
+            self.forget(id);
+            self.tidy(&key);
+        }
+    }
+
+    /// Lets go of connections that have been idle for long enough.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some(&(since, id)) = self.idle.first()
+            && since + self.limits.idle <= now
+        {
+            self.closed(id);
+        }
+    }
+
+    /// When to call [`expire`](Self::expire) next.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.idle
+            .first()
+            .map(|&(since, _)| since + self.limits.idle)
+    }
+
+    /// What was let go: drop it.
+    pub(super) fn take_dropped(&mut self) -> Vec<C> {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// Connections, those being dialled included.
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    fn serve(&mut self, key: &K, grants: &mut Vec<(WaiterId, Grant<C>)>) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let gone = entry.prune();
+        let first = grants.len();
+        while let Some(&waiter) = entry.waiters.front()
+            && let Some(grant) = entry.take()
+        {
+            entry.waiters.pop_front();
+            self.waiting.remove(&waiter);
+            grants.push((waiter, grant));
+        }
+        self.let_go(gone);
+        for (_, grant) in &grants[first..] {
+            if let Some(since) = self.idle_since.remove(&grant.id) {
+                self.idle.remove(&(since, grant.id));
+            }
+        }
+    }
+
+    fn start_dial(&mut self, key: &K) -> Option<ConnectionId> {
+        if self.keys.len() >= self.limits.connections {
+            let &(_, oldest) = self.idle.first()?;
+            self.evict(oldest, key);
+        }
+        let id = ConnectionId(self.id());
+        let entry = self.entries.entry(key.clone()).or_insert_with(Entry::new);
+        entry.dial = Some(id);
+        self.keys.insert(id, key.clone());
+        Some(id)
+    }
+
+    /// Like [`closed`](Self::closed), but never removes the entry of `keep`.
+    fn evict(&mut self, id: ConnectionId, keep: &K) {
+        if let Some(key) = self.keys.get(&id).cloned() {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                self.dropped.extend(entry.remove(id));
+            }
+            self.forget(id);
+            if key != *keep {
+                self.tidy(&key);
+            }
+        }
+    }
+
+    fn drain_waiters(&mut self, key: &K) -> Vec<WaiterId> {
+        let waiters: Vec<_> = match self.entries.get_mut(key) {
+            Some(entry) => entry.waiters.drain(..).collect(),
+            None => Vec::new(),
+        };
+        for waiter in &waiters {
+            self.waiting.remove(waiter);
+        }
+        waiters
+    }
+
+    fn become_idle(&mut self, now: Instant, id: ConnectionId) {
+        self.not_idle(id);
+        self.idle.insert((now, id));
+        self.idle_since.insert(id, now);
+    }
+
+    fn not_idle(&mut self, id: ConnectionId) {
+        if let Some(since) = self.idle_since.remove(&id) {
+            self.idle.remove(&(since, id));
+        }
+    }
+
+    fn let_go(&mut self, gone: Vec<(ConnectionId, C)>) {
+        for (id, link) in gone {
+            self.forget(id);
+            self.dropped.push(link);
+        }
+    }
+
+    fn forget(&mut self, id: ConnectionId) {
+        self.keys.remove(&id);
+        self.not_idle(id);
+    }
+
+    fn tidy(&mut self, key: &K) {
+        if self.entries.get(key).is_some_and(Entry::is_empty) {
+            self.entries.remove(key);
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+#[cfg(test)]
+mod tests;

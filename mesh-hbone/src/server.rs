@@ -1,0 +1,321 @@
+//! The side that accepts tunnels.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{Method, Request, Response, StatusCode};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::authority::Authority;
+use crate::config::Config;
+use crate::driver::{Driver, SharedIo, from_h2};
+use crate::headers::{Baggage, ConnectHeaders, write_baggage};
+use crate::tunnel::Outboxes;
+use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
+
+/// Starts to serve HTTP/2 on a connection; [`Connection::accept`] does the rest.
+///
+/// # Examples
+///
+/// ```no_run
+/// use mesh_hbone::config::Config;
+/// use mesh_hbone::headers::Baggage;
+/// use mesh_hbone::server;
+/// use http::StatusCode;
+///
+/// # async fn example(tls: tokio::net::TcpStream) -> Result<(), mesh_hbone::Error> {
+/// let mut connection = server::handshake(tls, &Config::default());
+/// while let Some(incoming) = connection.accept().await {
+///     let incoming = incoming?;
+///     if incoming.authority().port() != 9080 {
+///         incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+///         continue;
+///     }
+///     let tunnel = incoming.accept(Baggage::default())?;
+///     tokio::spawn(async move { drop(tunnel) });
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub fn handshake<IO>(io: IO, config: &Config) -> Connection<IO>
+where
+    IO: DeferredFlush + Send + Unpin + 'static,
+{
+    let streams = config.max_incoming_streams;
+    let io = SharedIo::new(io);
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(config.stream_window)
+        .initial_connection_window_size(config.window_of(streams))
+        .max_frame_size(config.max_frame_size)
+        .max_header_list_size(config.max_header_list_size)
+        .max_concurrent_streams(streams)
+        .max_send_buffer_size(config.send_buffer)
+        .max_local_error_reset_streams(Some(config.max_error_resets))
+        .max_pending_accept_reset_streams(config.max_pending_resets)
+        .data_frame_budget(config.budget_of(streams))
+        .handshake(io.clone());
+    Connection {
+        state: State::Handshake {
+            handshake: Box::new(handshake),
+            timer: Box::pin(sleep(config.handshake_timeout)),
+            io,
+        },
+        config: config.clone(),
+        draining: false,
+    }
+}
+
+/// A connection from a client. It moves only while [`accept`](Self::accept) is polled, its tunnels
+/// included; dropping it cuts them.
+pub struct Connection<IO> {
+    state: State<IO>,
+    config: Config,
+    draining: bool,
+}
+
+enum State<IO> {
+    Handshake {
+        handshake: Box<h2::server::Handshake<SharedIo<IO>, Bytes>>,
+        timer: Pin<Box<Sleep>>,
+        io: SharedIo<IO>,
+    },
+    Open {
+        h2: Box<h2::server::Connection<SharedIo<IO>, Bytes>>,
+        driver: Driver<IO>,
+        /// Until when the first CONNECT has to be here.
+        first: Option<Instant>,
+    },
+    Closed,
+}
+
+type Request2 = (Request<RecvStream>, SendResponse<Bytes>);
+
+impl<IO> Connection<IO>
+where
+    IO: DeferredFlush + Send + Unpin + 'static,
+{
+    /// Waits for the next tunnel that a client asks for. `None` when the connection has ended.
+    ///
+    /// What is no CONNECT to a valid authority is answered 400 here and never seen. Nothing that a
+    /// client sends after its CONNECT is read before [`Incoming::accept`].
+    ///
+    /// # Errors
+    ///
+    /// Why the connection failed; `None` follows. [`ErrorKind::Timeout`]: no HTTP/2, no first CONNECT
+    /// or no answer to a PING in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing is lost, but nothing moves either until the next call.
+    pub async fn accept(&mut self) -> Option<Result<Incoming, Error>> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// Like [`accept`](Self::accept), as a poll.
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, Error>>> {
+        loop {
+            let request = match ready!(self.poll_request(cx)) {
+                Some(Ok(request)) => request,
+                Some(Err(error)) => {
+                    self.state = State::Closed;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {
+                    self.state = State::Closed;
+                    return Poll::Ready(None);
+                }
+            };
+            let State::Open { driver, .. } = &self.state else {
+                return Poll::Ready(None);
+            };
+            if let Some(incoming) = Incoming::check(request, driver.outboxes(), &self.config) {
+                return Poll::Ready(Some(Ok(incoming)));
+            }
+        }
+    }
+
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request2, Error>>> {
+        let timed_out = |what| Error::new(ErrorKind::Timeout, Side::Downstream).with_detail(what);
+        loop {
+            match &mut self.state {
+                State::Handshake {
+                    handshake,
+                    timer,
+                    io,
+                } => {
+                    let polled = Pin::new(handshake).poll(cx);
+                    if let Poll::Ready(Err(error)) = io.poll_flush_now(cx) {
+                        return Poll::Ready(Some(Err(Error::from_io(error, Side::Downstream))));
+                    }
+                    let mut h2 = match polled {
+                        Poll::Ready(Ok(h2)) => Box::new(h2),
+                        Poll::Ready(Err(error)) => {
+                            return Poll::Ready(Some(Err(io.error(error, Side::Downstream))));
+                        }
+                        Poll::Pending => {
+                            ready!(timer.as_mut().poll(cx));
+                            return Poll::Ready(Some(Err(timed_out("no HTTP/2 preface"))));
+                        }
+                    };
+                    if self.draining {
+                        h2.graceful_shutdown();
+                    }
+                    let ping = h2.ping_pong();
+                    let driver = Driver::new(io.clone(), ping, &self.config, Side::Downstream);
+                    let first = Some(Instant::now() + self.config.first_connect_timeout);
+                    self.state = State::Open { h2, driver, first };
+                }
+                State::Open { h2, driver, first } => {
+                    return match ready!(driver.poll(cx, *first, |cx| h2.poll_accept(cx))) {
+                        Ok(Some(Some(Ok(request)))) => {
+                            *first = None;
+                            Poll::Ready(Some(Ok(request)))
+                        }
+                        Ok(Some(Some(Err(error)))) => Poll::Ready(Some(Err(driver.error(error)))),
+                        Ok(Some(None)) => Poll::Ready(None),
+                        Ok(None) => Poll::Ready(Some(Err(timed_out("no CONNECT")))),
+                        Err(error) => Poll::Ready(Some(Err(error))),
+                    };
+                }
+                State::Closed => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Ends the connection without losing a tunnel: GOAWAY that names no stream yet, one round trip
+    /// for CONNECTs that are on their way, then GOAWAY with the last stream that was taken
+    /// ([RFC 9113 section 6.8](https://www.rfc-editor.org/rfc/rfc9113#section-6.8)).
+    ///
+    /// Go on calling [`accept`](Self::accept): it ends when the last tunnel has.
+    pub fn graceful_shutdown(&mut self) {
+        self.draining = true;
+        if let State::Open { h2, first, .. } = &mut self.state {
+            *first = None;
+            h2.graceful_shutdown();
+        }
+    }
+}
+
+impl<IO> fmt::Debug for Connection<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("draining", &self.draining)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A tunnel that a client asks for. Dropping it answers 503.
+pub struct Incoming {
+    authority: Authority,
+    headers: ConnectHeaders,
+    stream: Option<(RecvStream, SendResponse<Bytes>)>,
+    outboxes: Arc<Outboxes>,
+    send_buffer: usize,
+}
+
+impl Incoming {
+    fn check(request: Request2, outboxes: &Arc<Outboxes>, config: &Config) -> Option<Self> {
+        let (request, mut respond) = request;
+        match destination(&request) {
+            Ok(authority) => Some(Self {
+                authority,
+                headers: ConnectHeaders::parse(request.headers()),
+                stream: Some((request.into_body(), respond)),
+                outboxes: Arc::clone(outboxes),
+                send_buffer: config.send_buffer,
+            }),
+            Err(reason) => {
+                tracing::debug!(target: "mesh::hbone", %reason, "refused a request that asks for no tunnel");
+                answer(&mut respond, StatusCode::BAD_REQUEST);
+                None
+            }
+        }
+    }
+
+    /// Where the client wants the tunnel to lead.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// What the client says of itself.
+    pub fn headers(&self) -> &ConnectHeaders {
+        &self.headers
+    }
+
+    /// Answers 200, describing the workload at this end unless that is `None`.
+    ///
+    /// # Errors
+    ///
+    /// The client has reset the stream, or the connection is gone.
+    pub fn accept(mut self, baggage: impl Into<Option<Baggage>>) -> Result<Tunnel, Error> {
+        let gone = || Error::new(ErrorKind::Closed, Side::Downstream);
+        let (recv, mut respond) = self.stream.take().ok_or_else(gone)?;
+        let mut response = Response::new(());
+        if let Some(baggage) = baggage.into() {
+            write_baggage(&baggage, response.headers_mut());
+        }
+        let send = respond
+            .send_response(response, false)
+            .map_err(|error| from_h2(error, Side::Downstream))?;
+        let (outboxes, buffer) = (&self.outboxes, self.send_buffer);
+        Ok(Tunnel::new(
+            send,
+            recv,
+            outboxes,
+            None,
+            buffer,
+            Side::Downstream,
+        ))
+    }
+
+    /// Answers with a status, headers only: 401 for policy, 503 for what cannot be reached, as
+    /// istio/ztunnel does.
+    pub fn refuse(mut self, status: StatusCode) {
+        if let Some((_, mut respond)) = self.stream.take() {
+            answer(&mut respond, status);
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Some((_, mut respond)) = self.stream.take() {
+            answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("authority", &self.authority)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
+    }
+}
+
+fn destination(request: &Request<RecvStream>) -> Result<Authority, String> {
+    if request.method() != Method::CONNECT {
+        return Err(format!("expected method CONNECT, got {}", request.method()));
+    }
+    if request.extensions().get::<h2::ext::Protocol>().is_some() {
+        return Err("expected plain CONNECT, got one with :protocol".to_owned());
+    }
+    let authority = request.uri().authority().map(http::uri::Authority::as_str);
+    let authority = authority.ok_or("expected an :authority")?;
+    authority.parse().map_err(|error: Error| error.to_string())
+}
+
+fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    if let Err(error) = respond.send_response(response, true) {
+        tracing::trace!(target: "mesh::hbone", %error, "nobody waits for the answer");
+    }
+}

@@ -1,0 +1,468 @@
+//! The bytes of one CONNECT stream.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::poll_proceed;
+use tokio::time::Instant;
+
+use crate::driver::{from_h2, lock};
+use crate::{Error, ErrorKind, Side};
+
+/// Payload of a full DATA frame: with its header of 9 bytes it fills one TLS record.
+pub(crate) const FULL: usize = 16 * 1024 - 9;
+
+/// A tunnelled TCP connection.
+///
+/// - **Half-close is real.** `poll_shutdown` sends END_STREAM; the other direction goes on. Nothing
+///   else sends it: a `Tunnel` that is dropped before both directions have ended resets its stream
+///   (RST_STREAM, CONNECT_ERROR), so truncated data never looks complete. Bytes written before a
+///   `poll_shutdown` still arrive if the tunnel is dropped after it.
+/// - **Resets are errors.** A read of a reset tunnel fails with
+///   [`ConnectionReset`](io::ErrorKind::ConnectionReset), after what arrived before the reset; it ends
+///   cleanly only after the peer's END_STREAM. A write fails with `ConnectionReset` too, with
+///   [`BrokenPipe`](io::ErrorKind::BrokenPipe) when the peer only wants no more (NO_ERROR or
+///   STREAM_CLOSED) or after our own shutdown. The source of either is an [`Error`].
+/// - **Flushing does nothing.** Small writes leave together as soon as the one before them has left.
+///
+/// # Cancel safety
+///
+/// A read or write that is dropped while pending has taken and lost nothing. What `write` returned is
+/// accepted and is sent without further polls of the tunnel.
+pub struct Tunnel {
+    recv: Option<RecvStream>,
+    /// The rest of a frame that did not fit the reader's buffer.
+    chunk: Bytes,
+    ended: bool,
+    outbox: Arc<Mutex<Outbox>>,
+    outboxes: Arc<Outboxes>,
+    slot: Option<Slot>,
+    side: Side,
+}
+
+/// What a tunnel holds while it lives: its place among the streams of its connection.
+pub(crate) type Slot = Box<dyn std::any::Any + Send + Sync>;
+
+/// The sending half, which the connection's task shares to send what was written last.
+struct Outbox {
+    send: Option<SendStream<Bytes>>,
+    /// Written, but not yet in h2: it joins what is written next.
+    pending: BytesMut,
+    /// Held by every frame in h2: alone when all have left.
+    token: Arc<()>,
+    listed: bool,
+    shut: bool,
+    send_buffer: usize,
+}
+
+/// Payload that tells when h2 is done with it.
+struct Tracked {
+    data: BytesMut,
+    _token: Arc<()>,
+}
+
+impl AsRef<[u8]> for Tracked {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Tunnel {
+    pub(crate) fn new(
+        send: SendStream<Bytes>,
+        recv: RecvStream,
+        outboxes: &Arc<Outboxes>,
+        slot: Option<Slot>,
+        send_buffer: usize,
+        side: Side,
+    ) -> Self {
+        Self {
+            recv: Some(recv),
+            chunk: Bytes::new(),
+            ended: false,
+            outbox: Arc::new(Mutex::new(Outbox {
+                send: Some(send),
+                pending: BytesMut::new(),
+                token: Arc::new(()),
+                listed: false,
+                shut: false,
+                send_buffer,
+            })),
+            outboxes: Arc::clone(outboxes),
+            slot,
+            side,
+        }
+    }
+
+    /// Resets the stream now (RST_STREAM, CONNECT_ERROR), as a TCP connection is reset.
+    ///
+    /// Reads and writes fail afterwards. Does nothing to a tunnel of which both directions have ended.
+    pub fn abort(&mut self) {
+        let mut outbox = lock(&self.outbox);
+        if let Some(send) = &mut outbox.send {
+            send.send_reset(Reason::CONNECT_ERROR);
+        }
+        outbox.pending.clear();
+    }
+
+    fn read_error(&self, error: h2::Error) -> io::Error {
+        io::Error::new(io::ErrorKind::ConnectionReset, from_h2(error, self.side))
+    }
+
+    fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        let coop = ready!(poll_proceed(cx));
+        let mut outbox = lock(&self.outbox);
+        if total == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let room = ready!(outbox.poll_room(cx, total, self.side))?;
+        coop.made_progress();
+        let accepted = room.min(total);
+        outbox.write(slices, accepted, self.side)?;
+        if !outbox.pending.is_empty() && !outbox.listed {
+            outbox.listed = true;
+            self.outboxes.enlist(&self.outbox);
+        }
+        Poll::Ready(Ok(accepted))
+    }
+}
+
+impl Outbox {
+    fn in_flight(&self) -> bool {
+        Arc::strong_count(&self.token) > 1
+    }
+
+    /// How many bytes may be written now: at least one.
+    fn poll_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+        side: Side,
+    ) -> Poll<io::Result<usize>> {
+        let waiting = self.pending.len();
+        let shut = self.shut;
+        let wanted = waiting + wanted.min(self.send_buffer);
+        let Some(send) = self.send.as_mut().filter(|_| !shut) else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        send.reserve_capacity(wanted);
+        loop {
+            let capacity = send.capacity();
+            if capacity > waiting {
+                return Poll::Ready(Ok(capacity - waiting));
+            }
+            match ready!(send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(Err(write_error(send, side))),
+            }
+        }
+    }
+
+    /// Takes `accepted` bytes: whole frames go to h2, the rest too unless a frame is still there.
+    fn write(&mut self, slices: &[IoSlice<'_>], accepted: usize, side: Side) -> io::Result<()> {
+        let mut left = accepted;
+        for slice in slices {
+            let mut slice = &slice[..slice.len().min(left)];
+            left -= slice.len();
+            while !slice.is_empty() {
+                let room = FULL - self.pending.len();
+                let (now, later) = slice.split_at(room.min(slice.len()));
+                if self.pending.capacity() < self.pending.len() + now.len() {
+                    // Once for this frame, so that its buffer is never moved.
+                    let frame = (self.pending.len() + slice.len() + left).min(FULL);
+                    self.pending.reserve(frame - self.pending.len());
+                }
+                self.pending.extend_from_slice(now);
+                slice = later;
+                if self.pending.len() == FULL {
+                    self.send(false, side)?;
+                }
+            }
+        }
+        if !self.pending.is_empty() && !self.in_flight() {
+            self.send(false, side)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, end: bool, side: Side) -> io::Result<()> {
+        let data = Bytes::from_owner(Tracked {
+            data: std::mem::take(&mut self.pending),
+            _token: Arc::clone(&self.token),
+        });
+        let Some(send) = &mut self.send else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        match send.send_data(data, end) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(write_error(send, side)),
+        }
+    }
+}
+
+/// Why h2 takes nothing more for this stream.
+fn write_error(send: &mut SendStream<Bytes>, side: Side) -> io::Error {
+    let mut cx = Context::from_waker(Waker::noop());
+    let reset = |reason: Reason| {
+        let kind = match reason {
+            Reason::NO_ERROR | Reason::STREAM_CLOSED => io::ErrorKind::BrokenPipe,
+            _ => io::ErrorKind::ConnectionReset,
+        };
+        let error = Error::new(ErrorKind::Reset, side).with_detail(format!("{reason:?}"));
+        io::Error::new(kind, error)
+    };
+    match send.poll_reset(&mut cx) {
+        Poll::Ready(Ok(reason)) => reset(reason),
+        Poll::Ready(Err(error)) => {
+            io::Error::new(io::ErrorKind::ConnectionReset, from_h2(error, side))
+        }
+        Poll::Pending => io::ErrorKind::BrokenPipe.into(),
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let coop = ready!(poll_proceed(cx));
+        let before = buf.filled().len();
+        let Some(recv) = &mut this.recv else {
+            return Poll::Ready(Ok(()));
+        };
+        let failed = loop {
+            let count = this.chunk.len().min(buf.remaining());
+            buf.put_slice(&this.chunk[..count]);
+            this.chunk.advance(count);
+            if this.ended || buf.remaining() == 0 {
+                break None;
+            }
+            match recv.poll_data(cx) {
+                Poll::Ready(Some(Ok(chunk))) => this.chunk = chunk,
+                Poll::Ready(Some(Err(error))) => break Some(error),
+                Poll::Ready(None) => this.ended = true,
+                Poll::Pending if buf.filled().len() == before => return Poll::Pending,
+                Poll::Pending => break None,
+            }
+        };
+        coop.made_progress();
+        let count = buf.filled().len() - before;
+        if count == 0 {
+            return match failed {
+                Some(error) => Poll::Ready(Err(this.read_error(error))),
+                None => Poll::Ready(Ok(())),
+            };
+        }
+        // Fails when the stream is gone already, and with it its window. An error comes again.
+        let _ = recv.flow_control().release_capacity(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write_slices(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write_slices(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let mut outbox = lock(&this.outbox);
+        if outbox.shut {
+            return Poll::Ready(Ok(()));
+        }
+        outbox.send(true, this.side)?;
+        outbox.shut = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        let mut outbox = lock(&self.outbox);
+        let ended = self.ended || self.recv.as_ref().is_none_or(RecvStream::is_end_stream);
+        let shut = outbox.shut;
+        outbox.pending.clear();
+        let Some(mut send) = outbox.send.take() else {
+            return;
+        };
+        if !shut {
+            send.send_reset(Reason::CONNECT_ERROR);
+        } else if !ended {
+            self.outboxes.linger(Linger {
+                send,
+                // The outbox may outlive this in the list, and must not look like a frame in h2.
+                token: std::mem::take(&mut outbox.token),
+                until: Instant::now() + self.outboxes.linger_timeout,
+                _slot: self.slot.take(),
+            });
+        }
+    }
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stream = self.recv.as_ref().map(|recv| recv.stream_id().as_u32());
+        f.debug_struct("Tunnel")
+            .field("stream", &stream)
+            .field("side", &self.side)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the tunnels of a connection leave to its task.
+pub(crate) struct Outboxes {
+    waiting: Mutex<Waiting>,
+    linger_timeout: Duration,
+}
+
+struct Waiting {
+    waker: Waker,
+    outboxes: Vec<Arc<Mutex<Outbox>>>,
+    lingering: Vec<Linger>,
+}
+
+/// The rest of a tunnel that was shut down and dropped before its bytes had left. Bounded by the
+/// streams of the connection: it holds its place among them.
+struct Linger {
+    send: SendStream<Bytes>,
+    token: Arc<()>,
+    until: Instant,
+    _slot: Option<Slot>,
+}
+
+impl Outboxes {
+    pub(crate) fn new(linger_timeout: Duration) -> Self {
+        Self {
+            waiting: Mutex::new(Waiting {
+                waker: Waker::noop().clone(),
+                outboxes: Vec::new(),
+                lingering: Vec::new(),
+            }),
+            linger_timeout,
+        }
+    }
+
+    /// Makes sure that new work wakes the task that polls now.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        let mut waiting = lock(&self.waiting);
+        if !waiting.waker.will_wake(cx.waker()) {
+            waiting.waker = cx.waker().clone();
+        }
+    }
+
+    fn enlist(&self, outbox: &Arc<Mutex<Outbox>>) {
+        let mut waiting = lock(&self.waiting);
+        waiting.outboxes.push(Arc::clone(outbox));
+        waiting.waker.wake_by_ref();
+    }
+
+    fn linger(&self, linger: Linger) {
+        let mut waiting = lock(&self.waiting);
+        waiting.lingering.push(linger);
+        waiting.waker.wake_by_ref();
+    }
+
+    /// Gives h2 what was written while it was busy; says whether it has to be polled again.
+    pub(crate) fn send(&self) -> bool {
+        let mut outboxes = {
+            let mut waiting = lock(&self.waiting);
+            if waiting.outboxes.is_empty() {
+                return false;
+            }
+            std::mem::take(&mut waiting.outboxes)
+        };
+        let mut sent = false;
+        outboxes.retain(|outbox| {
+            let mut outbox = lock(outbox);
+            if outbox.in_flight() {
+                return true;
+            }
+            outbox.listed = false;
+            if !outbox.pending.is_empty() {
+                // The writer learns of a failure from its next call.
+                sent |= outbox.send(false, Side::Us).is_ok();
+            }
+            false
+        });
+        if !outboxes.is_empty() {
+            lock(&self.waiting).outboxes.append(&mut outboxes);
+        }
+        sent
+    }
+
+    /// Ends the tunnels whose bytes have left or have had their time; says when to come again.
+    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
+        let over =
+            |linger: &mut Linger| Arc::strong_count(&linger.token) == 1 || linger.until <= now;
+        let (ended, next) = {
+            let mut waiting = lock(&self.waiting);
+            if waiting.lingering.is_empty() {
+                return None;
+            }
+            let ended: Vec<_> = waiting.lingering.extract_if(.., over).collect();
+            (
+                ended,
+                waiting.lingering.iter().map(|linger| linger.until).min(),
+            )
+        };
+        for mut linger in ended {
+            linger.send.send_reset(Reason::CONNECT_ERROR);
+        }
+        next
+    }
+
+    /// The connection is gone: nothing is left to do.
+    pub(crate) fn close(&self) {
+        let (_outboxes, _lingering) = {
+            let mut waiting = lock(&self.waiting);
+            waiting.waker = Waker::noop().clone();
+            (
+                std::mem::take(&mut waiting.outboxes),
+                std::mem::take(&mut waiting.lingering),
+            )
+        };
+    }
+}
+
+impl fmt::Debug for Outboxes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outboxes").finish_non_exhaustive()
+    }
+}
