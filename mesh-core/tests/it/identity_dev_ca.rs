@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -295,7 +295,10 @@ async fn a_second_root_in_the_file_is_trusted() {
 
 #[tokio::test]
 async fn a_certificate_is_what_spiffe_and_istio_expect() {
-    let ca = DevCa::ephemeral(TRUST_DOMAIN).validity(Duration::from_millis(3_600_500));
+    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_900);
+    let ca = DevCa::ephemeral(TRUST_DOMAIN)
+        .validity(Duration::from_secs(3600))
+        .clock(move || now);
     let bundle = ca.issue(reviews()).await.unwrap();
     let (_, leaf) = X509Certificate::from_der(&bundle.chain()[0]).unwrap();
 
@@ -316,10 +319,11 @@ async fn a_certificate_is_what_spiffe_and_istio_expect() {
     assert!(!leaf.is_ca());
     // id-ecPublicKey on P-256: an uncompressed point of 65 bytes.
     assert_eq!(leaf.public_key().subject_public_key.data.len(), 65);
-    let (from, until) = (bundle.not_before(), bundle.not_after());
+    assert_eq!(bundle.not_before(), now - Duration::from_millis(900));
     assert_eq!(
-        until.duration_since(from).unwrap(),
-        Duration::from_secs(3601)
+        bundle.not_after(),
+        now + Duration::from_secs(3600) + Duration::from_millis(100),
+        "rounded up"
     );
 
     let (_, root) = X509Certificate::from_der(&bundle.roots()[0]).unwrap();

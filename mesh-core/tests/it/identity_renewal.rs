@@ -31,10 +31,8 @@ async fn a_development_certificate_is_renewed_at_half_life() {
     for _ in 0..20 {
         let issued = Instant::now();
         assert!(last.not_before() <= wall() && last.not_after() > wall());
-        assert_eq!(
-            last.not_after().duration_since(last.not_before()).unwrap(),
-            24 * HOUR
-        );
+        let lifetime = last.not_after().duration_since(last.not_before()).unwrap();
+        assert!(lifetime >= 24 * HOUR && lifetime <= 24 * HOUR + Duration::from_secs(1));
         let next = certificates.next().await.unwrap().unwrap();
         let part = issued.elapsed().as_secs_f64() / (24 * HOUR).as_secs_f64();
         assert!(
@@ -54,7 +52,7 @@ async fn short_lives_are_renewed_before_they_end() {
     let wall = wall_clock();
     let ca = DevCa::ephemeral("cluster.local")
         .clock(wall.clone())
-        .validity(Duration::from_secs(2));
+        .validity(Duration::from_secs(1));
     let mut certificates = ca.watch(reviews());
     let mut not_after = certificates.next().await.unwrap().unwrap().not_after();
     for _ in 0..1000 {

@@ -1,11 +1,11 @@
 //! Integration tests: one binary, a file for each behaviour.
 
 mod handler;
-#[cfg(all(feature = "dev-ca", feature = "aws-lc-rs"))]
+#[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_dev_ca;
-#[cfg(all(feature = "dev-ca", feature = "aws-lc-rs"))]
+#[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_files;
-#[cfg(all(feature = "dev-ca", feature = "aws-lc-rs"))]
+#[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_renewal;
 mod interfaces;
 mod layers_authorize;

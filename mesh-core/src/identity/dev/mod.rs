@@ -103,8 +103,8 @@ impl DevCa {
         }
     }
 
-    /// Sets how long a workload's certificate is valid: 24 hours unless set, as in Istio. It is
-    /// rounded up to whole seconds and ends no later than the root.
+    /// Sets how long a workload's certificate is valid: 24 hours unless set, as in Istio; at
+    /// least 1 s. It ends on a whole second, up to one later than that, and not later than the root.
     #[must_use]
     pub fn validity(mut self, validity: Duration) -> Self {
         self.validity = validity;

@@ -163,9 +163,11 @@ impl Root {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         params.use_authority_key_identifier_extension = true;
-        let round_up = u64::from(validity.subsec_nanos() > 0);
-        let lifetime = Duration::from_secs(validity.as_secs().saturating_add(round_up));
-        let end = now.checked_add(lifetime).unwrap_or(self.not_after);
+        // Rounded up: a life of one second must not end with the second in which it begins.
+        let end = validity
+            .checked_add(Duration::from_nanos(999_999_999))
+            .and_then(|validity| now.checked_add(validity))
+            .unwrap_or(self.not_after);
         set_validity(&mut params, now, end.min(self.not_after));
         let issuer = Issuer::from_ca_cert_der(&self.issuer, &self.key).map_err(failed)?;
         let mut key = new_key()?;
@@ -219,7 +221,7 @@ fn trust_domain_of(certificate: &X509Certificate<'_>) -> Option<String> {
         })
 }
 
-/// Certificates know whole seconds: the beginning is rounded down, so that it is not in the future.
+/// Certificates know whole seconds; both ends are rounded down, so that the first is not to come.
 fn set_validity(params: &mut CertificateParams, from: SystemTime, until: SystemTime) {
     let seconds = |time: SystemTime| {
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();

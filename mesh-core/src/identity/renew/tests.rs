@@ -214,8 +214,6 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     /// PT-14: wherever in its first 60 % a certificate comes, it is renewed in [45 %, 80 %].
     #[test]
     fn renewal_falls_into_the_middle_of_life(
