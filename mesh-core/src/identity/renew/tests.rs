@@ -199,6 +199,30 @@ fn a_jump_back_does_not_put_renewal_off() {
     assert!((0.45..=0.55).contains(&part), "{part}");
 }
 
+/// Our clock is ahead of the authority's by almost a lifetime: each certificate comes at its end.
+#[test]
+fn certificates_that_come_late_in_life_are_not_fetched_all_the_time() {
+    for left in [
+        Duration::from_millis(1),
+        Duration::from_millis(100),
+        Duration::from_secs(2),
+    ] {
+        let mut world = World::new(7);
+        let begin = world.now.monotonic;
+        let mut fetches = 0;
+        while world.now.monotonic - begin < HOUR {
+            if world.next() == Step::Fetch {
+                fetches += 1;
+                let not_after = world.now.wall + left;
+                world
+                    .renewal
+                    .fetched(world.now, not_after - HOUR, not_after);
+            }
+        }
+        assert!(fetches <= 2 + HOUR.as_secs() / REST.as_secs(), "{fetches}");
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Pass(u64),
