@@ -16,7 +16,7 @@ mod layers_observe;
 mod layers_retry;
 mod layers_timeout;
 mod layers_tokens;
-mod testing_tonic;
 mod require;
+mod testing_tonic;
 mod workspace;
 mod workspace_sources;
