@@ -14,7 +14,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::crl;
 use super::fingerprint::Fingerprint;
-use super::verify::{VerifyError, identity_of};
+use super::verify::identity_of;
+use super::verify_error::VerifyError;
 use crate::{Error, ErrorKind, Side};
 
 /// A workload's certificate chain and private key, the roots it trusts, and the CRLs it knows.

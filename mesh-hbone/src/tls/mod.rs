@@ -2,6 +2,29 @@
 //!
 //! TLS 1.3 only, AES-GCM, ALPN `h2`, no server name, no resumption, certificates on both sides. The
 //! only module of this crate in whose signatures rustls appears.
+//!
+//! A [`Bundle`] is what a certificate source gives; [`Credentials`] hold the current one; [`connect`],
+//! [`accept`] and [`accept_with`] make a [`TlsStream`], whose [`Peer`] is known by its certificate.
+//!
+//! # Examples
+//!
+//! ```no_run
+//! use mesh_hbone::tls::{self, Bundle, Credentials, Options, Provider};
+//! use tokio::net::TcpStream;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let read = |name: &str| std::fs::read(name);
+//! let bundle = Bundle::from_pem(&read("chain.pem")?, &read("key.pem")?, &read("roots.pem")?, b"")?;
+//! let provider = Provider::by_feature().ok_or("no crypto provider is compiled in")?;
+//! let credentials = Credentials::new(provider, bundle, Options::default())?;
+//!
+//! let server = "spiffe://cluster.local/ns/default/sa/bookinfo-reviews".parse()?;
+//! let io = TcpStream::connect("10.0.0.7:15008").await?;
+//! let stream = tls::connect(io, &credentials, &[server]).await?;
+//! println!("connected to {}", stream.peer().identity());
+//! # Ok(())
+//! # }
+//! ```
 
 mod admission;
 mod bundle;
@@ -15,6 +38,7 @@ mod read_buffer;
 mod session;
 mod stream;
 mod verify;
+mod verify_error;
 
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr};
@@ -32,7 +56,7 @@ pub use credentials::{Credentials, Options};
 pub use fingerprint::Fingerprint;
 pub use provider::{CipherPreference, Provider};
 pub use stream::{Peer, TlsStream};
-pub use verify::VerifyError;
+pub use verify_error::VerifyError;
 
 use bundle::Facts;
 use session::Session;

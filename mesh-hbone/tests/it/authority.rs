@@ -5,9 +5,9 @@ use mesh_hbone::Error;
 use mesh_hbone::tls::{Bundle, Credentials, Options, Provider, TlsStream, accept, connect};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
-    SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    CrlDistributionPoint, CrlIssuingDistributionPoint, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
@@ -58,6 +58,12 @@ fn authority_params(name: &str) -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
+}
+
+pub(crate) fn distribution_point(uri: &str) -> CrlDistributionPoint {
+    CrlDistributionPoint {
+        uris: vec![uri.to_owned()],
+    }
 }
 
 /// What Istio's CA issues.
@@ -130,11 +136,23 @@ impl Authority {
 
     /// A CRL that expired long ago and lists `serials`.
     pub(crate) fn crl(&self, serials: &[u64]) -> CertificateRevocationListDer<'static> {
+        self.crl_at(serials, None)
+    }
+
+    /// The same, for the certificates of one distribution point.
+    pub(crate) fn crl_at(
+        &self,
+        serials: &[u64],
+        point: Option<&str>,
+    ) -> CertificateRevocationListDer<'static> {
         let params = CertificateRevocationListParams {
             this_update: date_time_ymd(2020, 1, 1),
             next_update: date_time_ymd(2020, 1, 2),
             crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
+            issuing_distribution_point: point.map(|point| CrlIssuingDistributionPoint {
+                distribution_point: distribution_point(point),
+                scope: None,
+            }),
             revoked_certs: serials
                 .iter()
                 .map(|serial| RevokedCertParams {

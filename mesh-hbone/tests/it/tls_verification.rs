@@ -8,7 +8,9 @@ use rcgen::{ExtendedKeyUsagePurpose, IsCa, SanType, SerialNumber, date_time_ymd}
 use tokio::io::{AsyncReadExt as _, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::authority::{Authority, CLIENT, Leaf, SERVER, id, leaf_params, provider, shake};
+use crate::authority::{
+    Authority, CLIENT, Leaf, SERVER, distribution_point, id, leaf_params, provider, shake,
+};
 use crate::foreign;
 
 /// What our server says of a client with this certificate.
@@ -294,6 +296,64 @@ async fn an_intermediate_keeps_to_its_name_constraints() {
         .push(SanType::DnsName("foreign.example".try_into().unwrap()));
     let judged = judge_client(&server, &constrained.issue(&params)).await;
     assert_eq!(kind(judged), ErrorKind::BadCertificate);
+}
+
+#[tokio::test]
+async fn constraints_on_uris_that_cannot_be_checked_refuse_the_chain() {
+    const NAME_CONSTRAINTS: &[u64] = &[2, 5, 29, 30];
+    let root = Authority::root("root");
+    // Even one that permits the very trust domain: permittedSubtrees, uniformResourceIdentifier.
+    for domain in ["cluster.local", "other.example"] {
+        let constrained = root.intermediate_with("constrained", |params| {
+            let length = domain.len() as u8;
+            let mut der = vec![0x30, length + 6, 0xa0, length + 4];
+            der.extend([0x30, length + 2, 0x86, length]);
+            der.extend(domain.as_bytes());
+            let extension = rcgen::CustomExtension::from_oid_content(NAME_CONSTRAINTS, der);
+            params.custom_extensions.push(extension);
+        });
+        let judged = judge_client(&root.credentials(SERVER), &constrained.leaf(CLIENT)).await;
+        assert_eq!(kind(judged), ErrorKind::BadCertificate, "{domain}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_for_one_of_several_distribution_points_revokes() {
+    let root = Authority::root("root");
+    let mut params = leaf_params(&[CLIENT]);
+    params.serial_number = Some(SerialNumber::from(42_u64));
+    params.crl_distribution_points = ["http://a.example/", "http://b.example/"]
+        .map(distribution_point)
+        .into();
+    let leaf = root.issue(&params);
+    let with = |point| {
+        let crls = [root.crl_at(&[42], Some(point))];
+        let bundle = root.leaf(SERVER).bundle_with(&[&root], &crls).unwrap();
+        Credentials::new(provider(), bundle, Options::default()).unwrap()
+    };
+    for point in ["http://a.example/", "http://b.example/"] {
+        let judged = judge_client(&with(point), &leaf).await;
+        assert_eq!(kind(judged), ErrorKind::Revoked, "{point}");
+    }
+    judge_client(&with("http://c.example/"), &leaf)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_chain_made_to_be_searched_is_given_up() {
+    let root = Authority::root("root");
+    // Fifty issuers of the right name, none of which has the right key.
+    let real = Authority::root("real").intermediate("issuer", 1);
+    let mut leaf = real.leaf(CLIENT);
+    leaf.chain.truncate(1);
+    for _ in 0..50 {
+        leaf.chain.push(Authority::root("issuer").der());
+    }
+    let error = judge_client(&root.credentials(SERVER), &leaf)
+        .await
+        .unwrap_err();
+    assert!(error.is_authentication(), "{error:?}");
 }
 
 #[tokio::test]
