@@ -72,6 +72,10 @@ pub struct DevCa {
 #[derive(Clone)]
 enum Place {
     Folder(Arc<Path>),
+    #[cfg_attr(
+        not(any(feature = "aws-lc-rs", feature = "ring")),
+        expect(dead_code, reason = "without crypto there is no root to keep")
+    )]
     Memory(Memory),
 }
 
