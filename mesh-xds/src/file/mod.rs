@@ -69,7 +69,7 @@
 
 pub(crate) mod cursor;
 mod loader;
-mod problem;
+pub(crate) mod problem;
 pub(crate) mod settings;
 mod tree;
 mod watcher;

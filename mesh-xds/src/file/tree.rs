@@ -49,6 +49,8 @@ impl Value {
 pub(crate) fn parse(text: &str, max_nodes: usize) -> Result<Vec<Node>, Invalid> {
     let options = serde_saphyr::options! {
         with_snippet: false,
+        // YAML 1.2: only true and false; a name such as `no` or `y` is a name.
+        strict_booleans: true,
         budget: serde_saphyr::budget! {
             max_nodes: max_nodes,
             max_events: max_nodes.saturating_mul(3),

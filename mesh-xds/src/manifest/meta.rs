@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::file::cursor::{Cursor, Result};
+use crate::file::cursor::{Cursor, Fields, Result};
 
 /// Labels or annotations.
 pub(crate) type Labels = BTreeMap<Arc<str>, Arc<str>>;
@@ -49,14 +49,7 @@ impl Meta {
     /// Reads `metadata` of an object that lives in a namespace, or of one that does not.
     pub(crate) fn read(at: &Cursor<'_>, namespaced: bool) -> Result<Self> {
         let mut fields = at.fields()?;
-        let name_at = fields.need("name")?;
-        let name = object_name(&name_at)?;
-        let namespace = match fields.get("namespace") {
-            Some(_) if !namespaced => Arc::default(),
-            Some(namespace) => object_name(&namespace)?,
-            None if namespaced => "default".into(),
-            None => Arc::default(),
-        };
+        let (namespace, name) = names(&mut fields, namespaced)?;
         let mut controller = None;
         for owner in fields.list("ownerReferences", |owner| Ok(owner.clone()))? {
             let mut owner = owner.fields()?;
@@ -91,6 +84,17 @@ impl Meta {
             controller,
         })
     }
+}
+
+/// Namespace and name. An object that needs a namespace and names none is in `default`, as with kubectl.
+pub(crate) fn names(fields: &mut Fields<'_>, namespaced: bool) -> Result<(Arc<str>, Arc<str>)> {
+    let name = object_name(&fields.need("name")?)?;
+    let namespace = match fields.get("namespace") {
+        Some(namespace) if namespaced => object_name(&namespace)?,
+        None if namespaced => "default".into(),
+        _ => Arc::default(),
+    };
+    Ok((namespace, name))
 }
 
 /// A mapping of texts.

@@ -15,6 +15,7 @@ mod security;
 use std::sync::Arc;
 
 use crate::file::cursor::{Cursor, Result};
+use crate::file::problem::Invalid;
 use crate::file::settings::Settings;
 use crate::model::HttpRoute;
 use meta::Meta;
@@ -43,6 +44,7 @@ pub(crate) struct Item<'a> {
     kind: Kind,
     name: Arc<str>,
     key: String,
+    wrong_version: Option<Invalid>,
     pub(crate) at: Cursor<'a>,
 }
 
@@ -119,17 +121,19 @@ pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Res
         found.push(Found::Skipped(kind));
         return Ok(());
     };
-    if !versions.contains(&version) {
-        return Err(version_at.invalid(format_args!(
+    let wrong_version = (!versions.contains(&version)).then(|| {
+        version_at.invalid(format_args!(
             "expected version {} of {kind}, found {version:?}",
             versions.join(" or ")
-        )));
-    }
-    let meta = Meta::read(&fields.need("metadata")?, known.is_namespaced())?;
+        ))
+    });
+    let mut metadata = fields.need("metadata")?.fields()?;
+    let (namespace, name) = meta::names(&mut metadata, known.is_namespaced())?;
     found.push(Found::Item(Item {
         kind: known,
-        key: format!("{kind} {}/{}", meta.namespace, meta.name),
+        key: format!("{kind} {namespace}/{name}"),
         name: kind,
+        wrong_version,
         at: document.clone(),
     }));
     Ok(())
@@ -149,6 +153,9 @@ impl Item<'_> {
 
     /// Reads the object.
     pub(crate) fn read(&self, settings: &Settings) -> Result<Object> {
+        if let Some(invalid) = &self.wrong_version {
+            return Err(invalid.clone());
+        }
         let mut fields = self.at.fields()?;
         let meta = self.meta()?;
         Ok(match self.kind {
