@@ -23,7 +23,8 @@ impl From<BoxError> for Error {
 }
 
 impl From<TunnelError> for Error {
-    /// Side and retry safety are the tunnel's own.
+    /// Side and retry safety are the tunnel's own, but a limit of this process is no reason to retry, and
+    /// a CONNECT that was answered with 5xx is one.
     fn from(error: TunnelError) -> Self {
         of_tunnel(&error).with_source(error)
     }
@@ -35,7 +36,11 @@ fn of_tunnel(error: &TunnelError) -> Error {
         Tunnel::InvalidSettings => ErrorKind::Config,
         Tunnel::Timeout => ErrorKind::ConnectTimeout,
         Tunnel::Overloaded => ErrorKind::Overloaded,
-        Tunnel::Truncated => ErrorKind::Closed,
+        Tunnel::Truncated | Tunnel::Closed => ErrorKind::Closed,
+        Tunnel::ConnectRefused(status) => ErrorKind::TunnelRefused(status),
+        Tunnel::GoingAway => ErrorKind::RefusedStream,
+        Tunnel::Reset | Tunnel::Http2 => ErrorKind::Reset,
+        Tunnel::InvalidAuthority => ErrorKind::BadRequest,
         Tunnel::NotTls
         | Tunnel::ClientHelloTooLarge
         | Tunnel::NoProtocol
@@ -51,9 +56,16 @@ fn of_tunnel(error: &TunnelError) -> Error {
         TunnelSide::Us => Side::Us,
         _ => Side::Upstream,
     };
+    let retry_safe = match (kind, side) {
+        // The application's request was not sent, whatever became of the CONNECT.
+        (ErrorKind::TunnelRefused(_), _) => kind.is_retry_safe(),
+        // More of the same is no remedy for a limit of our own (Envoy never retries an overflow).
+        (ErrorKind::Overloaded, Side::Us) => false,
+        _ => error.is_retry_safe(),
+    };
     Error::new(kind)
         .with_side(side)
-        .with_retry_safe(error.is_retry_safe())
+        .with_retry_safe(retry_safe)
 }
 
 impl From<std::convert::Infallible> for Error {
