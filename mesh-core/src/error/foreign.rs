@@ -63,9 +63,7 @@ fn of_tunnel(error: &TunnelError) -> Error {
         (ErrorKind::Overloaded, Side::Us) => false,
         _ => error.is_retry_safe(),
     };
-    Error::new(kind)
-        .with_side(side)
-        .with_retry_safe(retry_safe)
+    Error::new(kind).with_side(side).with_retry_safe(retry_safe)
 }
 
 impl From<std::convert::Infallible> for Error {
