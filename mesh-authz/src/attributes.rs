@@ -180,3 +180,6 @@ impl<'a> RequestAttributes<'a> {
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,3 +177,6 @@ impl InvalidIdentity {
         self.part
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,34 @@
 //! Lowers Istio's `AuthorizationPolicy` to the vocabulary of this crate.
 //!
 //! The structs mirror the resource's fields ([reference][api]) as a parser of manifests or of xDS
-//! finds them: lists of strings, of which an empty one is no constraint. [`AuthorizationPolicy::lower`]
-//! checks everything and drops nothing: what it cannot read is an error that names the field.
+//! finds them: lists of strings, of which an empty one is no constraint, as in protobuf. (A reader that
+//! can tell `[]` from an absent field should refuse it: whoever wrote it hardly meant everybody.)
+//! [`AuthorizationPolicy::lower`] checks everything and drops nothing: what it cannot read is an error
+//! that names the field.
+//!
+//! A header condition on `*` asks for presence, and an empty value is present; so do `hosts`. On all
+//! other attributes `*` asks for a value that is not empty. Both are what istiod renders for Envoy.
+//!
+//! # Examples
+//!
+//! ```
+//! use mesh_authz::policy::TrustDomains;
+//! use mesh_authz::policy::istio::{AuthorizationPolicy, Operation, Rule, Source};
+//!
+//! let mut source = Source::default();
+//! source.principals = vec!["cluster.local/ns/default/sa/bookinfo-productpage".into()];
+//! let mut operation = Operation::default();
+//! operation.methods = vec!["GET".into()];
+//! let mut rule = Rule::default();
+//! rule.from = vec![source];
+//! rule.to = vec![operation];
+//! let mut resource = AuthorizationPolicy::new("default", "details-viewer");
+//! resource.rules = vec![rule];
+//!
+//! let policy = resource.lower(&TrustDomains::new("prod").with_aliases(["cluster.local"]))?;
+//! assert!(policy.needs_request());
+//! # Ok::<(), mesh_authz::Error>(())
+//! ```
 //!
 //! [api]: https://istio.io/latest/docs/reference/config/security/authorization-policy/
 
