@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use mesh_hbone::tls::{Options, TlsStream, accept, connect};
 use mesh_hbone::{DeferredFlush, Error, ErrorKind, Side};
@@ -312,7 +313,9 @@ async fn halves_in_two_tasks_do_not_take_each_others_wake_ups() {
         }));
     }
     for task in tasks {
-        task.await.unwrap();
+        // A wake-up that was lost would be waited for without end.
+        let done = tokio::time::timeout(Duration::from_secs(60), task).await;
+        done.expect("a wake-up was lost").unwrap();
     }
 }
 
