@@ -46,8 +46,8 @@
 //! `Debug` output and the wording of errors may change at any time. Enums and structs are
 //! `#[non_exhaustive]`. The texts of [`Decision`] are kept, as they appear in access logs.
 //!
-//! The types of [`http`] and [`ipnet`] are part of this API, as is [`regex::Regex`] in
-//! [`StringMatch`](matcher::StringMatch). The minimum Rust version is 1.89; raising it is a minor change.
+//! The types of [`http`] and [`ipnet`] are part of this API. The minimum Rust version is 1.89; raising
+//! it is a minor change.
 #![forbid(unsafe_code)]
 
 mod attributes;

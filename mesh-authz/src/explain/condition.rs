@@ -1,11 +1,17 @@
 use std::fmt;
 
+use http::HeaderName;
+use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
+
 use crate::attributes::{Attribute, Attributes, RequestAttributes};
 use crate::engine::evaluate::{self, Lean, View};
 use crate::policy::{Expr, Matcher};
 
 /// Longest value of an attribute that is told, in characters.
 const SHOWN: usize = 120;
+
+/// Headers whose values are not told.
+const SECRETS: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 
 /// Whether one condition held, and why.
 #[derive(Debug, Clone)]
@@ -148,8 +154,8 @@ fn actual(matcher: &Matcher, attributes: &Attributes<'_>, view: View) -> String 
                 .get_all(name)
                 .iter()
                 .map(|value| {
-                    if value.is_sensitive() {
-                        "a sensitive value".to_owned()
+                    if value.is_sensitive() || SECRETS.contains(name) {
+                        "it is a secret".to_owned()
                     } else {
                         it_is(&String::from_utf8_lossy(value.as_bytes()))
                     }

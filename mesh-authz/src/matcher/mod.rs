@@ -1,4 +1,4 @@
-//! Compares single values: strings, paths.
+//! Compares single values: strings, paths, addresses; and makes paths comparable.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ pub use ip::{InvalidCidr, parse_cidr};
 pub(crate) use ip::{canonical_net, contains};
 pub use path_normalize::{InvalidPath, PathNormalization};
 pub use path_template::{InvalidPathTemplate, PathTemplate};
-pub use string::{InvalidRegex, StringMatch};
+pub use string::{FullRegex, InvalidRegex, StringMatch};
 
 /// Compares a path: by string or by template.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

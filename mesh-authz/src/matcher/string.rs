@@ -15,7 +15,16 @@ pub enum StringMatch {
     /// Any value that is not empty.
     Present,
     /// The whole value matches an RE2-style expression (Envoy's `safe_regex`: full match).
-    Regex(regex::Regex),
+    Regex(FullRegex),
+}
+
+/// A regular expression that matches the whole of a text, or nothing of it.
+///
+/// Time is linear in the text. At most 1 MiB compiled.
+#[derive(Debug, Clone)]
+pub struct FullRegex {
+    pattern: Arc<str>,
+    whole: regex::Regex,
 }
 
 /// Says that a regular expression is malformed or would compile to more than 1 MiB.
@@ -23,13 +32,13 @@ pub enum StringMatch {
 #[error("invalid regular expression")]
 pub struct InvalidRegex(#[source] regex::Error);
 
-impl StringMatch {
-    /// Compiles a full-match expression.
+impl FullRegex {
+    /// Compiles an expression.
     ///
     /// # Errors
     ///
     /// [`InvalidRegex`] when it is malformed or too large.
-    pub fn regex(pattern: &str) -> Result<Self, InvalidRegex> {
+    pub fn new(pattern: &str) -> Result<Self, InvalidRegex> {
         let compile = |pattern: &str| {
             regex::RegexBuilder::new(pattern)
                 .size_limit(1 << 20)
@@ -38,7 +47,31 @@ impl StringMatch {
         };
         // Alone first: `a)|(b` would otherwise break out of the group that makes the match full.
         compile(pattern)?;
-        compile(&format!(r"\A(?:{pattern})\z")).map(Self::Regex)
+        Ok(Self {
+            pattern: pattern.into(),
+            whole: compile(&format!(r"\A(?:{pattern})\z"))?,
+        })
+    }
+
+    /// The expression as written.
+    pub fn as_str(&self) -> &str {
+        &self.pattern
+    }
+
+    /// Whether all of `value` matches.
+    pub fn is_match(&self, value: &str) -> bool {
+        self.whole.is_match(value)
+    }
+}
+
+impl StringMatch {
+    /// Compiles a full-match expression.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRegex`] when it is malformed or too large.
+    pub fn regex(pattern: &str) -> Result<Self, InvalidRegex> {
+        FullRegex::new(pattern).map(Self::Regex)
     }
 
     /// Reads Istio's form: `*` is presence, a leading or trailing `*` a suffix or prefix, else exact.

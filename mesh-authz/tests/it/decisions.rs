@@ -252,3 +252,37 @@ fn explanations_name_what_failed() {
     );
     assert_eq!(l4.policies()[0].matched(), None);
 }
+
+/// An explanation ends up in terminals and tickets: no credentials in it.
+#[test]
+fn explanations_keep_secrets() {
+    use mesh_authz::RequestAttributes;
+    use mesh_authz::matcher::StringMatch;
+    let header = |name: http::HeaderName| {
+        Expr::Is(Matcher::Header {
+            name,
+            value: StringMatch::Prefix("Bearer".into()),
+        })
+    };
+    let set = set([policy(
+        "tokens",
+        Action::Allow,
+        vec![
+            header(http::header::AUTHORIZATION),
+            header(http::HeaderName::from_static("x-a")),
+        ],
+    )]);
+    let (method, mut headers) = (http::Method::GET, http::HeaderMap::new());
+    headers.insert("authorization", "Basic c2VjcmV0".parse().unwrap());
+    headers.insert("x-a", "shown".parse().unwrap());
+    let request = RequestAttributes::new(&method, None, "/", &headers);
+    let told = set.explain(&to(1).with_request(request)).to_string();
+    assert!(
+        told.contains("header authorization is Bearer* (it is a secret)"),
+        "{told}"
+    );
+    assert!(
+        told.contains("header x-a is Bearer* (it is \"shown\")"),
+        "{told}"
+    );
+}
