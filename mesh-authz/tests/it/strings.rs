@@ -208,8 +208,7 @@ proptest! {
 
     /// The index finds what the forms mean, for any text.
     #[test]
-    fn forms_mean_what_str_does(text in "[ -~]{0,4}", namespace in "[a-c.]{1,3}") {
-        prop_assume!(namespace != "." && namespace != "..");
+    fn forms_mean_what_str_does(text in "[ -~]{0,4}", namespace in "[a-c][a-c.]{0,2}") {
         let identity = Identity::new("td", &namespace, "x").unwrap();
         let attributes = Attributes::new("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap())
             .with_identity(Attribute::Present(&identity));
