@@ -191,6 +191,15 @@ struct Load<'a> {
     skipped: BTreeSet<String>,
 }
 
+/// An object of a file that is still being read.
+struct Pending {
+    key: String,
+    line: u32,
+    read: Result<Object, Invalid>,
+    /// What stands for it when it is refused and has no last good version.
+    closed: Option<Object>,
+}
+
 impl Load<'_> {
     /// Reads a file; fails when nothing of it can be used.
     fn file(&mut self, path: &Path, content: &[u8]) -> Result<Vec<Entry>, Invalid> {
@@ -200,34 +209,46 @@ impl Load<'_> {
             let line = u32::try_from(line).unwrap_or(u32::MAX);
             Invalid::new(line, String::new(), "expected UTF-8".into())
         })?;
-        let documents = tree::parse(text, self.settings.max_nodes())?;
-        let mut manifests = Vec::new();
-        let mut local = Vec::new();
-        for document in &documents {
-            let at = Cursor::root(document);
-            let is_local = at
-                .entries()?
-                .iter()
-                .any(|(key, _)| ztunnel::KEYS.contains(&&***key));
-            if is_local {
-                for item in ztunnel::items(&at)? {
-                    let key = item.key().ok_or_else(|| {
-                        item.at
-                            .invalid("expected a mapping with the name of the object")
-                    })?;
-                    local.push((key, item));
-                }
-            } else {
-                manifest::find(&at, &mut manifests)?;
+        // All of the file has to be read before any of it counts.
+        let mut pending = Vec::new();
+        let mut left = self.settings.max_nodes();
+        for (before, document) in tree::documents(text) {
+            for node in tree::parse(before, document, left)? {
+                left = left.saturating_sub(node.count());
+                self.document(&node, &mut pending)?;
             }
         }
         let mut entries = Vec::new();
-        for (key, item) in local {
-            let read = item.read(self.settings);
-            let read = read.map(|object| Object::Ztunnel(Arc::new(object)));
-            self.take(path, key, item.at.line(), read, || None, &mut entries);
+        for object in pending {
+            self.take(path, object, &mut entries);
         }
-        for found in manifests {
+        Ok(entries)
+    }
+
+    /// Reads the objects of a document; fails when it cannot be told what they are.
+    fn document(
+        &mut self,
+        document: &tree::Node,
+        pending: &mut Vec<Pending>,
+    ) -> Result<(), Invalid> {
+        let at = Cursor::root(document);
+        let is_local = |(key, _): &(&Arc<str>, _)| ztunnel::KEYS.contains(&&***key);
+        if at.entries()?.iter().any(is_local) {
+            for item in ztunnel::items(&at)? {
+                let expected = "expected a mapping with the name of the object";
+                let read = item.read(self.settings);
+                pending.push(Pending {
+                    key: item.key().ok_or_else(|| item.at.invalid(expected))?,
+                    line: item.at.line(),
+                    read: read.map(|object| Object::Ztunnel(Arc::new(object))),
+                    closed: None,
+                });
+            }
+            return Ok(());
+        }
+        let mut found = Vec::new();
+        manifest::find(&at, &mut found)?;
+        for found in found {
             match found {
                 manifest::Found::Skipped(kind) => {
                     self.skipped.insert(format!("kind {kind}"));
@@ -235,27 +256,31 @@ impl Load<'_> {
                 manifest::Found::Item(item) => {
                     let wrap = |object| Object::Manifest(Arc::new(object));
                     let read = item.read(self.settings).map(wrap);
-                    let settings = self.settings;
-                    let closed = || item.closed(settings).map(wrap);
-                    let key = item.key().to_owned();
-                    self.take(path, key, item.at.line(), read, closed, &mut entries);
+                    let closed = match &read {
+                        Ok(_) => None,
+                        Err(_) => item.closed(self.settings).map(wrap),
+                    };
+                    pending.push(Pending {
+                        key: item.key().to_owned(),
+                        line: item.at.line(),
+                        read,
+                        closed,
+                    });
                 }
             }
         }
-        Ok(entries)
+        Ok(())
     }
 
     /// Takes an object, or what stands for it when it is refused: its last good version, else
     /// something narrower.
-    fn take(
-        &mut self,
-        path: &Path,
-        key: String,
-        line: u32,
-        read: Result<Object, Invalid>,
-        closed: impl FnOnce() -> Option<Object>,
-        entries: &mut Vec<Entry>,
-    ) {
+    fn take(&mut self, path: &Path, object: Pending, entries: &mut Vec<Entry>) {
+        let Pending {
+            key,
+            line,
+            read,
+            closed,
+        } = object;
         if let Some((file, first)) = self.taken.get(&key) {
             let message = format!("{key} is already defined at {}:{first}", file.display());
             let invalid = Invalid::new(line, "metadata.name".into(), message);
@@ -268,7 +293,7 @@ impl Load<'_> {
             Err(mut invalid) => {
                 let last = self.before.get(&*key).map(|object| (*object).clone());
                 let stands = last.or_else(|| {
-                    let closed = closed()?;
+                    let closed = closed?;
                     invalid
                         .message
                         .push_str("; until it is right, all that it may bind is denied or STRICT");

@@ -24,7 +24,7 @@ impl Default for Settings {
             cluster_id: "Kubernetes".into(),
             cluster_domain: "cluster.local".into(),
             network: Arc::default(),
-            max_nodes: 20_000_000,
+            max_nodes: 5_000_000,
         }
     }
 }
@@ -115,8 +115,8 @@ impl Settings {
         &self.network
     }
 
-    /// How many values (keys, scalars, lists, mappings) one file may hold. Default: 20 million, about
-    /// what 64 MiB of manifests can hold.
+    /// How many values (keys, scalars, lists, mappings) one file may hold. Default: 5 million, more
+    /// than 16 MiB of manifests hold.
     pub fn max_nodes(&self) -> usize {
         self.max_nodes
     }

@@ -42,11 +42,51 @@ impl Value {
     }
 }
 
-/// Reads all documents of a file; empty ones are left out. JSON is read too, being YAML.
+/// Cuts a file into its documents, each with the number of lines before it.
 ///
-/// What one file may hold is bounded by `max_nodes`; nesting is bounded to 64 levels, and what
-/// aliases repeat to one million events.
-pub(crate) fn parse(text: &str, max_nodes: usize) -> Result<Vec<Node>, Invalid> {
+/// A line that begins with `---` begins a document wherever it stands, also in the midst of a scalar
+/// ([YAML 1.2.2 §9.1.2](https://yaml.org/spec/1.2.2/#912-document-markers)), so that no parser is needed to find it.
+/// One document at a time is a tree in memory.
+pub(crate) fn documents(text: &str) -> impl Iterator<Item = (u32, &str)> {
+    let mut before = 0;
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        loop {
+            let here = rest?;
+            let end = next_marker(here);
+            let (document, after) = here.split_at(end.unwrap_or(here.len()));
+            rest = end.map(|_| after);
+            let line = before;
+            let lines = document.bytes().filter(|byte| *byte == b'\n').count();
+            before += u32::try_from(lines).unwrap_or(u32::MAX);
+            // What stands before the first marker may be nothing but directives and comments.
+            let bare = |line: &str| line.is_empty() || line.starts_with(['%', '#']);
+            if !document.lines().all(bare) {
+                return Some((line, document));
+            }
+        }
+    })
+}
+
+/// Where the next document begins, the one at the start left out.
+fn next_marker(text: &str) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let at = from + text[from..].find("\n---")? + 1;
+        let after = text[at + 3..].chars().next();
+        if after.is_none_or(|c| matches!(c, ' ' | '\t' | '\r' | '\n')) {
+            return Some(at);
+        }
+        from = at;
+    }
+}
+
+/// Reads a document, of which the lines before it are given; one that is empty is none. JSON is read
+/// too, being YAML.
+///
+/// What it may hold is bounded by `max_nodes`; nesting is bounded to 64 levels, and what aliases
+/// repeat to one million events.
+pub(crate) fn parse(before: u32, text: &str, max_nodes: usize) -> Result<Vec<Node>, Invalid> {
     let options = serde_saphyr::options! {
         with_snippet: false,
         // YAML 1.2: only true and false; a name such as `no` or `y` is a name.
@@ -54,17 +94,27 @@ pub(crate) fn parse(text: &str, max_nodes: usize) -> Result<Vec<Node>, Invalid> 
         budget: serde_saphyr::budget! {
             max_nodes: max_nodes,
             max_events: max_nodes.saturating_mul(3),
-            max_documents: max_nodes,
             max_depth: 64,
         },
     };
-    serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| {
-        let line = error.location().map_or(1, |at| narrow(at.line()));
-        // The parser repeats its own position at the end; ours is in front.
-        let message = error.without_snippet().to_string();
-        let message = message.lines().next().unwrap_or_default();
-        Invalid::new(line, String::new(), message.to_owned())
-    })
+    match serde_saphyr::from_multiple_with_options::<Node>(text, options) {
+        Ok(mut nodes) => {
+            nodes.iter_mut().for_each(|node| node.shift(before));
+            Ok(nodes)
+        }
+        Err(error) => {
+            let line = error.location().map_or(1, |at| narrow(at.line()));
+            let message = error.without_snippet().to_string();
+            let message = message.lines().next().unwrap_or_default();
+            // The parser counts from the document, and says so in its own words.
+            let message = match message.rsplit_once(" at line ") {
+                Some((message, _)) => message,
+                None => message,
+            };
+            let line = line.saturating_add(before);
+            Err(Invalid::new(line, String::new(), message.to_owned()))
+        }
+    }
 }
 
 fn narrow(line: u64) -> u32 {
@@ -142,6 +192,25 @@ impl<'de> Visitor<'de> for AnyValue {
 }
 
 impl Node {
+    /// Moves everything down by some lines.
+    fn shift(&mut self, by: u32) {
+        self.line = self.line.saturating_add(by);
+        match &mut self.value {
+            Value::List(items) => items.iter_mut().for_each(|item| item.shift(by)),
+            Value::Map(entries) => entries.iter_mut().for_each(|(_, node)| node.shift(by)),
+            _ => {}
+        }
+    }
+
+    /// How many nodes there are, this one included.
+    pub(crate) fn count(&self) -> usize {
+        1 + match &self.value {
+            Value::List(items) => items.iter().map(Self::count).sum(),
+            Value::Map(entries) => entries.iter().map(|(_, node)| 1 + node.count()).sum(),
+            _ => 0,
+        }
+    }
+
     /// The line of the field at a path as [`Cursor::field`](super::cursor::Cursor::field) writes it, or
     /// of the nearest field above it that exists.
     pub(crate) fn line_of(&self, path: &str) -> u32 {

@@ -39,7 +39,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             interval: Duration::from_millis(500),
-            max_bytes: 64 << 20,
+            max_bytes: 16 << 20,
             max_files: 1000,
         }
     }
@@ -77,8 +77,8 @@ impl Limits {
         self.interval
     }
 
-    /// The bytes of all files together. Default: 64 MiB, some 50 000 Pods; three times that much can be
-    /// in memory while a change is read.
+    /// The bytes of all files together. Default: 16 MiB, some 20 000 Pods. Reading a change takes about ten
+    /// times as much memory for a moment, and seconds of one processor.
     pub fn max_bytes(&self) -> u64 {
         self.max_bytes
     }
@@ -186,6 +186,11 @@ fn counts(path: &Path) -> bool {
 
 fn read_file(path: &Path, left: &mut u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
+    // Opening a pipe would wait for its writer.
+    if !fs::metadata(path).map_err(|e| at(path, &e))?.is_file() {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(at(path, &error));
+    }
     let file = File::open(path).map_err(|e| at(path, &e))?;
     // One byte more than allowed, to tell a file that fits from one that does not.
     let limit = left.saturating_add(1);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::meta::{Labels, Meta, labels};
+use super::meta::{Labels, Meta, check_account, labels};
 use crate::file::cursor::{Cursor, Fields, Result};
 use crate::model::{AppProtocol, IpFamilies};
 
@@ -172,12 +172,16 @@ impl Pod {
         };
         if let Some(spec) = fields.get("spec") {
             let mut spec = spec.fields()?;
-            let mut account = spec.text("serviceAccountName")?;
-            if account.is_empty() {
-                account = spec.text("serviceAccount")?;
-            }
-            if !account.is_empty() {
-                pod.service_account = account;
+            // The second is the first's older name.
+            for name in ["serviceAccountName", "serviceAccount"] {
+                if let Some(at) = spec.get(name) {
+                    let account = at.text()?;
+                    if !account.is_empty() {
+                        check_account(&at, &pod.meta.namespace, &account)?;
+                        pod.service_account = account;
+                        break;
+                    }
+                }
             }
             pod.node = spec.text("nodeName")?;
             pod.host_network = spec.map("hostNetwork", Cursor::bool)?.unwrap_or(false);

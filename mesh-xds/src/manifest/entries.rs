@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use mesh_authz::Identity;
 
 use super::core::{condition, protocol};
-use super::meta::{Labels, Meta, labels};
+use super::meta::{Labels, Meta, check_account, labels};
 use crate::file::cursor::{Cursor, Fields, Result};
 use crate::model::{AppProtocol, Locality};
 
@@ -25,14 +25,14 @@ pub(crate) struct EntrySpec {
 }
 
 impl EntrySpec {
-    fn read(at: &Cursor<'_>) -> Result<Self> {
+    fn read(at: &Cursor<'_>, namespace: &str) -> Result<Self> {
         let mut fields = at.fields()?;
-        let spec = Self::read_fields(&mut fields)?;
+        let spec = Self::read_fields(&mut fields, namespace)?;
         fields.finish()?;
         Ok(spec)
     }
 
-    fn read_fields(fields: &mut Fields<'_>) -> Result<Self> {
+    fn read_fields(fields: &mut Fields<'_>, namespace: &str) -> Result<Self> {
         let network = fields.text("network")?;
         let address = match fields.get("address") {
             Some(at) => at.text()?,
@@ -57,10 +57,16 @@ impl EntrySpec {
                 .collect::<Result<_>>()?,
             None => Vec::new(),
         };
-        let mut account = fields.text("serviceAccount")?;
-        if account.is_empty() {
-            account = "default".into();
-        }
+        let account = match fields.get("serviceAccount") {
+            Some(at) => {
+                let account = at.text()?;
+                if !account.is_empty() {
+                    check_account(&at, namespace, &account)?;
+                }
+                account
+            }
+            None => Arc::default(),
+        };
         Ok(Self {
             address,
             ports,
@@ -68,7 +74,11 @@ impl EntrySpec {
             network,
             locality: locality(&fields.text("locality")?),
             weight: fields.map("weight", Cursor::u32)?.unwrap_or(1),
-            service_account: account,
+            service_account: if account.is_empty() {
+                "default".into()
+            } else {
+                account
+            },
         })
     }
 
@@ -98,7 +108,7 @@ pub(crate) struct WorkloadEntry {
 
 impl WorkloadEntry {
     pub(crate) fn read(mut meta: Meta, fields: &mut Fields<'_>) -> Result<Self> {
-        let spec = EntrySpec::read(&fields.need("spec")?)?;
+        let spec = EntrySpec::read(&fields.need("spec")?, &meta.namespace)?;
         let healthy = match fields.get("status") {
             Some(status) => condition(&mut status.fields()?, "Healthy")?.unwrap_or(true),
             None => true,
@@ -204,7 +214,7 @@ impl ServiceEntry {
             fields.finish()?;
             Ok(port)
         })?;
-        let endpoints = spec.list("endpoints", EntrySpec::read)?;
+        let endpoints = spec.list("endpoints", |at| EntrySpec::read(at, &meta.namespace))?;
         let selector = spec.map("workloadSelector", |at| {
             let mut fields = at.fields()?;
             let chosen = fields.map("labels", labels)?.unwrap_or_default();

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_authz::Identity;
+
 use crate::file::cursor::{Cursor, Fields, Result};
 
 /// Labels or annotations.
@@ -95,6 +97,14 @@ pub(crate) fn names(fields: &mut Fields<'_>, namespaced: bool) -> Result<(Arc<st
         _ => Arc::default(),
     };
     Ok((namespace, name))
+}
+
+/// Refuses a service account of which no identity could be made.
+pub(crate) fn check_account(at: &Cursor<'_>, namespace: &str, account: &str) -> Result<()> {
+    // The trust domain is a setting, and right or wrong for all objects alike.
+    Identity::new("cluster.local", namespace, account)
+        .map(drop)
+        .map_err(|error| at.invalid(format_args!("no identity can be made of it: {error}")))
 }
 
 /// A mapping of texts.

@@ -205,6 +205,14 @@ fn objects_with_file_line_and_field() {
             "5: spec.targetRefs[0].namespace: expected the policy's own namespace \"shop\"",
         ),
         (
+            pod("spec:\n  serviceAccountName: a/b"),
+            "5: spec.serviceAccountName: no identity can be made of it",
+        ),
+        (
+            vm("spec:\n  address: 10.0.0.1\n  serviceAccount: a b"),
+            "6: spec.serviceAccount: no identity can be made of it",
+        ),
+        (
             object("v2", "Pod", ""),
             "1: apiVersion: expected version v1 of Pod, found \"v2\"",
         ),
@@ -401,4 +409,33 @@ fn peer_authentication_that_was_never_right_is_strict() {
     });
     let strict = PolicyName::new("istio-system", "istio_converted_static_strict");
     assert_eq!(bound, Some(vec![strict]));
+}
+
+#[test]
+fn lines_count_from_the_start_of_the_file() {
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: NAME}\n";
+    let text = [
+        "# a comment\n%YAML 1.2\n---\n",
+        &node.replace("NAME", "a"),
+        "---\n---  # nothing here\n",
+        "--- # one with text that looks like a marker\n",
+        &node.replace(
+            "{name: NAME}",
+            "\n  name: b\n  annotations:\n    text: |\n      ---\n      -- -",
+        ),
+        "...\n---\r\n",
+        &node.replace("NAME", "c/d"),
+    ];
+    assert_eq!(
+        problems(&text.concat()),
+        [
+            "dir/mesh.yaml:22: metadata.name: expected a name of at most 253 letters, digits, '-' and '.', found \"c/d\""
+        ]
+    );
+    let broken = text.concat().replace("{name: c/d}", "{name: c}, x");
+    let found = problems(&broken);
+    assert!(found[0].starts_with("dir/mesh.yaml:22: "), "{found:?}");
+    assert!(!found[0].contains("line"), "{found:?}");
+    let good = text.concat().replace("c/d", "c");
+    assert!(problems(&good).is_empty(), "{:?}", problems(&good));
 }
