@@ -3,14 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use mesh_authz::policy::PolicyName;
 use mesh_xds::model::{
     Batch, NetworkMode, Rejection, ResourceName, Service, ServiceName, Update, Verdict, Workload,
 };
 
 use super::endpoints::{Endpoint, Shape};
 use super::index::{CidrTable, insert_into, remove_from};
-use super::record::{ServiceRecord, WorkloadParts, WorkloadRecord};
+use super::record::{Profile, ServiceRecord, WorkloadParts, WorkloadRecord};
 use super::{Snapshot, Tables};
 
 /// What applying a batch gave.
@@ -145,12 +144,14 @@ impl Tables {
             Some(old) => Arc::clone(&old.uid),
             None => workload.uid().into(),
         };
-        let (place, _) = self.places.acquire(parts.place, self.version);
-        let (profile, new_profile) = self.profiles.acquire(parts.profile, self.version);
-        if new_profile {
-            let names = attached_names(&profile.policies, &profile.request_authentications);
-            self.attachments_mut().refer(names);
-        }
+        let place = match &old {
+            Some(old) if *old.place == parts.place => Arc::clone(&old.place),
+            _ => self.places.acquire(parts.place, self.version).0,
+        };
+        let profile = match &old {
+            Some(old) if *old.profile == parts.profile => Arc::clone(&old.profile),
+            _ => self.acquire_profile(parts.profile),
+        };
         let hostname = workload.hostname();
         let addresses = workload.addresses().iter();
         let record = Arc::new(WorkloadRecord {
@@ -166,11 +167,15 @@ impl Tables {
         });
         if let Some(old) = old {
             if *old == *record {
-                self.release(&old);
                 return Ok(());
             }
             self.unindex_workload(&old);
-            self.release(&old);
+            if !Arc::ptr_eq(&old.place, &record.place) {
+                self.places.release(&old.place);
+            }
+            if !Arc::ptr_eq(&old.profile, &record.profile) {
+                self.release_profile(&old.profile);
+            }
         }
         changes.workloads.push(Arc::clone(&record.uid));
         self.index_workload(&record);
@@ -184,16 +189,23 @@ impl Tables {
         };
         self.workloads.remove_mut(uid);
         self.unindex_workload(&record);
-        self.release(&record);
+        self.places.release(&record.place);
+        self.release_profile(&record.profile);
         changes.workloads.push(Arc::clone(&record.uid));
     }
 
-    fn release(&mut self, record: &WorkloadRecord) {
-        self.places.release(&record.place);
-        let profile = &record.profile;
-        if self.profiles.release(profile) {
-            let names = attached_names(&profile.policies, &profile.request_authentications);
-            self.attachments_mut().unrefer(names);
+    fn acquire_profile(&mut self, profile: Profile) -> Arc<Profile> {
+        let (profile, new) = self.profiles.acquire(profile, self.version);
+        if new && profile.lists_any() {
+            let names = listed_names(&profile);
+            self.attachments_mut().refer(names);
+        }
+        profile
+    }
+
+    fn release_profile(&mut self, profile: &Profile) {
+        if self.profiles.release(profile) && profile.lists_any() {
+            self.attachments_mut().unrefer(listed_names(profile));
         }
     }
 
@@ -344,11 +356,10 @@ impl Tables {
     }
 }
 
-fn attached_names<'a>(
-    policies: &'a [PolicyName],
-    authentications: &'a [mesh_xds::model::ObjectName],
-) -> impl Iterator<Item = ResourceName> + 'a {
-    let policies = policies.iter().cloned().map(ResourceName::Policy);
-    let authentications = authentications.iter().cloned();
-    policies.chain(authentications.map(ResourceName::RequestAuthentication))
+fn listed_names(profile: &Profile) -> impl Iterator<Item = ResourceName> + '_ {
+    let policies = profile.policies.iter().cloned();
+    let authentications = profile.request_authentications.iter().cloned();
+    policies
+        .map(ResourceName::Policy)
+        .chain(authentications.map(ResourceName::RequestAuthentication))
 }

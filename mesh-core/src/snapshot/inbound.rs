@@ -98,15 +98,17 @@ impl Snapshot {
         authority: Option<&Authority>,
         forwarded: Option<&str>,
     ) -> Option<&Arc<ServiceRecord>> {
-        let named = |host: &str| {
-            let service = self.service_with_hostname(host, own.namespace())?;
-            own.membership(service.name()).map(|_| service)
-        };
         if let Some(Authority::Host(host, _)) = authority {
-            return named(host);
+            let service = self.service_with_hostname(host, own.namespace())?;
+            return own.membership(service.name()).map(|_| service);
         }
-        if let Some(service) = forwarded.and_then(named) {
-            return Some(service);
+        let named = forwarded.and_then(|host| {
+            let mut memberships = own.memberships().iter();
+            let membership = memberships.find(|own| own.service().hostname() == host)?;
+            self.service(membership.service())
+        });
+        if named.is_some() {
+            return named;
         }
         let mut memberships = own.memberships().iter();
         memberships.find_map(|membership| {

@@ -80,6 +80,12 @@ pub(super) struct Profile {
     pub(super) memberships: Box<[MembershipRecord]>,
 }
 
+impl Profile {
+    pub(super) fn lists_any(&self) -> bool {
+        !self.policies.is_empty() || !self.request_authentications.is_empty()
+    }
+}
+
 /// That a workload is an endpoint of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MembershipRecord {

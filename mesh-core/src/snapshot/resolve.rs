@@ -113,7 +113,7 @@ impl Resolver<'_> {
             },
         };
         let (snapshot, own) = (self.snapshot, &self.source.workload);
-        let (namespace, domain) = (own.namespace(), &self.source.cluster_domain);
+        let (namespace, domain) = (own.namespace(), self.source.cluster_domain());
         if let Some(ip) = dialled.ip {
             if let Some(service) = snapshot.service_at(own.network(), ip, namespace) {
                 return self.reach_service(service, dialled);

@@ -9,11 +9,11 @@ use mesh_xds::model::{GatewayDestination, ServiceName};
 
 use super::record::{ServiceRecord, WorkloadRecord};
 
-/// Who asks: a workload of this process.
+/// Who asks: a workload of this process, as the snapshot that is asked has it.
 #[derive(Debug, Clone)]
 pub struct Source {
     pub(super) workload: Arc<WorkloadRecord>,
-    pub(super) cluster_domain: Arc<str>,
+    cluster_domain: Option<Arc<str>>,
 }
 
 impl Source {
@@ -21,20 +21,25 @@ impl Source {
     pub fn new(workload: Arc<WorkloadRecord>) -> Self {
         Self {
             workload,
-            cluster_domain: "cluster.local".into(),
+            cluster_domain: None,
         }
     }
 
     /// Sets the domain that short names of services are completed with. Default: `cluster.local`.
     #[must_use]
     pub fn with_cluster_domain(mut self, cluster_domain: impl Into<Arc<str>>) -> Self {
-        self.cluster_domain = cluster_domain.into();
+        self.cluster_domain = Some(cluster_domain.into());
         self
     }
 
     /// The workload.
     pub fn workload(&self) -> &Arc<WorkloadRecord> {
         &self.workload
+    }
+
+    /// The domain that short names of services are completed with.
+    pub fn cluster_domain(&self) -> &str {
+        self.cluster_domain.as_deref().unwrap_or("cluster.local")
     }
 }
 
@@ -120,6 +125,11 @@ pub enum Refusal {
 pub struct EndpointId(Arc<str>);
 
 impl EndpointId {
+    /// Names the endpoint that is the workload with this uid.
+    pub fn new(uid: impl Into<Arc<str>>) -> Self {
+        Self(uid.into())
+    }
+
     /// The uid.
     pub fn uid(&self) -> &Arc<str> {
         &self.0
