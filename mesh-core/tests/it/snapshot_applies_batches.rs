@@ -9,13 +9,13 @@ use proptest::prelude::*;
 use crate::snapshot_model::{batch_of, batches, play};
 
 /// All that can be seen of a snapshot without asking it about one thing.
-type Seen<'a> = (
-    Vec<&'a Arc<WorkloadRecord>>,
-    Vec<(
-        &'a ServiceName,
-        Option<&'a Arc<ServiceRecord>>,
-        Vec<&'a str>,
-    )>,
+type Seen<'a> = (Vec<&'a Arc<WorkloadRecord>>, Vec<SeenService<'a>>);
+
+/// Its name, its record when it is known, and its endpoints.
+type SeenService<'a> = (
+    &'a ServiceName,
+    Option<&'a Arc<ServiceRecord>>,
+    Vec<&'a str>,
 );
 
 fn seen(snapshot: &Snapshot) -> Seen<'_> {

@@ -323,7 +323,7 @@ fn tokens_are_looked_for_where_any_request_authentication_says() {
         authentication("c", Scope::Workload, "one").into(),
         authentication("d", Scope::Workload, "four").into(),
         workload("one", &[])
-            .with_request_authentications(listed.clone())
+            .with_request_authentications(listed)
             .into(),
     ]);
     let parameters = |snapshot: &Snapshot| -> Vec<String> {
@@ -424,7 +424,7 @@ proptest! {
         let mut snapshot = Snapshot::new();
         let mut policies: [Option<(u8, bool)>; 4] = [None; 4];
         let mut lists: [Option<Vec<(usize, bool)>>; 2] = [None, None];
-        let mut last: [Option<(Vec<(usize, bool)>, Arc<PolicySet>)>; 2] = [None, None];
+        let mut last: [Option<Arc<PolicySet>>; 2] = [None, None];
         for step in steps.iter().flatten() {
             let batch = match step {
                 Step::Put(name, scope, other) => {
@@ -485,11 +485,11 @@ proptest! {
                             (name.unwrap(), *policy.action() == Action::Deny)
                         }).collect();
                         prop_assert_eq!(&got, &expected);
-                        last[number] = Some((expected, set));
+                        last[number] = Some(set);
                     }
                     PolicyView::Pending { missing, previous, .. } => {
                         prop_assert_eq!(missing, waiting);
-                        let before = last[number].as_ref().map(|(_, set)| set);
+                        let before = last[number].as_ref();
                         prop_assert_eq!(previous.is_some(), before.is_some());
                         if let (Some(previous), Some(before)) = (previous, before) {
                             prop_assert!(Arc::ptr_eq(&previous, before));

@@ -26,7 +26,7 @@ fn chosen(resolution: &Resolution) -> Option<String> {
     }
 }
 
-fn scope<'a>(workload: &'a Workload, scope: LocalityScope) -> &'a str {
+fn scope(workload: &Workload, scope: LocalityScope) -> &str {
     match scope {
         LocalityScope::Region => workload.locality().region(),
         LocalityScope::Zone => workload.locality().zone(),
