@@ -33,7 +33,6 @@ pub struct Config {
     pub(crate) handshake_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) first_connect_timeout: Duration,
-    pub(crate) linger_timeout: Duration,
     pub(crate) max_connections: usize,
     pub(crate) max_waiters: usize,
     pub(crate) idle_timeout: Duration,
@@ -61,7 +60,6 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             first_connect_timeout: Duration::from_secs(10),
-            linger_timeout: Duration::from_secs(30),
             max_connections: 500,
             max_waiters: 1024,
             idle_timeout: Duration::from_secs(300),
@@ -196,14 +194,6 @@ impl Config {
     #[must_use]
     pub fn first_connect_timeout(mut self, timeout: Duration) -> Self {
         self.first_connect_timeout = timeout;
-        self
-    }
-
-    /// Time that bytes of a tunnel which was shut down and dropped have to leave. Default: 30 s;
-    /// then the stream is reset.
-    #[must_use]
-    pub fn linger_timeout(mut self, timeout: Duration) -> Self {
-        self.linger_timeout = timeout;
         self
     }
 

@@ -173,7 +173,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             waiting_for_pong: false,
             keepalive: KeepAlive::new(now, config.ping_interval, config.ping_timeout),
             timer: Box::pin(sleep_until(now + config.ping_interval)),
-            outboxes: Arc::new(Outboxes::new(config.linger_timeout)),
+            outboxes: Arc::new(Outboxes::new()),
             side,
         }
     }
@@ -215,12 +215,12 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
 
     fn turn(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Result<Turn, Error> {
         let mut again = self.outboxes.send();
+        self.outboxes.end_lingering();
         loop {
             let now = Instant::now();
             if deadline.is_some_and(|deadline| deadline <= now) {
                 return Ok(Turn::Deadline);
             }
-            let linger = self.outboxes.expire(now);
             self.poll_ping(cx)?;
             let wake = match self.keepalive.poll(now) {
                 Action::Ping => {
@@ -241,10 +241,8 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             if again {
                 return Ok(Turn::Again);
             }
-            let wake = [Some(wake), linger, deadline].into_iter().flatten().min();
-            if let Some(wake) = wake
-                && self.timer.deadline() != wake
-            {
+            let wake = deadline.map_or(wake, |deadline| deadline.min(wake));
+            if self.timer.deadline() != wake {
                 self.timer.as_mut().reset(wake);
             }
             if self.timer.as_mut().poll(cx).is_pending() {

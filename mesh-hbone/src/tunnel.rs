@@ -5,13 +5,11 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
-use tokio::time::Instant;
 
 use crate::driver::{from_h2, lock};
 use crate::{Error, ErrorKind, Side};
@@ -329,7 +327,6 @@ impl Drop for Tunnel {
                 send,
                 // The outbox may outlive this in the list, and must not look like a frame in h2.
                 token: std::mem::take(&mut outbox.token),
-                until: Instant::now() + self.outboxes.linger_timeout,
                 _slot: self.slot.take(),
             });
         }
@@ -349,7 +346,6 @@ impl fmt::Debug for Tunnel {
 /// What the tunnels of a connection leave to its task.
 pub(crate) struct Outboxes {
     waiting: Mutex<Waiting>,
-    linger_timeout: Duration,
 }
 
 struct Waiting {
@@ -358,24 +354,23 @@ struct Waiting {
     lingering: Vec<Linger>,
 }
 
-/// The rest of a tunnel that was shut down and dropped before its bytes had left. Bounded by the
-/// streams of the connection: it holds its place among them.
+/// The rest of a tunnel that was shut down and dropped before its bytes had left. It holds its place
+/// among the streams of the connection, and nothing of the peer's can keep it: h2 has only what fits
+/// the peer's windows, so it leaves as soon as the transport moves, or the PING time-out ends all.
 struct Linger {
     send: SendStream<Bytes>,
     token: Arc<()>,
-    until: Instant,
     _slot: Option<Slot>,
 }
 
 impl Outboxes {
-    pub(crate) fn new(linger_timeout: Duration) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             waiting: Mutex::new(Waiting {
                 waker: Waker::noop().clone(),
                 outboxes: Vec::new(),
                 lingering: Vec::new(),
             }),
-            linger_timeout,
         }
     }
 
@@ -427,25 +422,19 @@ impl Outboxes {
         sent
     }
 
-    /// Ends the tunnels whose bytes have left or have had their time; says when to come again.
-    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
-        let over =
-            |linger: &mut Linger| Arc::strong_count(&linger.token) == 1 || linger.until <= now;
-        let (ended, next) = {
+    /// Ends the tunnels that were dropped and whose bytes have left.
+    pub(crate) fn end_lingering(&self) {
+        let left = |linger: &mut Linger| Arc::strong_count(&linger.token) == 1;
+        let ended: Vec<_> = {
             let mut waiting = lock(&self.waiting);
             if waiting.lingering.is_empty() {
-                return None;
+                return;
             }
-            let ended: Vec<_> = waiting.lingering.extract_if(.., over).collect();
-            (
-                ended,
-                waiting.lingering.iter().map(|linger| linger.until).min(),
-            )
+            waiting.lingering.extract_if(.., left).collect()
         };
         for mut linger in ended {
             linger.send.send_reset(Reason::CONNECT_ERROR);
         }
-        next
     }
 
     /// The connection is gone: nothing is left to do.

@@ -222,6 +222,7 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
             grants.push((waiter, grant));
         }
         self.let_go(gone);
+        self.tidy(key);
         for (_, grant) in &grants[first..] {
             if let Some(since) = self.idle_since.remove(&grant.id) {
                 self.idle.remove(&(since, grant.id));

@@ -2,10 +2,17 @@
 #![cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 
 mod authority;
+mod copy;
 mod foreign;
+mod peers;
+mod pool;
 mod tls_admission;
 mod tls_bundle;
 mod tls_handshake;
 mod tls_stream;
 mod tls_swap;
 mod tls_verification;
+mod tunnel_connect;
+mod tunnel_end;
+mod tunnel_flow;
+mod tunnel_liveness;
