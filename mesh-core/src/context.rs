@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mesh_authz::{Attribute, Attributes, Identity};
+
+use crate::telemetry::Labels;
 
 /// Describes the connection that a request came on: its ends and who its peer proved to be.
 ///
@@ -34,6 +36,7 @@ struct Inner {
     source: SocketAddr,
     destination: SocketAddr,
     identity: Option<Identity>,
+    labels: OnceLock<Labels>,
 }
 
 impl ConnectionContext {
@@ -48,13 +51,21 @@ impl ConnectionContext {
     }
 
     fn new(source: SocketAddr, destination: SocketAddr, identity: Option<Identity>) -> Self {
+        let labels = OnceLock::new();
         Self {
-            inner: Arc::new(Inner {
-                source,
-                destination,
-                identity,
-            }),
+            inner: Arc::new(Inner { source, destination, identity, labels }),
         }
+    }
+
+    /// Keeps the connection's labels, which its requests are counted under. The first ones stay.
+    pub(crate) fn set_labels(&self, labels: Labels) {
+        let _ = self.inner.labels.set(labels);
+    }
+
+    /// The connection's labels; without a listener's, all that is known is the peer.
+    #[cfg(feature = "http")]
+    pub(crate) fn labels_or_peer(&self) -> Labels {
+        self.inner.labels.get().cloned().unwrap_or_else(|| crate::layers::peer_labels(self))
     }
 
     /// The address of the connection's peer: of the tunnel's other end where there is a tunnel.

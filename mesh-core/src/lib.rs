@@ -1,18 +1,92 @@
-//! The service mesh as a library: `Mesh::listen_http(port) -> listener + layer`, `Mesh::connect(host) -> stream`.
+//! The service mesh as a library: `mesh.listen_http(port) -> listener + layer`, `mesh.connect("host:port") -> stream`.
+//!
+//! An application wraps its hyper, axum or tonic service in the mesh's layer and is a member of an
+//! Istio ambient mesh: SPIFFE mutual TLS in HBONE tunnels, discovery, L4 and L7 authorization,
+//! configuration that changes while it runs. No proxy stands beside it.
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use mesh_core::{Mesh, config, identity};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let router = Router::new().route("/", get(|| async { "hello" }));
+//!
+//! let mesh = Mesh::builder()
+//!     .workload("default", "reviews-v1", "bookinfo-reviews")
+//!     .config(config::File::watch("bookinfo.yaml"))
+//!     .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+//!     .build()?;
+//! let http = mesh.listen_http(9080).await?;
+//! axum::serve(http.listener, http.layer.wrap(router)).with_graceful_shutdown(mesh.draining()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # By role
+//!
+//! - **HTTP servers**: [`Mesh::listen_http`] gives a listener and a layer as one value. axum takes
+//!   both as above (feature `axum`); tonic takes `Server::builder().layer(http.layer)` and
+//!   `serve_with_incoming_shutdown(http.listener, mesh.draining())` (feature `tonic`); any tower
+//!   service goes to [`HttpListener::serve`]. Handlers find the caller in
+//!   [`layers::PeerIdentity`] and [`ConnectionContext`], in the request's extensions.
+//! - **Any other server**: [`Mesh::listen`], whose streams are tokio's `AsyncRead + AsyncWrite`.
+//! - **HTTP clients**: [`Mesh::http_client`] balances by request; [`Mesh::connector`] fits
+//!   hyper-util's and tonic's own clients.
+//! - **Any other client**: [`Mesh::connect`].
+//! - **Several workloads in one process**: a [`Node`] that they share.
+//! - **Tests**: [`testing`] calls a handler as any identity, in memory.
+//! - **Your own sources**: [`config::ConfigSource`] and [`identity::CertificateSource`], one method
+//!   each. Everything else extends by tower's `Service` and `Layer`.
+//!
+//! # Features
+//!
+//! Default: `aws-lc-rs`, `file`, `dev-ca`, `http`, `metrics`, `admin`. Off: `ring`, `axum`, `tonic`.
+//! Features add and never change behaviour; `aws-lc-rs` and `ring` may both be on. The crypto
+//! provider is a value of the builder: the process default is neither read nor set.
+//!
+//! # Stability
+//!
+//! Before 1.0 every minor version may break. Not covered by any promise: `Debug` output, the text of
+//! errors and logs, and the exact bytes of what the admin service answers.
+#![cfg_attr(not(test), deny(unsafe_code))]
 
+mod account;
+mod builder;
+pub mod config;
 mod context;
 mod error;
 pub mod identity;
+mod inbound;
 pub mod layers;
+mod mesh;
 mod net;
+mod node;
+mod outbound;
 mod policies;
+mod random;
+mod ready;
+mod settings;
 pub mod snapshot;
+mod tasks;
 pub mod telemetry;
 pub mod testing;
 
+pub use builder::{Builder, Missing};
 pub use context::ConnectionContext;
 pub use error::{BoxError, Error, ErrorKind, LocalReply, ResponseFlag, Side};
+pub use inbound::MeshListener;
+#[cfg(feature = "axum")]
+pub use inbound::{AxumFuture, AxumService};
+#[cfg(feature = "http")]
+pub use inbound::{HttpLayer, HttpListener, Wrapped};
+pub use mesh::{Drained, Mesh, WorkloadId};
 pub use mesh_authz as authz;
 pub use mesh_hbone as hbone;
 pub use mesh_xds as xds;
+pub use net::{BoxedIo, Incoming, MeshStream, Transport};
+pub use node::Node;
+#[cfg(feature = "http")]
+pub use outbound::{Connecting, MeshBody, MeshClient, MeshConnector, ResponseFuture};
 pub use policies::{Enforced, Policies};
+pub use ready::Readiness;
+pub use settings::OutboundPolicy;

@@ -2,6 +2,7 @@
 
 mod foreign;
 mod reply;
+mod tunnel;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -195,7 +196,9 @@ impl Error {
     pub fn is_denied(&self) -> bool {
         matches!(
             self.inner.kind,
-            ErrorKind::Denied | ErrorKind::TunnelRefused(StatusCode::FORBIDDEN)
+            ErrorKind::Denied
+                // istio/ztunnel answers 401, a waypoint 403.
+                | ErrorKind::TunnelRefused(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         )
     }
 

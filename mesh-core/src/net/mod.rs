@@ -1,12 +1,13 @@
-//! Connections: where sockets come from, and what is set on them.
+//! Connections: the stream that applications see, where sockets come from, and what is set on them.
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "inbound and outbound are built on it")
-)]
+mod cut;
 mod listener;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "inbound and outbound are built on it")
-)]
 mod socket;
+mod stream;
+mod tcp;
+mod transport;
+
+pub(crate) use cut::{Cut, CutReason};
+pub use stream::MeshStream;
+pub(crate) use stream::{Account, Io};
+pub use transport::{BoxedIo, Incoming, Transport};

@@ -152,6 +152,16 @@ pub struct Route {
 }
 
 impl Route {
+    /// The way to an address that the mesh does not know: plain TCP.
+    pub(crate) fn passthrough(address: SocketAddr) -> Self {
+        Self {
+            hop: Hop::Passthrough(address),
+            workload: None,
+            service: None,
+            waypoint: false,
+        }
+    }
+
     /// How to connect.
     pub fn hop(&self) -> &Hop {
         &self.hop
@@ -190,7 +200,7 @@ impl Route {
 }
 
 /// How to connect.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Hop {
     /// Through a tunnel. When that fails, nothing else may be tried in its place.
@@ -204,7 +214,7 @@ pub enum Hop {
 }
 
 /// A connection through a tunnel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tunnelled {
     pub(super) next_hop: SocketAddr,
     pub(super) authority: Authority,
@@ -258,7 +268,7 @@ impl fmt::Display for Authority {
 }
 
 /// A hostname to look up before connecting.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lookup {
     pub(super) hostname: Arc<str>,
     pub(super) port: u16,
@@ -266,7 +276,7 @@ pub struct Lookup {
 }
 
 /// What to do with the address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Then {
     /// Open a tunnel on this port of it; without an authority, ask for the address itself.
     Hbone {

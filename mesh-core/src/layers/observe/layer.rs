@@ -91,7 +91,7 @@ impl ObserveLayer {
     }
 }
 
-fn label(context: &ConnectionContext) -> Labels {
+pub(crate) fn label(context: &ConnectionContext) -> Labels {
     let (peer, security) = match context.identity() {
         Some(identity) => (
             Peer::unknown().with_principal(identity.clone()),

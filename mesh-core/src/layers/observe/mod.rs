@@ -12,4 +12,5 @@ mod service;
 pub use body::ObserveBody;
 pub use future::ObserveFuture;
 pub use layer::ObserveLayer;
+pub(crate) use layer::label as peer_labels;
 pub use service::Observe;

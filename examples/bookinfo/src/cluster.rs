@@ -1,0 +1,196 @@
+//! The services with their meshes: what a cluster would be.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use mesh_core::config::File;
+use mesh_core::identity::CertificateSource;
+use mesh_core::layers::PeerIdentity;
+use mesh_core::{Mesh, Node};
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+
+use crate::{BoxError, config, services};
+
+/// Name, service account and port of each service.
+const SERVICES: [(&str, &str); 6] = [
+    ("productpage-v1", "bookinfo-productpage"),
+    ("details-v1", "bookinfo-details"),
+    ("reviews-v1", "bookinfo-reviews"),
+    ("reviews-v2", "bookinfo-reviews"),
+    ("reviews-v3", "bookinfo-reviews"),
+    ("ratings-v1", "bookinfo-ratings"),
+];
+
+const PORT: u16 = 9080;
+const NAMESPACE: &str = "default";
+
+/// Where the services accept tunnels.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ports {
+    /// On the port of their records.
+    AsConfigured,
+    /// On another one: something stands before them.
+    Hbone(u16),
+}
+
+/// A request that one service answered to another.
+#[derive(Debug, Clone)]
+pub(crate) struct Hop {
+    pub(crate) from: String,
+    pub(crate) to: String,
+    pub(crate) request: String,
+    pub(crate) status: u16,
+}
+
+impl Hop {
+    fn line(&self) -> String {
+        format!("  {} -> {}  {}  {}", self.from, self.to, self.request, self.status)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    node: Node,
+    meshes: BTreeMap<&'static str, Mesh>,
+    hops: broadcast::Sender<Hop>,
+    servers: Vec<JoinHandle<()>>,
+}
+
+impl Cluster {
+    /// Starts all services on one node.
+    pub(crate) async fn start(
+        file: PathBuf,
+        identity: impl CertificateSource,
+        ports: Ports,
+    ) -> Result<Self, BoxError> {
+        let mut cluster = Self::new(file, identity, ports)?;
+        for (name, account) in SERVICES {
+            cluster.add(name, account).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts one service.
+    pub(crate) async fn start_one(
+        file: PathBuf,
+        identity: impl CertificateSource,
+        service: &str,
+    ) -> Result<Self, BoxError> {
+        let (name, account) =
+            SERVICES.into_iter().find(|(name, _)| *name == service).ok_or_else(|| {
+                let names: Vec<_> = SERVICES.iter().map(|(name, _)| *name).collect();
+                format!("serve {service}: expected one of {}", names.join(", "))
+            })?;
+        let mut cluster = Self::new(file, identity, Ports::AsConfigured)?;
+        cluster.add(name, account).await?;
+        Ok(cluster)
+    }
+
+    fn new(
+        file: PathBuf,
+        identity: impl CertificateSource,
+        ports: Ports,
+    ) -> Result<Self, BoxError> {
+        let mut builder = Node::builder().config(File::watch(file)).identity(identity);
+        if let Ports::Hbone(port) = ports {
+            builder = builder.hbone_port(port);
+        }
+        Ok(Self {
+            node: builder.build_node()?,
+            meshes: BTreeMap::new(),
+            hops: broadcast::Sender::new(4096),
+            servers: Vec::new(),
+        })
+    }
+
+    /// Adds a service: this is all that makes an axum router a member of the mesh.
+    async fn add(&mut self, name: &'static str, account: &str) -> Result<(), BoxError> {
+        let mesh = self.node.workload(NAMESPACE, name, account)?;
+        let client = mesh.http_client();
+        let router = match name {
+            "productpage-v1" => services::productpage(client),
+            "details-v1" => services::details(),
+            "ratings-v1" => services::ratings(),
+            "reviews-v1" => services::reviews(client, "reviews-v1", None),
+            "reviews-v2" => services::reviews(client, "reviews-v2", Some("black")),
+            _ => services::reviews(client, "reviews-v3", Some("red")),
+        };
+        let router = self.watched(&mesh, router);
+        let http = mesh.listen_http(PORT).await?;
+        let draining = mesh.draining();
+        self.servers.push(tokio::spawn(async move {
+            let server = axum::serve(http.listener, http.layer.wrap(router));
+            if let Err(error) = server.with_graceful_shutdown(draining).await {
+                config::say(&format!("{name}: {error}"));
+            }
+        }));
+        self.meshes.insert(name, mesh);
+        Ok(())
+    }
+
+    /// Reports each request with the identities of both ends.
+    fn watched(&self, mesh: &Mesh, router: Router) -> Router {
+        let state = (self.hops.clone(), mesh.identity().to_string());
+        router.layer(middleware::from_fn_with_state(state, report))
+    }
+
+    /// A further workload, which serves nothing.
+    pub(crate) fn caller(&self, name: &str, account: &str) -> Result<Mesh, BoxError> {
+        Ok(self.node.workload(NAMESPACE, name, account)?)
+    }
+
+    pub(crate) fn mesh(&self, name: &str) -> &Mesh {
+        &self.meshes[name]
+    }
+
+    pub(crate) fn hops(&self) -> broadcast::Receiver<Hop> {
+        self.hops.subscribe()
+    }
+
+    /// Prints hops as they happen.
+    pub(crate) fn print_hops(&self) {
+        let mut hops = self.hops();
+        tokio::spawn(async move {
+            loop {
+                match hops.recv().await {
+                    Ok(hop) => config::say(&hop.line()),
+                    Err(broadcast::error::RecvError::Lagged(missed)) => {
+                        config::say(&format!("  ({missed} hops not shown)"));
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+    }
+
+    /// Drains all services.
+    pub(crate) async fn shutdown(self) {
+        for mesh in self.meshes.values() {
+            mesh.shutdown(Duration::from_secs(5)).await;
+        }
+        for server in self.servers {
+            let _ = server.await;
+        }
+    }
+}
+
+async fn report(
+    State((hops, to)): State<(broadcast::Sender<Hop>, String)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let peer = request.extensions().get::<PeerIdentity>().and_then(PeerIdentity::identity);
+    let from = peer.map_or_else(|| "plaintext".to_owned(), ToString::to_string);
+    let line = format!("{} {}", request.method(), request.uri().path());
+    let response = next.run(request).await;
+    let hop = Hop { from, to, request: line, status: response.status().as_u16() };
+    // Nobody may be listening.
+    let _ = hops.send(hop);
+    response
+}

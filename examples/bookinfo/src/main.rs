@@ -1,0 +1,62 @@
+//! Bookinfo in the mesh: `bookinfo` serves the page, `bookinfo --once` plays the scenes,
+//! `bookinfo serve reviews-v2` runs one service as a process of its own.
+
+mod config;
+mod cluster;
+mod page;
+mod relay;
+mod scenes;
+mod services;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cluster::Cluster;
+use crate::config::{Args, Command};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    config::init_logging();
+    let outcome = match (&args.command, args.once) {
+        (Some(Command::Serve { service }), _) => serve(&args, service).await,
+        (None, true) => scenes::play().await,
+        (None, false) => stay_up(&args).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            config::say(&format!("\nbookinfo: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All services in one process, until Ctrl-C.
+async fn stay_up(args: &Args) -> Result<(), BoxError> {
+    let cluster = Cluster::start(args.file()?, args.identity(), cluster::Ports::AsConfigured).await?;
+    config::say("");
+    config::say("  Bookinfo is up:  http://127.0.0.1:9080/productpage");
+    config::say(&format!("  Its manifests:   {}  (edit and save: changes take effect at once)", args.file()?.display()));
+    config::say("  Each hop below is a tunnel with mutual TLS. Ctrl-C ends.");
+    config::say("");
+    cluster.print_hops();
+    tokio::signal::ctrl_c().await?;
+    config::say("draining");
+    cluster.shutdown().await;
+    Ok(())
+}
+
+/// One service in this process, until Ctrl-C.
+async fn serve(args: &Args, service: &str) -> Result<(), BoxError> {
+    let cluster =
+        Cluster::start_one(args.file()?, args.identity(), service).await?;
+    config::say(&format!("{service} is up; Ctrl-C ends"));
+    cluster.print_hops();
+    tokio::signal::ctrl_c().await?;
+    cluster.shutdown().await;
+    Ok(())
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;

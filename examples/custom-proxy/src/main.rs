@@ -1,0 +1,84 @@
+//! A proxy of your own: a tunnel in, a layer of yours, a tunnel out. `--once` shows it and exits.
+//!
+//! The layer counts requests per caller and adds a header; put yours in its place.
+
+use std::collections::HashMap;
+use std::future::IntoFuture;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use mesh_core::layers::PeerIdentity;
+use mesh_core::{MeshClient, Node, config, identity};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Counts = Arc<Mutex<HashMap<String, u64>>>;
+
+/// The layer of your own.
+async fn count(State(counts): State<Counts>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<PeerIdentity>().and_then(PeerIdentity::identity);
+    let peer = peer.map_or_else(|| "plaintext".to_owned(), ToString::to_string);
+    let seen = {
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = counts.entry(peer).or_default();
+        *seen += 1;
+        *seen
+    };
+    let mut response = next.run(request).await;
+    response.headers_mut().insert("x-requests-seen", seen.into());
+    response
+}
+
+/// Whatever comes in goes out to the backend.
+async fn forward(State(client): State<MeshClient>, mut request: Request) -> Response {
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    match format!("http://backend:8080{path}").parse::<Uri>() {
+        Ok(uri) => *request.uri_mut() = uri,
+        Err(_) => return StatusCode::BAD_REQUEST.into_response(),
+    }
+    match client.request(request).await {
+        Ok(response) => response.map(Body::new),
+        Err(error) => (error.reply().status(), error.to_string()).into_response(),
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    let node = Node::builder()
+        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .build_node()?;
+    let proxy = node.workload("default", "proxy", "proxy")?;
+    let router = Router::new()
+        .fallback(forward)
+        .with_state(proxy.http_client())
+        .layer(middleware::from_fn_with_state(Counts::default(), count));
+    let http = proxy.listen_http(8080).await?;
+    let server = axum::serve(http.listener, http.layer.wrap(router));
+    if !std::env::args().any(|argument| argument == "--once") {
+        return Ok(server.with_graceful_shutdown(proxy.draining()).await?);
+    }
+
+    tokio::spawn(server.with_graceful_shutdown(proxy.draining()).into_future());
+    let backend = node.workload("default", "backend", "backend")?.listen_http(8080).await?;
+    let app = Router::new().fallback(|| async { "from the backend" });
+    tokio::spawn(axum::serve(backend.listener, backend.layer.wrap(app)).into_future());
+    let caller = node.workload("default", "caller", "caller")?.http_client();
+    let request = Request::get("http://proxy:8080/").body(Empty::<Bytes>::new())?;
+    let response = caller.request(request).await?;
+    let seen = response.headers().get("x-requests-seen").cloned();
+    let body = response.into_body().collect().await?.to_bytes();
+    proxy.shutdown(Duration::from_secs(5)).await;
+    if body != "from the backend" || seen.is_none_or(|seen| seen != "1") {
+        return Err("the request did not pass through the layer and the backend".into());
+    }
+    Ok(())
+}

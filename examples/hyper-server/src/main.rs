@@ -1,0 +1,55 @@
+//! A plain hyper server in the mesh: any tower service, no framework. `--once` calls it and exits.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use mesh_core::layers::PeerIdentity;
+use mesh_core::{Node, config, identity};
+use tower::service_fn;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let peer = request.extensions().get::<PeerIdentity>().and_then(PeerIdentity::identity);
+    let name = peer.map_or_else(|| "whoever you are".to_owned(), ToString::to_string);
+    Ok(Response::new(Full::from(format!("hello {name}\n"))))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    let once = std::env::args().any(|argument| argument == "--once");
+
+    let node = Node::builder()
+        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .build_node()?;
+    let mesh = node.workload("default", "hello", "hello")?;
+    let http = mesh.listen_http(8080).await?;
+    let server = tokio::spawn(http.serve(service_fn(hello)));
+
+    if once {
+        let caller = node.workload("default", "caller", "caller")?.http_client();
+        let request = Request::get("http://hello:8080/").body(Empty::<Bytes>::new())?;
+        let body = caller.request(request).await?.into_body().collect().await?.to_bytes();
+        print(&String::from_utf8_lossy(&body));
+        if !body.ends_with(b"/sa/caller\n") {
+            return Err("the server did not see its caller's identity".into());
+        }
+    } else {
+        print("hello is up on 127.0.11.1:8080, for members of the mesh; Ctrl-C ends\n");
+        tokio::signal::ctrl_c().await?;
+    }
+    mesh.shutdown(Duration::from_secs(5)).await;
+    server.await?;
+    Ok(())
+}
+
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,97 @@
+//! A tonic server and client in the mesh. `tonic-greeter` serves; `--once` also calls it and exits.
+
+use std::time::Duration;
+
+use mesh_core::layers::PeerIdentity;
+use mesh_core::{Node, config, identity};
+use tonic::transport::{Endpoint, Server};
+use tonic::{Request, Response, Status};
+
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated")]
+mod helloworld {
+    include!(concat!(env!("OUT_DIR"), "/helloworld.Greeter.rs"));
+}
+use helloworld::greeter_client::GreeterClient;
+use helloworld::greeter_server::{Greeter, GreeterServer};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Who is to be greeted.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HelloRequest {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// The greeting.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HelloReply {
+    /// The text.
+    #[prost(string, tag = "1")]
+    pub message: String,
+}
+
+struct Hello;
+
+#[tonic::async_trait]
+impl Greeter for Hello {
+    async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let peer = request.extensions().get::<PeerIdentity>().and_then(PeerIdentity::identity).cloned();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("no identity"))?;
+        let message = format!("hello {}, says the greeter to {peer}", request.into_inner().name);
+        Ok(Response::new(HelloReply { message }))
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    let once = std::env::args().any(|argument| argument == "--once");
+
+    let node = Node::builder()
+        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .build_node()?;
+    let mesh = node.workload("default", "greeter", "greeter")?;
+    let http = mesh.listen_http(50051).await?;
+    let server = Server::builder()
+        .layer(http.layer)
+        .add_service(GreeterServer::new(Hello))
+        .serve_with_incoming_shutdown(http.listener, mesh.draining());
+    let server = tokio::spawn(server);
+
+    if once {
+        let caller = node.workload("default", "caller", "caller")?;
+        // A channel of tonic's own, over the mesh's connector: balances by connection.
+        let endpoint = Endpoint::from_static("http://greeter:50051");
+        let channel = endpoint.connect_with_connector(caller.connector()).await?;
+        greet(GreeterClient::new(channel), "channel").await?;
+        // The mesh's client, which balances by request.
+        let origin = "http://greeter:50051".parse()?;
+        greet(GreeterClient::with_origin(caller.http_client(), origin), "client").await?;
+    } else {
+        print("greeter is up on 127.0.14.1:50051, for members of the mesh; Ctrl-C ends\n");
+        tokio::signal::ctrl_c().await?;
+    }
+    mesh.shutdown(Duration::from_secs(5)).await;
+    server.await??;
+    Ok(())
+}
+
+async fn greet<T>(mut client: GreeterClient<T>, name: &str) -> Result<(), BoxError>
+where
+    T: tonic::client::GrpcService<tonic::body::Body>,
+    T::Error: Into<BoxError>,
+    T::ResponseBody: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
+    <T::ResponseBody as tonic::codegen::Body>::Error: Into<BoxError> + Send,
+{
+    let reply = client.say_hello(HelloRequest { name: name.to_owned() }).await?.into_inner();
+    print(&format!("{}\n", reply.message));
+    if reply.message.ends_with("/sa/caller") { Ok(()) } else { Err("wrong greeting".into()) }
+}
+
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,292 @@
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use mesh_hbone::config::Config as HboneConfig;
+use mesh_hbone::tls::Provider;
+
+use crate::config::ConfigSource;
+use crate::identity::CertificateSource;
+use crate::mesh::{Mesh, WorkloadId};
+use crate::net::Transport;
+use crate::node::{Node, StartConfig};
+use crate::settings::{OutboundPolicy, Settings, WallClock};
+use crate::Error;
+
+/// Nobody said yet.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Missing;
+
+/// Builds a [`Mesh`], or a [`Node`] that several share.
+///
+/// Three decisions have no default, and `build` exists only once they are made: who am I
+/// ([`workload`](Self::workload)), where does configuration come from ([`config`](Self::config)),
+/// who vouches for me ([`identity`](Self::identity)). All else is a setter with a default.
+pub struct Builder<W, C, I> {
+    workload: W,
+    config: C,
+    identity: I,
+    settings: Settings,
+}
+
+impl Builder<Missing, Missing, Missing> {
+    pub(crate) fn new() -> Self {
+        Self { workload: Missing, config: Missing, identity: Missing, settings: Settings::default() }
+    }
+}
+
+impl<C, I> Builder<Missing, C, I> {
+    /// Says who the application is: its namespace, its name (the Pod's or WorkloadEntry's
+    /// `metadata.name`) and its service account.
+    pub fn workload(
+        self,
+        namespace: impl Into<String>,
+        name: impl Into<String>,
+        service_account: impl Into<String>,
+    ) -> Builder<WorkloadId, C, I> {
+        Builder {
+            workload: WorkloadId::new(namespace, name, service_account),
+            config: self.config,
+            identity: self.identity,
+            settings: self.settings,
+        }
+    }
+}
+
+impl<W, I> Builder<W, Missing, I> {
+    /// Says where configuration comes from.
+    pub fn config<C: ConfigSource>(self, config: C) -> Builder<W, C, I> {
+        Builder {
+            workload: self.workload,
+            config,
+            identity: self.identity,
+            settings: self.settings,
+        }
+    }
+}
+
+impl<W, C> Builder<W, C, Missing> {
+    /// Says who vouches for the application: where its certificates come from.
+    pub fn identity<I: CertificateSource>(self, identity: I) -> Builder<W, C, I> {
+        Builder {
+            workload: self.workload,
+            config: self.config,
+            identity,
+            settings: self.settings,
+        }
+    }
+}
+
+impl<C: ConfigSource, I: CertificateSource> Builder<WorkloadId, C, I> {
+    /// Builds the mesh. Binds nothing and waits for nothing: [`Mesh::listen`] and
+    /// [`Mesh::connect`] do.
+    ///
+    /// # Errors
+    ///
+    /// When a setting or the workload's identity is invalid, when no crypto provider is compiled
+    /// in, or when called outside a tokio runtime, on which the mesh's tasks will run.
+    pub fn build(self) -> Result<Mesh, Error> {
+        // Checked before any task is started.
+        let identity = self.workload.identity(&self.settings.trust_domain)?;
+        let node = Node::start(self.settings, StartConfig::new(self.config), self.identity)?;
+        node.mesh(self.workload, identity)
+    }
+}
+
+impl<C: ConfigSource, I: CertificateSource> Builder<Missing, C, I> {
+    /// Builds a node without a workload: [`Node::workload`] adds them.
+    ///
+    /// # Errors
+    ///
+    /// When a setting is invalid, when no crypto provider is compiled in, or when called outside a
+    /// tokio runtime.
+    pub fn build_node(self) -> Result<Node, Error> {
+        Node::start(self.settings, StartConfig::new(self.config), self.identity)
+    }
+}
+
+impl<W, C, I> Builder<W, C, I> {
+    /// Sets how long `listen` and `connect` wait for the first configuration and certificate: 30 s
+    /// unless set, within which a cold control plane and a cold certificate authority answer.
+    #[must_use]
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.start_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a new inbound connection waits for policies that its workload lists and that
+    /// have not arrived, before it is refused: 5 s unless set, as long as ztunnel waits for a workload.
+    #[must_use]
+    pub fn policy_wait(mut self, wait: Duration) -> Self {
+        self.settings.policy_wait = wait;
+        self
+    }
+
+    /// Sets how many endpoints a connection tries before it fails: 3 unless set, at least 1.
+    #[must_use]
+    pub fn connect_attempts(mut self, attempts: usize) -> Self {
+        self.settings.connect_attempts = attempts.max(1);
+        self
+    }
+
+    /// Sets how long a TCP connect may take: 5 s unless set.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.connect_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a request of [`Mesh::http_client`] may take until its response's head is here:
+    /// 30 s unless set; `None` sets no bound.
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.settings.request_timeout = timeout;
+        self
+    }
+
+    /// Sets what happens to connections to hosts that the mesh does not know:
+    /// [`OutboundPolicy::AllowAny`] unless set.
+    #[must_use]
+    pub fn outbound_policy(mut self, policy: OutboundPolicy) -> Self {
+        self.settings.outbound_policy = policy;
+        self
+    }
+
+    /// Refuses plaintext on every port of this application, whatever PeerAuthentication says.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        self.settings.strict = true;
+        self
+    }
+
+    /// Binds listeners to this address instead of the workload's own: `0.0.0.0` in a container.
+    #[must_use]
+    pub fn bind(mut self, address: IpAddr) -> Self {
+        self.settings.bind = Some(address);
+        self
+    }
+
+    /// Listens for tunnels on this port instead of the one in the workload's record (15008 unless
+    /// its configuration says otherwise).
+    #[must_use]
+    pub fn hbone_port(mut self, port: u16) -> Self {
+        self.settings.hbone_port = Some(port);
+        self
+    }
+
+    /// Whether a tunnel to a port on which nothing listens through the mesh is forwarded to that
+    /// port on this host, for applications that are only partly ours. Refused with 503 unless set.
+    #[must_use]
+    pub fn forward_unlistened(mut self, forward: bool) -> Self {
+        self.settings.forward_unlistened = forward;
+        self
+    }
+
+    /// Sets how many accepted connections may wait for the application, per listener: 1024 unless
+    /// set. A tunnel that finds the queue full is answered 503.
+    #[must_use]
+    pub fn listener_queue(mut self, connections: usize) -> Self {
+        self.settings.listener_queue = connections.max(1);
+        self
+    }
+
+    /// Sets how many inbound connections may live at once, per workload: 10 000 unless set. Beyond
+    /// them a tunnel is answered 503 and a plaintext connection is closed.
+    #[must_use]
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.settings.max_connections = connections;
+        self
+    }
+
+    /// Sets how many idle HTTP/1.1 connections [`Mesh::http_client`] keeps per endpoint: 64 unless set.
+    #[must_use]
+    pub fn idle_connections_per_endpoint(mut self, connections: usize) -> Self {
+        self.settings.idle_connections_per_endpoint = connections;
+        self
+    }
+
+    /// Sets the network that this host is on: the empty one unless set.
+    #[must_use]
+    pub fn network(mut self, network: impl Into<String>) -> Self {
+        self.settings.network = network.into();
+        self
+    }
+
+    /// Sets the cluster's DNS domain: `cluster.local` unless set.
+    #[must_use]
+    pub fn cluster_domain(mut self, domain: impl Into<String>) -> Self {
+        self.settings.cluster_domain = domain.into();
+        self
+    }
+
+    /// Sets the mesh's root namespace, whose policies apply everywhere: `istio-system` unless set.
+    #[must_use]
+    pub fn root_namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.settings.root_namespace = namespace.into();
+        self
+    }
+
+    /// Sets the trust domain of this workload's identity: `cluster.local` unless set.
+    #[must_use]
+    pub fn trust_domain(mut self, trust_domain: impl Into<String>) -> Self {
+        self.settings.trust_domain = trust_domain.into();
+        self
+    }
+
+    /// Sets further trust domains whose certificates are accepted from clients: none unless set.
+    #[must_use]
+    pub fn trust_domain_aliases(
+        mut self,
+        aliases: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        self.settings.trust_domain_aliases = aliases.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the tunnel's own settings: windows, limits, keep-alive, time-outs.
+    #[must_use]
+    pub fn hbone(mut self, config: HboneConfig) -> Self {
+        self.settings.hbone = config;
+        self
+    }
+
+    /// Sets the crypto provider: aws-lc-rs before ring unless set, by the features compiled in. The
+    /// process default is never read nor set.
+    #[must_use]
+    pub fn crypto(mut self, provider: Provider) -> Self {
+        self.settings.provider = Some(provider);
+        self
+    }
+
+    /// Sets where connections come from: TCP sockets unless set.
+    #[must_use]
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.settings.transport = Some(transport);
+        self
+    }
+
+    /// Sets the time of day by which certificates are judged: the system's unless set. Monotonic
+    /// time is tokio's.
+    #[must_use]
+    pub fn clock(mut self, wall: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        self.settings.wall_clock = WallClock::new(wall);
+        self
+    }
+
+    /// Makes random choices (endpoints, jitter) repeat from this seed.
+    #[must_use]
+    pub fn rng(mut self, seed: u64) -> Self {
+        self.settings.rng_seed = Some(seed);
+        self
+    }
+}
+
+impl<W: fmt::Debug, C, I> fmt::Debug for Builder<W, C, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("workload", &self.workload)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

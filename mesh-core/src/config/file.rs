@@ -1,0 +1,112 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mesh_xds::file::{Change, Limits, Loader, Settings, Watcher};
+
+use super::{ConfigLink, ConfigSource};
+use crate::{Error, ErrorKind};
+
+/// Configuration in a file or a folder, watched: the mesh without a control plane.
+///
+/// Reads Kubernetes and Istio manifests as people have them, and the YAML or JSON that ztunnel reads
+/// (`workloads`, `services`, `policies`). A file that does not parse is refused whole, an object
+/// that fails validation alone; what is refused is logged with file, line and field under the target
+/// `mesh::config`, stands in [`Node::problems`](crate::Node::problems), and its last good version stays.
+///
+/// # Examples
+///
+/// ```
+/// use mesh_core::config::File;
+///
+/// let source = File::watch("bookinfo.yaml");
+/// # let _ = source;
+/// ```
+#[derive(Debug, Clone)]
+pub struct File {
+    path: PathBuf,
+    every: Duration,
+    settings: Option<Settings>,
+}
+
+impl File {
+    /// Watches a file, or all `.yaml`, `.yml` and `.json` files of a folder.
+    pub fn watch(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), every: Duration::from_millis(500), settings: None }
+    }
+
+    /// Sets how often the files are looked at: 500 ms unless set. A change takes effect once two
+    /// looks saw the same.
+    #[must_use]
+    pub fn every(mut self, interval: Duration) -> Self {
+        self.every = interval.max(Duration::from_millis(1));
+        self
+    }
+
+    /// Sets what the manifests do not say of the mesh itself: trust domain, root namespace, cluster.
+    /// The builder's settings unless set.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = Some(settings);
+        self
+    }
+}
+
+impl ConfigSource for File {
+    async fn run(self, link: ConfigLink) -> Result<(), Error> {
+        let settings = match self.settings {
+            Some(settings) => settings,
+            None => link.file_settings()?,
+        };
+        let mut work = Work { watcher: Watcher::new(self.path, Limits::new().with_interval(self.every)), loader: Loader::new(settings) };
+        let mut ticks = tokio::time::interval(self.every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // Files are read and parsed where blocking is permitted.
+            let step = tokio::task::spawn_blocking(move || {
+                let outcome = work.step();
+                (work, outcome)
+            });
+            let (back, outcome) = step.await.map_err(|error| {
+                Error::new(ErrorKind::Internal).with_detail("reading configuration files").with_source(error)
+            })?;
+            work = back;
+            match outcome {
+                Ok(None) => link.source_problem(None)?,
+                Ok(Some(loaded)) => {
+                    link.source_problem(None)?;
+                    let (batch, problems, skipped) = loaded;
+                    for kind in skipped {
+                        tracing::info!(target: "mesh::config", %kind, "objects of this kind say nothing to the mesh: skipped");
+                    }
+                    let changed = batch.updates().len() + batch.removed().len();
+                    link.apply(batch)?;
+                    tracing::info!(target: "mesh::config", changed, problems = problems.len(), "configuration files applied");
+                    link.report(problems)?;
+                }
+                Err(error) => link.source_problem(Some(error.to_string()))?,
+            }
+        }
+    }
+}
+
+struct Work {
+    watcher: Watcher,
+    loader: Loader,
+}
+
+type Loaded = (mesh_xds::model::Batch, Vec<String>, Vec<String>);
+
+impl Work {
+    fn step(&mut self) -> std::io::Result<Option<Loaded>> {
+        let files = match self.watcher.poll()? {
+            Change::Settled(files) => files,
+            _ => return Ok(None),
+        };
+        let loaded = self.loader.load(files);
+        let (batch, problems, skipped) = loaded.into_parts();
+        let problems = problems.iter().map(ToString::to_string).collect();
+        let skipped = skipped.iter().map(ToString::to_string).collect();
+        Ok(Some((batch, problems, skipped)))
+    }
+}

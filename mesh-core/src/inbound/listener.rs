@@ -1,0 +1,181 @@
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use tokio::sync::mpsc;
+
+use super::acceptor::Acceptor;
+use super::plaintext;
+use super::registry::Judgement;
+use crate::mesh::MeshInner;
+use crate::net::MeshStream;
+use crate::{Error, ErrorKind, Mesh};
+
+/// Where connections to one port of the workload go.
+#[derive(Debug)]
+pub(crate) struct PortListener {
+    pub(crate) queue: mpsc::Sender<MeshStream>,
+    pub(crate) judgement: Judgement,
+}
+
+/// The connections to one port of a workload: tunnels and, where policy permits it, plaintext.
+///
+/// Dropping it stops listening on the port. It is an axum `Listener` (feature `axum`), and a
+/// [`Stream`] of connections, which is what tonic wants.
+pub struct MeshListener {
+    mesh: Arc<MeshInner>,
+    port: u16,
+    local: SocketAddr,
+    queue: mpsc::Receiver<MeshStream>,
+    draining: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+}
+
+impl MeshListener {
+    /// Waits for the next connection.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Draining`] once a drain has begun and no accepted connection is left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no connection is lost.
+    pub async fn accept(&mut self) -> Result<MeshStream, Error> {
+        std::future::poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<MeshStream, Error>> {
+        if let Poll::Ready(Some(stream)) = self.queue.poll_recv(cx) {
+            return Poll::Ready(Ok(stream));
+        }
+        if self.draining.as_mut().poll(cx).is_ready() {
+            self.draining = Box::pin(std::future::ready(()));
+            return Poll::Ready(Err(Error::new(ErrorKind::Draining)));
+        }
+        Poll::Pending
+    }
+
+    /// The address that plaintext connections come to; tunnels come to the workload's HBONE port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    pub(crate) fn mesh(&self) -> &Arc<MeshInner> {
+        &self.mesh
+    }
+}
+
+impl Drop for MeshListener {
+    fn drop(&mut self) {
+        self.mesh.ports().remove(&self.port);
+    }
+}
+
+impl fmt::Debug for MeshListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshListener").field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+impl Stream for MeshListener {
+    type Item = io::Result<MeshStream>;
+
+    /// Ends when a drain has begun.
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<MeshStream>>> {
+        self.get_mut().poll_accept(cx).map(|next| next.ok().map(Ok))
+    }
+}
+
+#[cfg(feature = "axum")]
+impl axum::serve::Listener for MeshListener {
+    type Io = MeshStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (MeshStream, SocketAddr) {
+        match MeshListener::accept(self).await {
+            Ok(stream) => {
+                let source = stream.context().source();
+                (stream, source)
+            }
+            // axum's own shutdown signal ends its loop.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+}
+
+impl Mesh {
+    /// Listens on a port for any protocol; connections are judged by the L4 reduction of the
+    /// workload's policies.
+    ///
+    /// Waits, at most the start time-out, for the first configuration, the first certificate and the
+    /// workload's own record. Tunnels come to the workload's HBONE port, which is bound with the
+    /// first listener and shared by all; plaintext comes to `port` itself, on the same addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotReady`] or [`ErrorKind::NoRecord`] after the start time-out,
+    /// [`ErrorKind::Bind`] when a port cannot be bound, with the address.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a port that was bound meanwhile is released, but for the HBONE port, which stays
+    /// bound for the next listener.
+    pub async fn listen(&self, port: u16) -> Result<MeshListener, Error> {
+        self.listen_judged(port, Judgement::L4).await
+    }
+
+    pub(crate) async fn listen_judged(
+        &self,
+        port: u16,
+        judgement: Judgement,
+    ) -> Result<MeshListener, Error> {
+        let mesh = &self.inner;
+        mesh.ready().await?;
+        let record = mesh.record_known().await?;
+        let settings = mesh.settings();
+        let addresses: Vec<IpAddr> = match settings.bind {
+            Some(address) => vec![address],
+            None => record.addresses().to_vec(),
+        };
+        if addresses.is_empty() {
+            return Err(Error::new(ErrorKind::Bind).with_detail(
+                "the workload's record has no address: give it one, or set `bind`",
+            ));
+        }
+        let hbone_port = settings.hbone_port.unwrap_or_else(|| record.hbone_port());
+        {
+            let mut acceptor = mesh.acceptor.lock().await;
+            if acceptor.is_none() {
+                *acceptor = Some(Acceptor::bind(mesh, &addresses, hbone_port).await?);
+            }
+        }
+        let sockets = plaintext::bind(mesh, &addresses, port).await?;
+        let local = sockets.local_addr();
+        let port = local.port();
+        let (queue, receiver) = mpsc::channel(settings.listener_queue);
+        {
+            let mut ports = mesh.ports();
+            if ports.contains_key(&port) {
+                return Err(Error::new(ErrorKind::Bind)
+                    .with_detail(format!("port {port} has a listener already")));
+            }
+            ports.insert(port, PortListener { queue: queue.clone(), judgement });
+        }
+        sockets.serve(mesh, queue, judgement);
+        Ok(MeshListener {
+            mesh: Arc::clone(mesh),
+            port,
+            local,
+            queue: receiver,
+            draining: Box::pin(crate::mesh::drain_begins(mesh)),
+        })
+    }
+}

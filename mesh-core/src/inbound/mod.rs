@@ -1,0 +1,19 @@
+//! Connections from others: tunnels to the one HBONE acceptor of a workload, and plaintext to its ports.
+
+mod acceptor;
+mod account;
+#[cfg(feature = "http")]
+mod http;
+mod listener;
+mod plaintext;
+mod registry;
+
+pub(crate) use acceptor::Acceptor;
+pub(crate) use account::baggage;
+pub use listener::MeshListener;
+pub(crate) use listener::PortListener;
+#[cfg(feature = "http")]
+pub use http::{HttpLayer, HttpListener, Wrapped};
+#[cfg(feature = "axum")]
+pub use http::{AxumFuture, AxumService};
+pub(crate) use registry::{Judgement, Registered, Registry};

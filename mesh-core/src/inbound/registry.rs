@@ -1,0 +1,168 @@
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mesh_authz::PolicySet;
+use tokio::sync::Notify;
+
+use crate::ConnectionContext;
+use crate::net::{Cut, CutReason};
+
+/// How a listener judges its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// By the L4 reduction of the policies: nothing looks at requests.
+    L4,
+    /// Only what no request could be allowed on is refused; a layer judges each request in full.
+    PerRequest,
+}
+
+impl Judgement {
+    /// Whether `policies` admit the connection.
+    pub(crate) fn admits(self, policies: &PolicySet, context: &ConnectionContext) -> bool {
+        let attributes = context.attributes();
+        match self {
+            Self::L4 => policies.evaluate_l4(&attributes).is_allowed(),
+            Self::PerRequest => policies.could_allow(&attributes).is_allowed(),
+        }
+    }
+}
+
+/// The live inbound connections of one workload, through which they are judged again.
+///
+/// Split in shards, each locked for the length of one insertion or removal, or of copying a shard's
+/// entries out: judging itself holds no lock.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    shards: Box<[Mutex<HashMap<u64, Entry>>]>,
+    next: AtomicU64,
+    live: AtomicUsize,
+    emptied: Notify,
+    limit: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    context: ConnectionContext,
+    judgement: Judgement,
+    cut: Arc<Cut>,
+}
+
+const SHARDS: u64 = 16;
+
+impl Registry {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            next: AtomicU64::new(0),
+            live: AtomicUsize::new(0),
+            emptied: Notify::new(),
+            limit,
+        }
+    }
+
+    fn shard(&self, id: u64) -> MutexGuard<'_, HashMap<u64, Entry>> {
+        self.shards[(id % SHARDS) as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a connection; `None` when there are as many as permitted.
+    ///
+    /// Enter first and judge afterwards: then either this judgement or the sweep of a policy change
+    /// that happens meanwhile sees the new policies.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        context: ConnectionContext,
+        judgement: Judgement,
+    ) -> Option<Registered> {
+        if self.live.fetch_add(1, Ordering::AcqRel) >= self.limit {
+            self.leave_count();
+            return None;
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let cut = Arc::new(Cut::default());
+        let entry = Entry { context, judgement, cut: Arc::clone(&cut) };
+        self.shard(id).insert(id, entry);
+        Some(Registered { registry: Arc::clone(self), id, cut })
+    }
+
+    fn leave_count(&self) {
+        if self.live.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Judges every live connection by `policies` and cuts those that they refuse. Returns how many.
+    pub(crate) fn sweep(&self, policies: &PolicySet) -> usize {
+        let mut cut = 0;
+        for entry in self.entries() {
+            if !entry.judgement.admits(policies, &entry.context) {
+                tracing::info!(
+                    target: "mesh::inbound",
+                    source = %entry.context.source(),
+                    identity = entry.context.identity().map(tracing::field::display),
+                    destination = %entry.context.destination(),
+                    "connection closed because it is no longer allowed after a policy update"
+                );
+                entry.cut.cut(CutReason::Policy);
+                cut += 1;
+            }
+        }
+        cut
+    }
+
+    /// Cuts whatever is left. Returns how many.
+    pub(crate) fn cut_all(&self, reason: CutReason) -> usize {
+        let mut cut = 0;
+        for entry in self.entries() {
+            entry.cut.cut(reason);
+            cut += 1;
+        }
+        cut
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        (0..SHARDS).flat_map(|shard| self.shard(shard).values().cloned().collect::<Vec<_>>())
+    }
+
+    pub(crate) fn contexts(&self) -> Vec<ConnectionContext> {
+        self.entries().map(|entry| entry.context).collect()
+    }
+
+    /// Resolves once no connection is live.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let notified = self.emptied.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.live() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+/// Keeps a connection in the registry.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    registry: Arc<Registry>,
+    id: u64,
+    cut: Arc<Cut>,
+}
+
+impl Registered {
+    pub(crate) fn cut(&self) -> &Arc<Cut> {
+        &self.cut
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry.shard(self.id).remove(&self.id);
+        self.registry.leave_count();
+    }
+}

@@ -1,0 +1,375 @@
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mesh_authz::{Identity, PolicySet};
+use mesh_hbone::tls::{Bundle, Credentials};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::builder::{Builder, Missing};
+use crate::inbound::{Acceptor, PortListener, Registry};
+use crate::layers::TokenLocations;
+use crate::net::CutReason;
+use crate::node::{Certificate, Node};
+#[cfg(feature = "http")]
+use crate::outbound::HttpPool;
+use crate::policies::{Enforced, Policies};
+use crate::ready::Readiness;
+use crate::snapshot::{PolicyView, Snapshot, WorkloadRecord};
+use crate::tasks::Tasks;
+use crate::{Error, ErrorKind};
+
+/// One workload of the mesh: its identity, its acceptor of tunnels, its view of the mesh.
+///
+/// Cloning is one reference count. See the [crate documentation](crate) for what it is used for.
+#[derive(Clone)]
+pub struct Mesh {
+    pub(crate) inner: Arc<MeshInner>,
+}
+
+pub(crate) struct MeshInner {
+    pub(crate) node: Node,
+    pub(crate) id: WorkloadId,
+    pub(crate) identity: Identity,
+    certificate: Certificate,
+    /// What the workload's layers and listeners enforce.
+    pub(crate) policies: Policies,
+    /// What [`policies`](Self::policies) was made from.
+    view: Mutex<Option<PolicyView>>,
+    /// Policies that the workload lists and that are not here yet.
+    missing: watch::Sender<Vec<String>>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) ports: Mutex<HashMap<u16, PortListener>>,
+    pub(crate) acceptor: tokio::sync::Mutex<Option<Acceptor>>,
+    pub(crate) draining: watch::Sender<bool>,
+    /// Ends with the workload: acceptors and the connections they serve.
+    pub(crate) tasks: Tasks,
+    /// Connections of the HTTP client.
+    #[cfg(feature = "http")]
+    pub(crate) http: HttpPool,
+    /// Hosts outside the mesh that were logged.
+    passthrough: Mutex<HashSet<String>>,
+}
+
+/// How many hosts outside the mesh are remembered as logged; beyond, they are no longer announced.
+const PASSTHROUGH_HOSTS: usize = 1024;
+
+/// Names a workload: namespace, name, service account.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkloadId {
+    namespace: String,
+    name: String,
+    service_account: String,
+}
+
+impl WorkloadId {
+    pub(crate) fn new(
+        namespace: impl Into<String>,
+        name: impl Into<String>,
+        service_account: impl Into<String>,
+    ) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            service_account: service_account.into(),
+        }
+    }
+
+    pub(crate) fn identity(&self, trust_domain: &str) -> Result<Identity, Error> {
+        Identity::new(trust_domain, &self.namespace, &self.service_account).map_err(|error| {
+            Error::new(ErrorKind::Config).with_detail(format!("workload({:?}, {:?}, {:?}): {error}", self.namespace, self.name, self.service_account))
+        })
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The workload's own name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The service account.
+    pub fn service_account(&self) -> &str {
+        &self.service_account
+    }
+}
+
+impl Mesh {
+    /// Starts building a mesh.
+    pub fn builder() -> Builder<Missing, Missing, Missing> {
+        Builder::new()
+    }
+
+    /// The node that this workload is on.
+    pub fn node(&self) -> &Node {
+        &self.inner.node
+    }
+
+    /// Who the application is.
+    pub fn workload(&self) -> &WorkloadId {
+        &self.inner.id
+    }
+
+    /// The identity that its certificates prove.
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// The certificate that the next handshake will use; `None` before the first.
+    pub fn certificate(&self) -> Option<Arc<Bundle>> {
+        let state = self.inner.certificate.borrow();
+        state.credentials.as_ref().map(Credentials::current)
+    }
+
+    /// The addresses on which tunnels are accepted; none before the first listener.
+    pub async fn hbone_addrs(&self) -> Vec<std::net::SocketAddr> {
+        let acceptor = self.inner.acceptor.lock().await;
+        acceptor.as_ref().map_or_else(Vec::new, |acceptor| acceptor.local_addrs().to_vec())
+    }
+
+    /// Waits until the first configuration and the first certificate are here.
+    ///
+    /// # Errors
+    ///
+    /// After the start time-out, with what is still pending.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only waits.
+    pub async fn ready(&self) -> Result<(), Error> {
+        self.inner.ready().await.map(|_| ())
+    }
+
+    /// What is still waited for.
+    pub fn readiness(&self) -> Readiness {
+        self.inner.node.readiness()
+    }
+
+    /// Resolves when a drain begins: what axum's and tonic's graceful shutdown want.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        drain_begins(&self.inner)
+    }
+
+    /// Drains: stops accepting, tells peers to open no more tunnels, waits for live connections to
+    /// end, and cuts what is left at the deadline. Also begins the drain for [`draining`](Self::draining).
+    ///
+    /// Says what was cut. Calling it again waits for the same drain.
+    ///
+    /// # Cancel safety
+    ///
+    /// The drain has begun as soon as this was polled and goes on when the future is dropped, but
+    /// then nothing is cut at the deadline.
+    pub async fn shutdown(&self, deadline: Duration) -> Drained {
+        self.inner.draining.send_replace(true);
+        let live = self.inner.registry.live();
+        let waited = timeout_at(Instant::now() + deadline, self.inner.registry.emptied()).await;
+        let cut = match waited {
+            Ok(()) => 0,
+            Err(_) => self.inner.registry.cut_all(CutReason::Drain),
+        };
+        if cut > 0 {
+            tracing::warn!(target: "mesh::node", cut, "drain duration expired with pending connections, forcefully shutting down");
+        }
+        Drained { finished: live.saturating_sub(cut), cut }
+    }
+}
+
+/// What a drain came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    finished: usize,
+    cut: usize,
+}
+
+impl Drained {
+    /// How many inbound connections ended by themselves.
+    pub fn finished(&self) -> usize {
+        self.finished
+    }
+
+    /// How many were cut at the deadline.
+    pub fn cut(&self) -> usize {
+        self.cut
+    }
+}
+
+impl MeshInner {
+    pub(crate) fn new(
+        node: Node,
+        id: WorkloadId,
+        identity: Identity,
+        certificate: Certificate,
+    ) -> Arc<Self> {
+        let tasks = Tasks::new(node.inner.tasks.runtime().clone());
+        let limit = node.inner.settings.max_connections;
+        #[cfg(feature = "http")]
+        let idle = node.inner.settings.idle_connections_per_endpoint;
+        Arc::new(Self {
+            node,
+            id,
+            identity,
+            certificate,
+            policies: Policies::fixed(PolicySet::new([])),
+            view: Mutex::default(),
+            missing: watch::Sender::new(vec!["its own record".to_owned()]),
+            registry: Arc::new(Registry::new(limit)),
+            ports: Mutex::default(),
+            acceptor: tokio::sync::Mutex::new(None),
+            draining: watch::Sender::new(false),
+            tasks,
+            #[cfg(feature = "http")]
+            http: HttpPool::new(idle),
+            passthrough: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn settings(&self) -> &crate::settings::Settings {
+        &self.node.inner.settings
+    }
+
+    /// The workload's own record in `snapshot`.
+    pub(crate) fn record<'a>(&self, snapshot: &'a Snapshot) -> Option<&'a Arc<WorkloadRecord>> {
+        snapshot.workload_named(&self.id.namespace, &self.id.name)
+    }
+
+    /// Called by the configuration's writer after each change, before it is announced.
+    pub(crate) fn configuration_changed(&self, snapshot: &Snapshot) {
+        let Some(record) = self.record(snapshot) else {
+            // Live connections stay on the old list; new ones wait until there is a record again.
+            self.missing.send_replace(vec!["its own record".to_owned()]);
+            return;
+        };
+        let Some(view) = snapshot.policies(record.uid()) else { return };
+        if let Some(set) = view.in_force() {
+            let tokens = snapshot.request_authentication(record.uid());
+            let tokens = TokenLocations::from_locations(tokens.iter().flat_map(|all| all.iter()));
+            let mut last = lock(&self.view);
+            let same = last.as_ref().is_some_and(|last| last.judges_like(&view))
+                && *self.policies.load().tokens() == tokens;
+            *last = Some(view.clone());
+            drop(last);
+            if !same {
+                self.policies.store(Enforced::new(PolicySet::clone(set)).with_tokens(tokens));
+                self.registry.sweep(set);
+            }
+        }
+        let missing = match &view {
+            PolicyView::Pending { missing, .. } => missing.iter().map(ToString::to_string).collect(),
+            _ => Vec::new(),
+        };
+        self.missing.send_if_modified(|known| {
+            let changed = *known != missing;
+            *known = missing;
+            changed
+        });
+    }
+
+    /// Waits, at most as long as the settings say, until the policies of this workload are known.
+    /// `Err` names what is missing: the connection must be refused.
+    pub(crate) async fn policies_known(&self) -> Result<(), String> {
+        if self.missing.borrow().is_empty() {
+            return Ok(());
+        }
+        let mut missing = self.missing.subscribe();
+        let deadline = Instant::now() + self.settings().policy_wait;
+        match timeout_at(deadline, missing.wait_for(Vec::is_empty)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.missing.borrow().join(", ")),
+        }
+    }
+
+    /// Waits for the first configuration and certificate.
+    pub(crate) async fn ready(&self) -> Result<Credentials, Error> {
+        let deadline = Instant::now() + self.settings().start_timeout;
+        let mut gate = self.node.inner.gate.subscribe();
+        let mut certificate = self.certificate.clone();
+        let waits = async {
+            let _ = gate.wait_for(Readiness::configured).await;
+            match certificate.wait_for(|state| state.credentials.is_some()).await {
+                Ok(state) => state.credentials.clone(),
+                Err(_) => None,
+            }
+        };
+        match timeout_at(deadline, waits).await {
+            Ok(Some(credentials)) => Ok(credentials),
+            Ok(None) | Err(_) => Err(Error::new(ErrorKind::NotReady).with_detail(self.node.readiness().to_string())),
+        }
+    }
+
+    /// Waits for the workload's own record as well.
+    pub(crate) async fn record_known(&self) -> Result<Arc<WorkloadRecord>, Error> {
+        let deadline = Instant::now() + self.settings().start_timeout;
+        let mut published = self.node.inner.published();
+        loop {
+            published.borrow_and_update();
+            if let Some(record) = self.record(&self.node.inner.snapshot.load()) {
+                return Ok(Arc::clone(record));
+            }
+            if timeout_at(deadline, published.changed()).await.is_err() {
+                let snapshot = self.node.inner.snapshot.load();
+                let near = snapshot.names_near(&self.id.namespace, &self.id.name);
+                return Err(no_record(&self.id, &near));
+            }
+        }
+    }
+
+    /// The port that tunnels come to.
+    pub(crate) fn hbone_port(&self, snapshot: &Snapshot) -> u16 {
+        let record = self.record(snapshot);
+        let configured = self.settings().hbone_port;
+        configured.or_else(|| record.map(|record| record.hbone_port())).unwrap_or(15008)
+    }
+
+    /// Whether this is the first connection to a host outside the mesh.
+    pub(crate) fn passthrough_is_new(&self, host: &str) -> bool {
+        let mut hosts = lock(&self.passthrough);
+        hosts.len() < PASSTHROUGH_HOSTS && !hosts.contains(host) && hosts.insert(host.to_owned())
+    }
+
+    pub(crate) fn ports(&self) -> MutexGuard<'_, HashMap<u16, PortListener>> {
+        lock(&self.ports)
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mesh")
+            .field("workload", &self.inner.id)
+            .field("identity", &self.inner.identity)
+            .field("readiness", &self.readiness())
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says that the configuration has no such workload, and which it has.
+fn no_record(id: &WorkloadId, near: &[Arc<str>]) -> Error {
+    let near = if near.is_empty() {
+        "the configuration has no workload in this namespace".to_owned()
+    } else {
+        format!("near it: {}", near.join(", "))
+    };
+    Error::new(ErrorKind::NoRecord).with_detail(format!("{id}; {near}"))
+}
+
+/// Resolves when the workload begins to drain, or is gone.
+pub(crate) fn drain_begins(mesh: &MeshInner) -> impl Future<Output = ()> + Send + Sync + use<> {
+    let mut draining = mesh.draining.subscribe();
+    async move {
+        let _ = draining.wait_for(|draining| *draining).await;
+    }
+}
+
+impl fmt::Display for WorkloadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}

@@ -1,0 +1,235 @@
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use mesh_hbone::Tunnel;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{BoxedIo, CutReason};
+use crate::ConnectionContext;
+use crate::inbound::Registered;
+
+/// One connection of the mesh: a tunnel to or from another member, or plaintext where that is permitted.
+///
+/// Shutting the write side down is a real half-close: the other end reads to the end and may go on
+/// writing. Dropping an unfinished stream resets it, so that cut data never looks complete.
+///
+/// It implements what servers and clients of the ecosystem want of a connection: tokio's I/O traits,
+/// hyper-util's `Connection` (feature `http`), tonic's `Connected` (feature `tonic`).
+///
+/// # Cancel safety
+///
+/// Reads and writes are cancel safe as tokio's are: what was not returned was not consumed.
+pub struct MeshStream {
+    io: Io,
+    context: ConnectionContext,
+    registered: Option<Registered>,
+    account: Option<Box<dyn Account>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Io {
+    Tunnel(Tunnel),
+    Plain(BoxedIo),
+}
+
+/// Told what passes through a stream; its drop is the connection's end.
+pub(crate) trait Account: Send + Sync {
+    fn read(&mut self, bytes: usize);
+    fn wrote(&mut self, bytes: usize);
+    fn failed(&mut self, error: &io::Error, cut: Option<CutReason>);
+}
+
+impl MeshStream {
+    pub(crate) fn new(io: Io, context: ConnectionContext) -> Self {
+        Self { io, context, registered: None, account: None }
+    }
+
+    pub(crate) fn with_registered(mut self, registered: Registered) -> Self {
+        self.registered = Some(registered);
+        self
+    }
+
+    pub(crate) fn with_account(mut self, account: Box<dyn Account>) -> Self {
+        self.account = Some(account);
+        self
+    }
+
+    /// What is known of the connection: its ends and its peer's identity.
+    pub fn context(&self) -> &ConnectionContext {
+        &self.context
+    }
+
+    fn failed<T>(&mut self, error: io::Error) -> Poll<io::Result<T>> {
+        if let Some(account) = &mut self.account {
+            let cut = self.registered.as_ref().and_then(|entry| entry.cut().reason());
+            account.failed(&error, cut);
+        }
+        Poll::Ready(Err(error))
+    }
+
+    /// Fails when the connection was cut; otherwise makes sure that a cut wakes this task.
+    fn check_cut(&self) -> io::Result<()> {
+        self.registered.as_ref().map_or(Ok(()), |entry| entry.cut().check())
+    }
+
+    fn wait_read(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(entry) = &self.registered {
+            entry.cut().register_reader(cx);
+        }
+        match self.check_cut() {
+            Ok(()) => Poll::Pending,
+            Err(error) => self.failed(error),
+        }
+    }
+
+    fn wait_write<T>(&mut self, cx: &Context<'_>) -> Poll<io::Result<T>> {
+        if let Some(entry) = &self.registered {
+            entry.cut().register_writer(cx);
+        }
+        match self.check_cut() {
+            Ok(()) => Poll::Pending,
+            Err(error) => self.failed(error),
+        }
+    }
+
+    fn wrote(&mut self, result: Poll<io::Result<usize>>, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+        match result {
+            Poll::Ready(Ok(bytes)) => {
+                if let Some(account) = &mut self.account {
+                    account.wrote(bytes);
+                }
+                Poll::Ready(Ok(bytes))
+            }
+            Poll::Ready(Err(error)) => self.failed(error),
+            Poll::Pending => self.wait_write(cx),
+        }
+    }
+}
+
+impl AsyncRead for MeshStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Err(error) = this.check_cut() {
+            return this.failed(error);
+        }
+        let before = buf.filled().len();
+        let result = match &mut this.io {
+            Io::Tunnel(tunnel) => Pin::new(tunnel).poll_read(cx, buf),
+            Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
+        };
+        match result {
+            Poll::Ready(Ok(())) => {
+                if let Some(account) = &mut this.account {
+                    account.read(buf.filled().len() - before);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => this.failed(error),
+            Poll::Pending => this.wait_read(cx),
+        }
+    }
+}
+
+impl AsyncWrite for MeshStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Err(error) = this.check_cut() {
+            return this.failed(error);
+        }
+        let result = match &mut this.io {
+            Io::Tunnel(tunnel) => Pin::new(tunnel).poll_write(cx, buf),
+            Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
+        };
+        this.wrote(result, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Err(error) = this.check_cut() {
+            return this.failed(error);
+        }
+        let result = match &mut this.io {
+            Io::Tunnel(tunnel) => Pin::new(tunnel).poll_write_vectored(cx, bufs),
+            Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        };
+        this.wrote(result, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Tunnel(tunnel) => tunnel.is_write_vectored(),
+            Io::Plain(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Err(error) = this.check_cut() {
+            return this.failed(error);
+        }
+        let result = match &mut this.io {
+            Io::Tunnel(tunnel) => Pin::new(tunnel).poll_flush(cx),
+            Io::Plain(io) => Pin::new(io).poll_flush(cx),
+        };
+        match result {
+            Poll::Ready(Err(error)) => this.failed(error),
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Pending => this.wait_write(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Err(error) = this.check_cut() {
+            // A cut connection must not end like a finished one: the drop that follows resets it.
+            return this.failed(error);
+        }
+        let result = match &mut this.io {
+            Io::Tunnel(tunnel) => Pin::new(tunnel).poll_shutdown(cx),
+            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
+        };
+        match ready!(result) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(error) => this.failed(error),
+        }
+    }
+}
+
+impl fmt::Debug for MeshStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshStream")
+            .field("io", &self.io)
+            .field("context", &self.context)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "http")]
+impl hyper_util::client::legacy::connect::Connection for MeshStream {
+    fn connected(&self) -> hyper_util::client::legacy::connect::Connected {
+        hyper_util::client::legacy::connect::Connected::new().extra(self.context.clone())
+    }
+}
+
+#[cfg(feature = "tonic")]
+impl tonic::transport::server::Connected for MeshStream {
+    type ConnectInfo = ConnectionContext;
+
+    fn connect_info(&self) -> ConnectionContext {
+        self.context.clone()
+    }
+}

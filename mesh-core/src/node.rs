@@ -1,0 +1,340 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+use futures_util::{FutureExt, StreamExt};
+use mesh_authz::Identity;
+use mesh_hbone::pool::Pool;
+use mesh_hbone::tls::{self, Credentials, Provider};
+use mesh_xds::model::{Batch, Verdict};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::builder::{Builder, Missing};
+use crate::config::{ConfigLink, ConfigSource};
+use crate::identity::CertificateSource;
+use crate::mesh::{Mesh, MeshInner, WorkloadId};
+use crate::outbound::PoolKey;
+use crate::random::Random;
+use crate::ready::{Gate, Readiness};
+use crate::net::Transport;
+use crate::settings::Settings;
+use crate::snapshot::Snapshot;
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+use crate::{Error, ErrorKind};
+
+/// What the workloads of one process share: configuration, certificates, tunnels, metrics.
+///
+/// [`Mesh::builder`] makes a private one; build one with [`Node::builder`] to have several workloads
+/// in one process. Its tasks run on the runtime that built it and end with its last handle: those
+/// are the clones of the node, its [`Mesh`]es and their listeners.
+///
+/// # Examples
+///
+/// ```no_run
+/// use mesh_core::{Node, config, identity};
+///
+/// # async fn example() -> Result<(), mesh_core::Error> {
+/// let node = Node::builder()
+///     .config(config::File::watch("bookinfo.yaml"))
+///     .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+///     .build_node()?;
+/// let reviews = node.workload("default", "reviews-v1", "bookinfo-reviews")?;
+/// let ratings = node.workload("default", "ratings-v1", "bookinfo-ratings")?;
+/// # let _ = (reviews, ratings);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Node {
+    pub(crate) inner: Arc<NodeInner>,
+}
+
+pub(crate) struct NodeInner {
+    pub(crate) settings: Settings,
+    provider: Provider,
+    pub(crate) transport: Transport,
+    pub(crate) snapshot: ArcSwap<Snapshot>,
+    /// Held while a batch is applied. Never taken on the data path.
+    writer: Mutex<()>,
+    /// Told after each published snapshot.
+    published: watch::Sender<u64>,
+    meshes: Mutex<Vec<Weak<MeshInner>>>,
+    problems: Mutex<Vec<String>>,
+    certificates: Mutex<HashMap<Identity, Certificate>>,
+    vouches: Box<dyn CertificateSource>,
+    pub(crate) admission: tls::Admission,
+    pub(crate) pool: Pool<PoolKey>,
+    pub(crate) metrics: Metrics,
+    pub(crate) gate: Gate,
+    pub(crate) random: Random,
+    pub(crate) tasks: Tasks,
+}
+
+/// The certificates of one identity as they come; `None` until the first.
+pub(crate) type Certificate = watch::Receiver<CertificateState>;
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CertificateState {
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) error: Option<Arc<str>>,
+}
+
+type Run = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+/// A configuration source, its type forgotten.
+pub(crate) struct StartConfig(Box<dyn FnOnce(ConfigLink) -> Run + Send>);
+
+impl StartConfig {
+    pub(crate) fn new(source: impl ConfigSource) -> Self {
+        Self(Box::new(|link| Box::pin(source.run(link))))
+    }
+}
+
+impl Node {
+    /// Starts building a node.
+    pub fn builder() -> Builder<Missing, Missing, Missing> {
+        Builder::new()
+    }
+
+    pub(crate) fn start(
+        settings: Settings,
+        config: StartConfig,
+        vouches: impl CertificateSource,
+    ) -> Result<Self, Error> {
+        let runtime = Handle::try_current().map_err(|_| {
+            Error::new(ErrorKind::Config).with_detail("build: expected to be called on a tokio runtime, on which the mesh's tasks run")
+        })?;
+        let provider = settings.provider.clone().or_else(Provider::by_feature).ok_or_else(|| {
+            Error::new(ErrorKind::Config).with_detail("crypto: expected a provider: turn on the feature `aws-lc-rs` or `ring`, or set one")
+        })?;
+        let transport = settings.transport.clone().unwrap_or_else(Transport::tcp);
+        let inner = Arc::new(NodeInner {
+            provider,
+            transport,
+            snapshot: ArcSwap::from_pointee(Snapshot::new()),
+            writer: Mutex::new(()),
+            published: watch::Sender::new(0),
+            meshes: Mutex::default(),
+            problems: Mutex::default(),
+            certificates: Mutex::default(),
+            vouches: Box::new(vouches),
+            admission: tls::Admission::default(),
+            pool: Pool::new(settings.hbone.clone()),
+            metrics: Metrics::new(),
+            gate: Gate::new(),
+            random: Random::new(settings.rng_seed),
+            tasks: Tasks::new(runtime),
+            settings,
+        });
+        let link = ConfigLink::new(Arc::downgrade(&inner));
+        inner.supervise("configuration source", (config.0)(link));
+        Ok(Self { inner })
+    }
+
+    /// Adds a workload: its namespace, its name (the Pod's or WorkloadEntry's `metadata.name`) and
+    /// its service account.
+    ///
+    /// # Errors
+    ///
+    /// When the three do not make a SPIFFE id.
+    pub fn workload(
+        &self,
+        namespace: impl Into<String>,
+        name: impl Into<String>,
+        service_account: impl Into<String>,
+    ) -> Result<Mesh, Error> {
+        let id = WorkloadId::new(namespace, name, service_account);
+        let identity = id.identity(&self.inner.settings.trust_domain)?;
+        self.mesh(id, identity)
+    }
+
+    pub(crate) fn mesh(&self, id: WorkloadId, identity: Identity) -> Result<Mesh, Error> {
+        let certificate = self.inner.certificate(&identity);
+        let mesh = MeshInner::new(self.clone(), id, identity, certificate);
+        {
+            let _writer = lock(&self.inner.writer);
+            mesh.configuration_changed(&self.inner.snapshot.load());
+            let mut meshes = lock(&self.inner.meshes);
+            meshes.retain(|mesh| mesh.strong_count() > 0);
+            meshes.push(Arc::downgrade(&mesh));
+        }
+        Ok(Mesh { inner: mesh })
+    }
+
+    /// What the node still waits for.
+    pub fn readiness(&self) -> Readiness {
+        self.inner.gate.current()
+    }
+
+    /// What sources of configuration refused, with file, line and field where there is one; the last
+    /// good versions stay in effect.
+    pub fn problems(&self) -> Vec<String> {
+        lock(&self.inner.problems).clone()
+    }
+
+    /// The metrics of all workloads of the node.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+}
+
+impl NodeInner {
+    /// Applies a batch as one change.
+    pub(crate) fn apply(&self, batch: Batch) -> Vec<Verdict> {
+        let verdicts = {
+            let _writer = lock(&self.writer);
+            let applied = self.snapshot.load().apply(&batch);
+            let snapshot = Arc::new(applied.snapshot);
+            self.snapshot.store(Arc::clone(&snapshot));
+            for mesh in lock(&self.meshes).iter().filter_map(Weak::upgrade) {
+                mesh.configuration_changed(&snapshot);
+            }
+            applied.verdicts
+        };
+        self.gate.configured();
+        self.published.send_modify(|version| *version += 1);
+        for verdict in &verdicts {
+            if let Err(rejection) = verdict.result() {
+                tracing::warn!(target: "mesh::config", resource = %verdict.resource(), %rejection, "refused; its last good version stays");
+            }
+        }
+        let (_, _, reply) = batch.into_parts();
+        if reply.is_wanted() {
+            reply.send(verdicts.clone());
+        }
+        verdicts
+    }
+
+    pub(crate) fn report_problems(&self, problems: Vec<String>) {
+        let mut standing = lock(&self.problems);
+        for problem in problems.iter().filter(|problem| !standing.contains(problem)) {
+            tracing::warn!(target: "mesh::config", %problem, "refused; its last good version stays");
+        }
+        *standing = problems;
+    }
+
+    #[cfg(feature = "file")]
+    pub(crate) fn source_problem(&self, problem: Option<String>) {
+        const NAME: &str = "configuration files";
+        match problem {
+            None => self.gate.done(NAME),
+            // Once there was a configuration, it stays in effect and the mesh stays ready.
+            Some(problem) if self.gate.is_configured() => {
+                tracing::debug!(target: "mesh::config", %problem, "cannot read; the last good version stays");
+            }
+            Some(problem) => self.gate.pend(NAME, problem),
+        }
+    }
+
+    /// Told after each published snapshot.
+    pub(crate) fn published(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+
+    /// The certificates of `identity`, fetched from now on if they were not before.
+    fn certificate(self: &Arc<Self>, identity: &Identity) -> Certificate {
+        let mut certificates = lock(&self.certificates);
+        if let Some(certificate) = certificates.get(identity) {
+            return certificate.clone();
+        }
+        let (sender, receiver) = watch::channel(CertificateState::default());
+        certificates.insert(identity.clone(), receiver.clone());
+        drop(certificates);
+        let name = format!("certificate of {identity}");
+        self.gate.pend(&name, "no certificate yet");
+        let bundles = self.vouches.watch(identity.clone());
+        let node = Arc::downgrade(self);
+        self.supervise("certificate source", keep_certificate(node, name, bundles, sender));
+        receiver
+    }
+
+    /// Runs a source; its failure turns readiness off with its reason.
+    fn supervise(
+        self: &Arc<Self>,
+        what: &'static str,
+        task: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
+        let node = Arc::downgrade(self);
+        self.tasks.spawn(async move {
+            let reason = match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => report(&error),
+                Err(_) => "it panicked".to_owned(),
+            };
+            tracing::error!(target: "mesh::node", source = what, %reason, "a source has ended; the last state stays");
+            if let Some(node) = node.upgrade() {
+                node.gate.pend(what, reason);
+            }
+        });
+    }
+
+    pub(crate) fn certificates(&self) -> Vec<(Identity, CertificateState)> {
+        let certificates = lock(&self.certificates);
+        let mut all: Vec<_> = certificates
+            .iter()
+            .map(|(identity, state)| (identity.clone(), state.borrow().clone()))
+            .collect();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
+    }
+}
+
+async fn keep_certificate(
+    node: Weak<NodeInner>,
+    name: String,
+    mut bundles: crate::identity::CertificateStream,
+    sender: watch::Sender<CertificateState>,
+) -> Result<(), Error> {
+    while let Some(next) = bundles.next().await {
+        let Some(node) = node.upgrade() else { return Ok(()) };
+        let outcome = next.map_err(|error| report(&error)).and_then(|bundle| {
+            let current = sender.borrow().credentials.clone();
+            match current {
+                Some(credentials) => credentials.replace(bundle).map(|()| credentials),
+                None => Credentials::new(node.provider.clone(), bundle, node.settings.tls_options()),
+            }
+            .map_err(|error| report(&error))
+        });
+        match outcome {
+            Ok(credentials) => {
+                node.gate.done(&name);
+                sender.send_replace(CertificateState { credentials: Some(credentials), error: None });
+            }
+            Err(reason) => {
+                tracing::warn!(target: "mesh::identity", %name, %reason, "no new certificate; a good one is kept until it expires");
+                if sender.borrow().credentials.is_none() {
+                    node.gate.pend(&name, &reason);
+                }
+                sender.send_modify(|state| state.error = Some(reason.into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("readiness", &self.readiness()).finish_non_exhaustive()
+    }
+}
+
+/// An error with all its sources, on one line.
+fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}

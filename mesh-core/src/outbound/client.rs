@@ -1,0 +1,287 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, Uri, Version, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+use tower_service::Service;
+
+use super::account;
+use super::http_pool::{Protocol, Returned};
+use super::report::RequestReport;
+use crate::error::BoxError;
+use crate::snapshot::EndpointId;
+use crate::{Error, ErrorKind, Mesh};
+
+/// The body of a request on its way out.
+pub(super) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Sends HTTP requests through the mesh, choosing an endpoint for each.
+///
+/// A tower `Service<Request<B>>` for any body, so hyper, tonic and kube-style code can sit on it.
+/// Requests of version HTTP/2 (tonic's are) go over HTTP/2 with prior knowledge, all others over
+/// HTTP/1.1. The URI must be absolute, with the scheme `http`: the tunnel encrypts.
+///
+/// What fails before a byte of the request was sent is tried on other endpoints, under a retry
+/// budget; nothing is sent twice. Cloning is cheap, and clones share their connections.
+///
+/// # Examples
+///
+/// ```no_run
+/// # async fn example(mesh: mesh_core::Mesh) -> Result<(), Box<dyn std::error::Error>> {
+/// use http::Request;
+/// use http_body_util::Empty;
+///
+/// let request = Request::get("http://ratings:9080/ratings/0").body(Empty::<bytes::Bytes>::new())?;
+/// let response = mesh.http_client().request(request).await?;
+/// assert!(response.status().is_success());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct MeshClient {
+    mesh: Mesh,
+}
+
+impl Mesh {
+    /// An HTTP client that balances by request.
+    pub fn http_client(&self) -> MeshClient {
+        MeshClient { mesh: self.clone() }
+    }
+}
+
+impl MeshClient {
+    /// Sends a request.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::reply`] gives the HTTP status that a proxy would answer instead.
+    /// [`ErrorKind::RequestTimeout`] when no response has begun within the builder's `request_timeout`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the request up; its connection is closed if the request had begun.
+    pub fn request<B>(&self, request: Request<B>) -> ResponseFuture
+    where
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let request = request.map(|body| {
+            body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+                .map_err(Into::into)
+                .boxed_unsync()
+        });
+        let mesh = self.mesh.clone();
+        ResponseFuture { inner: Box::pin(async move { send(&mesh, request).await }) }
+    }
+}
+
+impl<B> Service<Request<B>> for MeshClient
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<MeshBody>;
+    type Error = Error;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        self.request(request)
+    }
+}
+
+async fn send(mesh: &Mesh, request: Request<RequestBody>) -> Result<Response<MeshBody>, Error> {
+    let started = Instant::now();
+    let mut report = RequestReport::new(&mesh.inner, &request, started);
+    let result = match mesh.inner.settings().request_timeout {
+        None => attempts(mesh, request, &mut report).await,
+        Some(timeout) => match timeout_at(started + timeout, attempts(mesh, request, &mut report)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::new(ErrorKind::RequestTimeout)),
+        },
+    };
+    match result {
+        Ok((response, returned)) => {
+            report.head(response.status(), response.headers());
+            Ok(response.map(|body| MeshBody::new(body, returned, report)))
+        }
+        Err(error) => {
+            report.failed(&error);
+            Err(error)
+        }
+    }
+}
+
+async fn attempts(
+    mesh: &Mesh,
+    mut request: Request<RequestBody>,
+    report: &mut RequestReport,
+) -> Result<(Response<Incoming>, Returned), Error> {
+    let destination = super::target::Destination::of_uri(request.uri())?;
+    let protocol = prepare(&mut request)?;
+    let pool = &mesh.inner.http;
+    pool.budget().record_request(Instant::now());
+    let mut tried: Vec<EndpointId> = Vec::new();
+    let mut attempt = 1;
+    loop {
+        let route = mesh.inner.route(&destination, &tried).await?;
+        report.routed(&mesh.inner, &route, &request);
+        let failed = match pool.checkout(&mesh.inner, &route, protocol).await {
+            Err(error) => {
+                account::failed(&mesh.inner, &route, &error);
+                (error, request)
+            }
+            Ok(connection) => match connection.send(request).await {
+                Ok(answer) => return Ok(answer),
+                Err((error, None)) => return Err(error),
+                // The connection had been closed before it took the request.
+                Err((error, Some(unsent))) => (error.with_retry_safe(true), unsent),
+            },
+        };
+        let error = failed.0;
+        request = failed.1;
+        attempt += 1;
+        let again = error.is_retry_safe()
+            && attempt <= mesh.inner.settings().connect_attempts
+            && pool.budget().try_retry(Instant::now());
+        if !again {
+            return Err(error);
+        }
+        tracing::debug!(target: "mesh::outbound", %destination, %error, "trying the request on another endpoint");
+        tried.extend(route.endpoint());
+    }
+}
+
+/// Gives the request the form that its protocol has on the wire.
+fn prepare(request: &mut Request<RequestBody>) -> Result<Protocol, Error> {
+    if request.version() == Version::HTTP_2 {
+        return Ok(Protocol::Http2);
+    }
+    let uri = request.uri();
+    let authority = uri.authority().map(|authority| {
+        // RFC 9110 4.2.4: userinfo is never sent.
+        authority.as_str().rsplit('@').next().unwrap_or_default().to_owned()
+    });
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    if let Some(authority) = authority
+        && !request.headers().contains_key(header::HOST)
+    {
+        let host = HeaderValue::try_from(authority).map_err(|error| {
+            Error::new(ErrorKind::BadRequest).with_detail("URI: expected an authority that a Host header can hold").with_source(error)
+        })?;
+        request.headers_mut().insert(header::HOST, host);
+    }
+    *request.uri_mut() = Uri::from(path);
+    *request.version_mut() = Version::HTTP_11;
+    Ok(Protocol::Http1)
+}
+
+type Sending = Pin<Box<dyn Future<Output = Result<Response<MeshBody>, Error>> + Send>>;
+
+/// A response that is waited for.
+pub struct ResponseFuture {
+    inner: Sending,
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<MeshBody>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.inner.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseFuture")
+    }
+}
+
+/// The body of a response. Its connection is used again once it was read to its end.
+pub struct MeshBody {
+    inner: Incoming,
+    returned: Option<Returned>,
+    report: Option<RequestReport>,
+}
+
+impl MeshBody {
+    fn new(inner: Incoming, returned: Returned, report: RequestReport) -> Self {
+        let mut body = Self { inner, returned: Some(returned), report: Some(report) };
+        if body.inner.is_end_stream() {
+            body.finish(None);
+        }
+        body
+    }
+
+    fn finish(&mut self, error: Option<&Error>) {
+        if let Some(report) = self.report.take() {
+            match error {
+                None => report.finished(),
+                Some(error) => report.failed(error),
+            }
+        }
+        match (self.returned.take(), error) {
+            (Some(returned), None) => returned.check_in(),
+            // A connection whose answer broke off is not used again.
+            (_, Some(_)) | (None, _) => {}
+        }
+    }
+}
+
+impl Body for MeshBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        match std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(report) = &mut this.report {
+                    report.frame(&frame);
+                }
+                if this.inner.is_end_stream() {
+                    this.finish(None);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                let error = Error::from_hyper(error);
+                this.finish(Some(&error));
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                this.finish(None);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl fmt::Debug for MeshBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshBody").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+

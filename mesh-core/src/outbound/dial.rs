@@ -1,0 +1,249 @@
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::Guard;
+use mesh_authz::Identity;
+use mesh_hbone::authority::Authority;
+use mesh_hbone::client::{self, ConnectRequest};
+use mesh_hbone::tls;
+use mesh_xds::model::GatewayDestination;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::account;
+use super::target::Destination;
+use crate::mesh::MeshInner;
+use crate::net::{BoxedIo, Io, MeshStream};
+use crate::node::NodeInner;
+use crate::settings::OutboundPolicy;
+use crate::snapshot::{
+    self, EndpointId, Hop, Lookup, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
+};
+use crate::{ConnectionContext, Error, ErrorKind, Mesh};
+
+/// What tunnels may share a TLS connection: those of one identity to one next hop of which the same
+/// identities are expected.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct PoolKey {
+    source: Identity,
+    expected: Vec<Identity>,
+    next_hop: SocketAddr,
+}
+
+impl Mesh {
+    /// Opens a connection to `host:port` or `ip:port`, of a service or a workload, through the mesh.
+    ///
+    /// Service names may be short, as Kubernetes expands them: `mysql`, `mysql.db`, `mysql.db.svc`,
+    /// `mysql.db.svc.cluster.local`. Endpoints that cannot be reached are passed over for others, as
+    /// many as the builder's `connect_attempts`. A failed tunnel never falls back to plaintext.
+    ///
+    /// # Errors
+    ///
+    /// By [`Error::kind`]: what the mesh does not know or has no healthy endpoint for, what refused
+    /// or did not answer, and [`ErrorKind::NotReady`] after the start time-out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a connection that was being opened is closed or, if other callers wait for the
+    /// same tunnel, opened for them.
+    pub async fn connect(&self, target: impl AsRef<str>) -> Result<MeshStream, Error> {
+        let destination = Destination::parse(target.as_ref())?;
+        let (route, stream) = self.inner.connect(&destination).await?;
+        Ok(account::accounted(&self.inner, &route, stream))
+    }
+}
+
+impl MeshInner {
+    /// Opens a connection to some endpoint of the destination, trying others while that is safe.
+    pub(super) async fn connect(
+        &self,
+        destination: &Destination,
+    ) -> Result<(Route, MeshStream), Error> {
+        let mut tried: Vec<EndpointId> = Vec::new();
+        let mut attempt = 1;
+        loop {
+            let route = self.route(destination, &tried).await?;
+            let error = match self.open(&route).await {
+                Ok(stream) => return Ok((route, stream)),
+                Err(error) => error,
+            };
+            account::failed(self, &route, &error);
+            attempt += 1;
+            if attempt > self.settings().connect_attempts || !error.is_retry_safe() {
+                return Err(error);
+            }
+            tracing::debug!(target: "mesh::outbound", %destination, %error, "trying another endpoint");
+            tried.extend(route.endpoint());
+        }
+    }
+
+    /// Decides where a connection goes, on the newest snapshot.
+    pub(super) async fn route(
+        &self,
+        destination: &Destination,
+        tried: &[EndpointId],
+    ) -> Result<Route, Error> {
+        // Nothing goes out before the first snapshot.
+        self.ready().await?;
+        let source = Source::new(self.record_known().await?)
+            .with_cluster_domain(self.settings().cluster_domain.as_str());
+        let node = &self.node.inner;
+        let mut published = node.published();
+        let deadline = Instant::now() + self.settings().policy_wait;
+        let route = loop {
+            published.borrow_and_update();
+            let resolution = {
+                let snapshot: Guard<Arc<Snapshot>> = node.snapshot.load();
+                let mut random = || node.random.next();
+                snapshot.resolve(&source, destination.as_target(), tried, &mut random)
+            };
+            match resolution {
+                Resolution::Found(route) => break route,
+                Resolution::Unknown => return self.unknown(destination).await,
+                Resolution::Refused(refusal) => return Err(refused(&refusal)),
+                // Its waypoint is on its way: never around it.
+                Resolution::Missing(waypoint) => {
+                    if timeout_at(deadline, published.changed()).await.is_err() {
+                        return Err(unknown_waypoint(&waypoint));
+                    }
+                }
+            }
+        };
+        match route.hop() {
+            Hop::Resolve(lookup) => {
+                let address = self.look_up_endpoint(lookup).await?;
+                Ok(route.with_address(address.ip()))
+            }
+            _ => Ok(route),
+        }
+    }
+
+    async fn look_up_endpoint(&self, lookup: &Lookup) -> Result<SocketAddr, Error> {
+        look_up(lookup.hostname(), lookup.port()).await
+    }
+
+    /// A destination that the mesh does not know goes out in plaintext, if at all.
+    async fn unknown(&self, destination: &Destination) -> Result<Route, Error> {
+        if self.settings().outbound_policy == OutboundPolicy::RegistryOnly {
+            return Err(Error::new(ErrorKind::UnknownHost).with_detail(format!(
+                "{destination}: the mesh does not know it, and the outbound policy is RegistryOnly"
+            )));
+        }
+        let address = match destination {
+            Destination::Addr(address) => *address,
+            Destination::Host { name, port } => look_up(name, *port).await?,
+        };
+        account::passthrough(self, destination);
+        Ok(Route::passthrough(address))
+    }
+
+    /// Opens one connection along a route.
+    pub(super) async fn open(&self, route: &Route) -> Result<MeshStream, Error> {
+        match route.hop() {
+            Hop::Hbone(tunnel) => self.open_tunnel(route, tunnel).await,
+            Hop::Plain(address) | Hop::Passthrough(address) => self.open_plain(*address).await,
+            Hop::Resolve(lookup) => {
+                let address = self.look_up_endpoint(lookup).await?;
+                let route = route.clone().with_address(address.ip());
+                match route.hop() {
+                    Hop::Hbone(tunnel) => self.open_tunnel(&route, tunnel).await,
+                    _ => self.open_plain(address).await,
+                }
+            }
+        }
+    }
+
+    async fn open_plain(&self, address: SocketAddr) -> Result<MeshStream, Error> {
+        let io = self.node.inner.dial(address).await?;
+        let context = ConnectionContext::plaintext(account::own_address(self), address);
+        Ok(MeshStream::new(Io::Plain(io), context))
+    }
+}
+
+fn refused(refusal: &Refusal) -> Error {
+    let kind = match refusal {
+        Refusal::UnsupportedNetwork { .. } => ErrorKind::UnsupportedNetwork,
+        Refusal::NoIdentity { .. } => ErrorKind::UnknownWaypoint,
+        _ => ErrorKind::NoHealthyUpstream,
+    };
+    Error::new(kind).with_detail(refusal.to_string())
+}
+
+fn unknown_waypoint(waypoint: &GatewayDestination) -> Error {
+    Error::new(ErrorKind::UnknownWaypoint).with_detail(waypoint.to_string())
+}
+
+async fn look_up(name: &str, port: u16) -> Result<SocketAddr, Error> {
+    let failed = || Error::new(ErrorKind::HostLookup).with_detail(name.to_owned());
+    let mut found = tokio::net::lookup_host((name, port))
+        .await
+        .map_err(|error| failed().with_source(error))?;
+    found.next().ok_or_else(failed)
+}
+
+impl NodeInner {
+    /// Dials TCP, or what stands for it, within the connect time-out.
+    pub(crate) async fn dial(&self, to: SocketAddr) -> Result<BoxedIo, Error> {
+        self.dial_io(to).await.map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::TimedOut => ErrorKind::ConnectTimeout,
+                _ => ErrorKind::ConnectFailed,
+            };
+            Error::new(kind).with_detail(to.to_string()).with_source(error)
+        })
+    }
+
+    async fn dial_io(&self, to: SocketAddr) -> io::Result<BoxedIo> {
+        match timeout(self.settings.connect_timeout, self.transport.dial(to)).await {
+            Ok(dialled) => dialled,
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no connection to {to} within {:?}", self.settings.connect_timeout),
+            )),
+        }
+    }
+}
+
+impl MeshInner {
+    /// Opens a tunnel on a connection shared with others of the same key.
+    async fn open_tunnel(&self, route: &Route, tunnelled: &Tunnelled) -> Result<MeshStream, Error> {
+        let credentials = self.ready().await?;
+        let key = PoolKey {
+            source: self.identity.clone(),
+            expected: tunnelled.identities().to_vec(),
+            next_hop: tunnelled.next_hop(),
+        };
+        let request =
+            ConnectRequest::new(authority(tunnelled)?, account::connect_headers(self, route));
+        let node = Arc::clone(&self.node.inner);
+        let expected = tunnelled.identities().to_vec();
+        let next_hop = tunnelled.next_hop();
+        let lease = self
+            .node
+            .inner
+            .pool
+            .checkout(key, move || async move {
+                let io = node.dial_io(next_hop).await.map_err(mesh_hbone::Error::dial)?;
+                let stream = tls::connect(io, &credentials, &expected).await?;
+                client::handshake(stream, &node.settings.hbone).await
+            })
+            .await?;
+        let (tunnel, _) = lease.connect(request).await?;
+        // Which of several was proven is told by the pool's connection only; with one it is known.
+        let context = match tunnelled.identities() {
+            [identity] => {
+                ConnectionContext::tunnel(account::own_address(self), next_hop, identity.clone())
+            }
+            _ => ConnectionContext::plaintext(account::own_address(self), next_hop),
+        };
+        Ok(MeshStream::new(Io::Tunnel(tunnel), context))
+    }
+}
+
+fn authority(tunnel: &Tunnelled) -> Result<Authority, Error> {
+    let authority = match tunnel.authority() {
+        snapshot::Authority::Host(host, port) => Authority::from_host(host, *port),
+        snapshot::Authority::Addr(address) => Ok(Authority::from(*address)),
+    };
+    authority.map_err(Error::from)
+}

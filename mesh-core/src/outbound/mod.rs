@@ -1,0 +1,21 @@
+//! Connections to others: where to, through which tunnel, and what to do when it fails.
+
+mod account;
+#[cfg(feature = "http")]
+mod client;
+#[cfg(feature = "http")]
+mod connector;
+mod dial;
+#[cfg(feature = "http")]
+mod http_pool;
+#[cfg(feature = "http")]
+mod report;
+mod target;
+
+#[cfg(feature = "http")]
+pub use client::{MeshBody, MeshClient, ResponseFuture};
+#[cfg(feature = "http")]
+pub use connector::{Connecting, MeshConnector};
+pub(crate) use dial::PoolKey;
+#[cfg(feature = "http")]
+pub(crate) use http_pool::HttpPool;

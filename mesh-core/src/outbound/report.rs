@@ -1,0 +1,111 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body::Frame;
+use tokio::time::Instant;
+
+use super::account;
+use crate::mesh::MeshInner;
+use crate::snapshot::Route;
+use crate::telemetry::{Labels, Metrics, RequestLog, RequestOutcome, RequestProtocol};
+use crate::{Error, ErrorKind};
+
+/// What is reported of one request of the client, at the end of its response.
+///
+/// Dropping it unfinished reports that the request was given up.
+pub(super) struct RequestReport {
+    metrics: Metrics,
+    protocol: RequestProtocol,
+    started: Instant,
+    route: Option<(Labels, RequestLog)>,
+    status: Option<StatusCode>,
+    grpc_status: Option<u32>,
+}
+
+impl RequestReport {
+    pub(super) fn new<B>(mesh: &MeshInner, request: &Request<B>, started: Instant) -> Self {
+        Self {
+            metrics: mesh.node.inner.metrics.clone(),
+            protocol: RequestProtocol::of(request.headers()),
+            started,
+            route: None,
+            status: None,
+            grpc_status: None,
+        }
+    }
+
+    /// The request is about to go this way; the last one counts.
+    pub(super) fn routed<B>(&mut self, mesh: &Arc<MeshInner>, route: &Route, request: &Request<B>) {
+        let labels = account::labels(mesh, route);
+        let log = RequestLog::new(&labels, account::own_address(mesh), request);
+        let log = match account::next_hop(route) {
+            Some(next_hop) => log.with_destination(next_hop),
+            None => log,
+        };
+        self.route = Some((labels, log));
+    }
+
+    pub(super) fn head(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.status = Some(status);
+        self.take_grpc_status(headers);
+    }
+
+    pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
+        if let Some(trailers) = frame.trailers_ref() {
+            self.take_grpc_status(trailers);
+        }
+    }
+
+    fn take_grpc_status(&mut self, headers: &HeaderMap) {
+        if self.protocol == RequestProtocol::Grpc
+            && let Some(status) = headers.get("grpc-status")
+        {
+            self.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
+        }
+    }
+
+    pub(super) fn finished(mut self) {
+        let outcome = self.outcome();
+        if let Some((labels, log)) = self.route.take() {
+            self.metrics.request(&labels, &outcome);
+            log.complete(&outcome);
+        }
+    }
+
+    pub(super) fn failed(mut self, error: &Error) {
+        let reply = error.reply();
+        let status = self.status.unwrap_or_else(|| reply.status());
+        let outcome = RequestOutcome::new(self.protocol, status, self.started.elapsed());
+        let outcome = match reply.flag() {
+            Some(flag) => outcome.with_flag(flag),
+            None => outcome,
+        };
+        if let Some((labels, log)) = self.route.take() {
+            self.metrics.request(&labels, &outcome);
+            log.failed(&outcome, error);
+        }
+    }
+
+    fn outcome(&self) -> RequestOutcome {
+        let duration = self.started.elapsed();
+        let outcome = match self.status {
+            Some(status) => RequestOutcome::new(self.protocol, status, duration),
+            None => RequestOutcome::abandoned(self.protocol, duration),
+        };
+        match self.grpc_status {
+            Some(status) => outcome.with_grpc_status(status),
+            None => outcome,
+        }
+    }
+}
+
+impl Drop for RequestReport {
+    fn drop(&mut self) {
+        let outcome = RequestOutcome::abandoned(self.protocol, self.started.elapsed());
+        if let Some((labels, log)) = self.route.take() {
+            self.metrics.request(&labels, &outcome);
+            log.failed(&outcome, &Error::new(ErrorKind::Closed).with_detail("the response was not read to its end"));
+        }
+    }
+}

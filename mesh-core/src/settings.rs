@@ -1,0 +1,124 @@
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+
+use mesh_hbone::config::Config as HboneConfig;
+
+use crate::net::Transport;
+
+/// What happens to a connection to a host that the mesh does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OutboundPolicy {
+    /// The host resolves the name and the connection goes out in plaintext; counted as
+    /// `PassthroughCluster` and logged once per host. Istio's default.
+    #[default]
+    AllowAny,
+    /// The connection is refused.
+    RegistryOnly,
+}
+
+/// Everything a builder can set, with its default.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) start_timeout: Duration,
+    pub(crate) policy_wait: Duration,
+    pub(crate) connect_attempts: usize,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Option<Duration>,
+    pub(crate) outbound_policy: OutboundPolicy,
+    pub(crate) strict: bool,
+    pub(crate) bind: Option<IpAddr>,
+    pub(crate) hbone_port: Option<u16>,
+    pub(crate) forward_unlistened: bool,
+    pub(crate) listener_queue: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) idle_connections_per_endpoint: usize,
+    pub(crate) network: String,
+    pub(crate) cluster_domain: String,
+    pub(crate) root_namespace: String,
+    pub(crate) trust_domain: String,
+    pub(crate) trust_domain_aliases: Vec<String>,
+    pub(crate) hbone: HboneConfig,
+    pub(crate) transport: Option<Transport>,
+    pub(crate) provider: Option<mesh_hbone::tls::Provider>,
+    pub(crate) wall_clock: WallClock,
+    pub(crate) rng_seed: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            // A cold control plane and a cold CA together answer well within this.
+            start_timeout: Duration::from_secs(30),
+            policy_wait: Duration::from_secs(5),
+            connect_attempts: 3,
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Some(Duration::from_secs(30)),
+            outbound_policy: OutboundPolicy::AllowAny,
+            strict: false,
+            bind: None,
+            hbone_port: None,
+            forward_unlistened: false,
+            listener_queue: 1024,
+            max_connections: 10_000,
+            idle_connections_per_endpoint: 64,
+            network: String::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            trust_domain: "cluster.local".to_owned(),
+            trust_domain_aliases: Vec::new(),
+            hbone: HboneConfig::default(),
+            transport: None,
+            provider: None,
+            wall_clock: WallClock::default(),
+            rng_seed: None,
+        }
+    }
+}
+
+impl Settings {
+    pub(crate) fn tls_options(&self) -> mesh_hbone::tls::Options {
+        let clock = self.wall_clock.clone();
+        mesh_hbone::tls::Options::default()
+            .trust_domain_aliases(self.trust_domain_aliases.iter().map(String::as_str))
+            .clock(move || clock.now())
+    }
+
+    /// What manifests do not say of the mesh itself.
+    #[cfg(feature = "file")]
+    pub(crate) fn file_settings(&self) -> mesh_xds::file::Settings {
+        mesh_xds::file::Settings::new()
+            .with_trust_domain(self.trust_domain.as_str())
+            .with_trust_domain_aliases(self.trust_domain_aliases.iter().map(|alias| alias.as_str().into()).collect())
+            .with_root_namespace(self.root_namespace.as_str())
+            .with_cluster_domain(self.cluster_domain.as_str())
+            .with_network(self.network.as_str())
+    }
+}
+
+/// The time of day, as a function so that tests can own it.
+#[derive(Clone)]
+pub(crate) struct WallClock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl WallClock {
+    pub(crate) fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    pub(crate) fn now(&self) -> SystemTime {
+        (self.0)()
+    }
+}
+
+impl Default for WallClock {
+    fn default() -> Self {
+        Self::new(SystemTime::now)
+    }
+}
+
+impl std::fmt::Debug for WallClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WallClock")
+    }
+}
