@@ -131,6 +131,16 @@ impl Error {
     }
 
     /// The error of this crate inside an `io::Error`, or a new one of kind [`ErrorKind::Io`].
+    /// Says that the transport under a connection could not be opened: what a caller's own dial makes
+    /// of its failure. A time-out is one ([`io::ErrorKind::TimedOut`]); nothing was sent, so a retry is safe.
+    pub fn dial(error: io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::TimedOut => ErrorKind::Timeout,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, Side::Upstream).with_source(error).retry_safe()
+    }
+
     pub(crate) fn from_io(error: io::Error, side: Side) -> Self {
         match error.downcast::<Self>() {
             Ok(error) => error,

@@ -2,7 +2,6 @@
 
 mod foreign;
 mod reply;
-mod tunnel;
 
 use std::borrow::Cow;
 use std::fmt;

@@ -16,4 +16,4 @@ pub(crate) use listener::PortListener;
 pub use http::{HttpLayer, HttpListener, Wrapped};
 #[cfg(feature = "axum")]
 pub use http::{AxumFuture, AxumService};
-pub(crate) use registry::{Judgement, Registered, Registry};
+pub(crate) use registry::{Registered, Registry};
