@@ -10,6 +10,10 @@ fn main() {
         .output_type("crate::HelloReply")
         .codec_path("tonic_prost::ProstCodec")
         .build();
-    let greeter = Service::builder().name("Greeter").package("helloworld").method(hello).build();
+    let greeter = Service::builder()
+        .name("Greeter")
+        .package("helloworld")
+        .method(hello)
+        .build();
     Builder::new().compile(&[greeter]);
 }

@@ -14,17 +14,24 @@ use crate::{Error, ErrorKind};
 
 /// All but the principal, which depends on the connection.
 pub(crate) fn peer(record: &WorkloadRecord) -> Peer {
-    Peer::new(Arc::clone(record.workload_name()), Arc::clone(record.namespace()))
-        .with_canonical_service(Arc::clone(record.canonical_name()))
-        .with_canonical_revision(Arc::clone(record.canonical_revision()))
-        .with_cluster(Arc::clone(record.cluster_id()))
-        .with_locality(Arc::clone(record.region()), Arc::clone(record.zone()))
-        .with_instance(Arc::clone(record.name()))
+    Peer::new(
+        Arc::clone(record.workload_name()),
+        Arc::clone(record.namespace()),
+    )
+    .with_canonical_service(Arc::clone(record.canonical_name()))
+    .with_canonical_revision(Arc::clone(record.canonical_revision()))
+    .with_cluster(Arc::clone(record.cluster_id()))
+    .with_locality(Arc::clone(record.region()), Arc::clone(record.zone()))
+    .with_instance(Arc::clone(record.name()))
 }
 
 pub(crate) fn service(record: &ServiceRecord) -> DestinationService {
     let name = record.name();
-    DestinationService::new(name.hostname(), Arc::clone(record.object_name()), name.namespace())
+    DestinationService::new(
+        name.hostname(),
+        Arc::clone(record.object_name()),
+        name.namespace(),
+    )
 }
 
 /// What is reported of one TCP connection from its opening to its end.
@@ -75,9 +82,8 @@ impl Account for Connection {
             Some(CutReason::Policy) => {
                 Error::new(ErrorKind::Denied).with_detail("connection closed due to policy change")
             }
-            Some(CutReason::Drain) => {
-                Error::new(ErrorKind::Draining).with_detail("connection closed due to connection drain")
-            }
+            Some(CutReason::Drain) => Error::new(ErrorKind::Draining)
+                .with_detail("connection closed due to connection drain"),
             // The error stays the caller's; this end keeps what it says.
             None => Error::from(io::Error::new(error.kind(), error.to_string())),
         });
@@ -86,8 +92,13 @@ impl Account for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let Some(counted) = self.counted.take() else { return };
-        let flag = self.failure.as_ref().map_or(ConnectionFlag::None, |error| error.kind().into());
+        let Some(counted) = self.counted.take() else {
+            return;
+        };
+        let flag = self
+            .failure
+            .as_ref()
+            .map_or(ConnectionFlag::None, |error| error.kind().into());
         let traffic = counted.close(flag);
         match &self.failure {
             None => self.log.complete(traffic, self.opened.elapsed()),

@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime};
 use mesh_hbone::config::Config as HboneConfig;
 use mesh_hbone::tls::Provider;
 
+use crate::Error;
 use crate::config::ConfigSource;
 use crate::identity::CertificateSource;
 use crate::mesh::{Mesh, WorkloadId};
 use crate::net::Transport;
 use crate::node::{Node, StartConfig};
 use crate::settings::{OutboundPolicy, Settings, WallClock};
-use crate::Error;
 
 /// Nobody said yet.
 #[derive(Debug)]
@@ -32,7 +32,12 @@ pub struct Builder<W, C, I> {
 
 impl Builder<Missing, Missing, Missing> {
     pub(crate) fn new() -> Self {
-        Self { workload: Missing, config: Missing, identity: Missing, settings: Settings::default() }
+        Self {
+            workload: Missing,
+            config: Missing,
+            identity: Missing,
+            settings: Settings::default(),
+        }
     }
 }
 

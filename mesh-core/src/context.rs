@@ -53,7 +53,12 @@ impl ConnectionContext {
     fn new(source: SocketAddr, destination: SocketAddr, identity: Option<Identity>) -> Self {
         let labels = OnceLock::new();
         Self {
-            inner: Arc::new(Inner { source, destination, identity, labels }),
+            inner: Arc::new(Inner {
+                source,
+                destination,
+                identity,
+                labels,
+            }),
         }
     }
 
@@ -65,7 +70,11 @@ impl ConnectionContext {
     /// The connection's labels; without a listener's, all that is known is the peer.
     #[cfg(feature = "http")]
     pub(crate) fn labels_or_peer(&self) -> Labels {
-        self.inner.labels.get().cloned().unwrap_or_else(|| crate::layers::peer_labels(self))
+        self.inner
+            .labels
+            .get()
+            .cloned()
+            .unwrap_or_else(|| crate::layers::peer_labels(self))
     }
 
     /// The address of the connection's peer: of the tunnel's other end where there is a tunnel.

@@ -79,7 +79,10 @@ impl WorkloadId {
 
     pub(crate) fn identity(&self, trust_domain: &str) -> Result<Identity, Error> {
         Identity::new(trust_domain, &self.namespace, &self.service_account).map_err(|error| {
-            Error::new(ErrorKind::Config).with_detail(format!("workload({:?}, {:?}, {:?}): {error}", self.namespace, self.name, self.service_account))
+            Error::new(ErrorKind::Config).with_detail(format!(
+                "workload({:?}, {:?}, {:?}): {error}",
+                self.namespace, self.name, self.service_account
+            ))
         })
     }
 
@@ -129,7 +132,9 @@ impl Mesh {
     /// The addresses on which tunnels are accepted; none before the first listener.
     pub async fn hbone_addrs(&self) -> Vec<std::net::SocketAddr> {
         let acceptor = self.inner.acceptor.lock().await;
-        acceptor.as_ref().map_or_else(Vec::new, |acceptor| acceptor.local_addrs().to_vec())
+        acceptor
+            .as_ref()
+            .map_or_else(Vec::new, |acceptor| acceptor.local_addrs().to_vec())
     }
 
     /// Waits until the first configuration and the first certificate are here.
@@ -175,7 +180,10 @@ impl Mesh {
         if cut > 0 {
             tracing::warn!(target: "mesh::node", cut, "drain duration expired with pending connections, forcefully shutting down");
         }
-        Drained { finished: live.saturating_sub(cut), cut }
+        Drained {
+            finished: live.saturating_sub(cut),
+            cut,
+        }
     }
 }
 
@@ -244,7 +252,9 @@ impl MeshInner {
             self.missing.send_replace(vec!["its own record".to_owned()]);
             return;
         };
-        let Some(view) = snapshot.policies(record.uid()) else { return };
+        let Some(view) = snapshot.policies(record.uid()) else {
+            return;
+        };
         if let Some(set) = view.in_force() {
             let tokens = snapshot.request_authentication(record.uid());
             let tokens = TokenLocations::from_locations(tokens.iter().flat_map(|all| all.iter()));
@@ -254,12 +264,15 @@ impl MeshInner {
             *last = Some(view.clone());
             drop(last);
             if !same {
-                self.policies.store(Enforced::new(PolicySet::clone(set)).with_tokens(tokens));
+                self.policies
+                    .store(Enforced::new(PolicySet::clone(set)).with_tokens(tokens));
                 self.registry.sweep(set);
             }
         }
         let missing = match &view {
-            PolicyView::Pending { missing, .. } => missing.iter().map(ToString::to_string).collect(),
+            PolicyView::Pending { missing, .. } => {
+                missing.iter().map(ToString::to_string).collect()
+            }
             _ => Vec::new(),
         };
         self.missing.send_if_modified(|known| {
@@ -290,14 +303,19 @@ impl MeshInner {
         let mut certificate = self.certificate.clone();
         let waits = async {
             let _ = gate.wait_for(Readiness::configured).await;
-            match certificate.wait_for(|state| state.credentials.is_some()).await {
+            match certificate
+                .wait_for(|state| state.credentials.is_some())
+                .await
+            {
                 Ok(state) => state.credentials.clone(),
                 Err(_) => None,
             }
         };
         match timeout_at(deadline, waits).await {
             Ok(Some(credentials)) => Ok(credentials),
-            Ok(None) | Err(_) => Err(Error::new(ErrorKind::NotReady).with_detail(self.node.readiness().to_string())),
+            Ok(None) | Err(_) => {
+                Err(Error::new(ErrorKind::NotReady).with_detail(self.node.readiness().to_string()))
+            }
         }
     }
 
@@ -322,7 +340,9 @@ impl MeshInner {
     pub(crate) fn hbone_port(&self, snapshot: &Snapshot) -> u16 {
         let record = self.record(snapshot);
         let configured = self.settings().hbone_port;
-        configured.or_else(|| record.map(|record| record.hbone_port())).unwrap_or(15008)
+        configured
+            .or_else(|| record.map(|record| record.hbone_port()))
+            .unwrap_or(15008)
     }
 
     /// Whether this is the first connection to a host outside the mesh.

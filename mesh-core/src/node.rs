@@ -17,10 +17,10 @@ use crate::builder::{Builder, Missing};
 use crate::config::{ConfigLink, ConfigSource};
 use crate::identity::CertificateSource;
 use crate::mesh::{Mesh, MeshInner, WorkloadId};
+use crate::net::Transport;
 use crate::outbound::PoolKey;
 use crate::random::Random;
 use crate::ready::{Gate, Readiness};
-use crate::net::Transport;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
@@ -107,7 +107,9 @@ impl Node {
         vouches: impl CertificateSource,
     ) -> Result<Self, Error> {
         let runtime = Handle::try_current().map_err(|_| {
-            Error::new(ErrorKind::Config).with_detail("build: expected to be called on a tokio runtime, on which the mesh's tasks run")
+            Error::new(ErrorKind::Config).with_detail(
+                "build: expected to be called on a tokio runtime, on which the mesh's tasks run",
+            )
         })?;
         let provider = settings.provider.clone().or_else(Provider::by_feature).ok_or_else(|| {
             Error::new(ErrorKind::Config).with_detail("crypto: expected a provider: turn on the feature `aws-lc-rs` or `ring`, or set one")
@@ -212,7 +214,10 @@ impl NodeInner {
 
     pub(crate) fn report_problems(&self, problems: Vec<String>) {
         let mut standing = lock(&self.problems);
-        for problem in problems.iter().filter(|problem| !standing.contains(problem)) {
+        for problem in problems
+            .iter()
+            .filter(|problem| !standing.contains(problem))
+        {
             tracing::warn!(target: "mesh::config", %problem, "refused; its last good version stays");
         }
         *standing = problems;
@@ -249,7 +254,10 @@ impl NodeInner {
         self.gate.pend(&name, "no certificate yet");
         let bundles = self.vouches.watch(identity.clone());
         let node = Arc::downgrade(self);
-        self.supervise("certificate source", keep_certificate(node, name, bundles, sender));
+        self.supervise(
+            "certificate source",
+            keep_certificate(node, name, bundles, sender),
+        );
         receiver
     }
 
@@ -272,16 +280,6 @@ impl NodeInner {
             }
         });
     }
-
-    pub(crate) fn certificates(&self) -> Vec<(Identity, CertificateState)> {
-        let certificates = lock(&self.certificates);
-        let mut all: Vec<_> = certificates
-            .iter()
-            .map(|(identity, state)| (identity.clone(), state.borrow().clone()))
-            .collect();
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
-        all
-    }
 }
 
 async fn keep_certificate(
@@ -291,19 +289,26 @@ async fn keep_certificate(
     sender: watch::Sender<CertificateState>,
 ) -> Result<(), Error> {
     while let Some(next) = bundles.next().await {
-        let Some(node) = node.upgrade() else { return Ok(()) };
+        let Some(node) = node.upgrade() else {
+            return Ok(());
+        };
         let outcome = next.map_err(|error| report(&error)).and_then(|bundle| {
             let current = sender.borrow().credentials.clone();
             match current {
                 Some(credentials) => credentials.replace(bundle).map(|()| credentials),
-                None => Credentials::new(node.provider.clone(), bundle, node.settings.tls_options()),
+                None => {
+                    Credentials::new(node.provider.clone(), bundle, node.settings.tls_options())
+                }
             }
             .map_err(|error| report(&error))
         });
         match outcome {
             Ok(credentials) => {
                 node.gate.done(&name);
-                sender.send_replace(CertificateState { credentials: Some(credentials), error: None });
+                sender.send_replace(CertificateState {
+                    credentials: Some(credentials),
+                    error: None,
+                });
             }
             Err(reason) => {
                 tracing::warn!(target: "mesh::identity", %name, %reason, "no new certificate; a good one is kept until it expires");
@@ -323,7 +328,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Node").field("readiness", &self.readiness()).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("readiness", &self.readiness())
+            .finish_non_exhaustive()
     }
 }
 

@@ -15,11 +15,16 @@ impl Random {
     pub(crate) fn new(seed: Option<u64>) -> Self {
         // The standard library's hash keys are the random numbers to be had without a dependency.
         let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(0_u8));
-        Self { state: AtomicU64::new(seed) }
+        Self {
+            state: AtomicU64::new(seed),
+        }
     }
 
     pub(crate) fn next(&self) -> u64 {
-        let mut z = self.state.fetch_add(GOLDEN, Ordering::Relaxed).wrapping_add(GOLDEN);
+        let mut z = self
+            .state
+            .fetch_add(GOLDEN, Ordering::Relaxed)
+            .wrapping_add(GOLDEN);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)

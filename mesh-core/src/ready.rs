@@ -25,7 +25,9 @@ impl Readiness {
     /// What is pending, by name, with a reason; sorted by name.
     pub fn pending(&self) -> impl Iterator<Item = (&str, &str)> {
         let config = (!self.configured).then_some(("configuration", "no configuration yet"));
-        config.into_iter().chain(self.pending.iter().map(|(name, why)| (&**name, &**why)))
+        config
+            .into_iter()
+            .chain(self.pending.iter().map(|(name, why)| (&**name, &**why)))
     }
 }
 
@@ -51,11 +53,14 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn new() -> Self {
-        Self { sender: watch::Sender::new(Readiness::default()) }
+        Self {
+            sender: watch::Sender::new(Readiness::default()),
+        }
     }
 
     pub(crate) fn configured(&self) {
-        self.sender.send_if_modified(|state| !std::mem::replace(&mut state.configured, true));
+        self.sender
+            .send_if_modified(|state| !std::mem::replace(&mut state.configured, true));
     }
 
     pub(crate) fn is_configured(&self) -> bool {
@@ -71,7 +76,8 @@ impl Gate {
     }
 
     pub(crate) fn done(&self, name: &str) {
-        self.sender.send_if_modified(|state| state.pending.remove(name).is_some());
+        self.sender
+            .send_if_modified(|state| state.pending.remove(name).is_some());
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Readiness> {

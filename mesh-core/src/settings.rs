@@ -1,6 +1,6 @@
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use mesh_hbone::config::Config as HboneConfig;
 
@@ -90,7 +90,12 @@ impl Settings {
     pub(crate) fn file_settings(&self) -> mesh_xds::file::Settings {
         mesh_xds::file::Settings::new()
             .with_trust_domain(self.trust_domain.as_str())
-            .with_trust_domain_aliases(self.trust_domain_aliases.iter().map(|alias| alias.as_str().into()).collect())
+            .with_trust_domain_aliases(
+                self.trust_domain_aliases
+                    .iter()
+                    .map(|alias| alias.as_str().into())
+                    .collect(),
+            )
             .with_root_namespace(self.root_namespace.as_str())
             .with_cluster_domain(self.cluster_domain.as_str())
             .with_network(self.network.as_str())

@@ -13,11 +13,17 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     pub(crate) fn new(runtime: Handle) -> Self {
-        Self { runtime, set: Mutex::new(JoinSet::new()) }
+        Self {
+            runtime,
+            set: Mutex::new(JoinSet::new()),
+        }
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut set = self.set.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut set = self
+            .set
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         // Finished tasks leave their handles behind; taking them here keeps the set at the live ones.
         while set.try_join_next().is_some() {}
         set.spawn_on(task, &self.runtime);

@@ -138,7 +138,9 @@ impl Error {
             io::ErrorKind::TimedOut => ErrorKind::Timeout,
             _ => ErrorKind::Io,
         };
-        Self::new(kind, Side::Upstream).with_source(error).retry_safe()
+        Self::new(kind, Side::Upstream)
+            .with_source(error)
+            .retry_safe()
     }
 
     pub(crate) fn from_io(error: io::Error, side: Side) -> Self {

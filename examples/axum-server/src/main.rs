@@ -22,17 +22,23 @@ async fn hello(Extension(peer): Extension<PeerIdentity>) -> String {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .init();
     let once = std::env::args().any(|argument| argument == "--once");
     let router = Router::new().route("/", get(hello));
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .config(config::File::watch(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/mesh.yaml"
+        )))
         .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "hello", "hello")?;
     let http = mesh.listen_http(8080).await?;
-    let server = axum::serve(http.listener, http.layer.wrap(router)).with_graceful_shutdown(mesh.draining());
+    let server =
+        axum::serve(http.listener, http.layer.wrap(router)).with_graceful_shutdown(mesh.draining());
     let server = tokio::spawn(server.into_future());
 
     if once {

@@ -50,7 +50,10 @@ pub(crate) struct Hop {
 
 impl Hop {
     fn line(&self) -> String {
-        format!("  {} -> {}  {}  {}", self.from, self.to, self.request, self.status)
+        format!(
+            "  {} -> {}  {}  {}",
+            self.from, self.to, self.request, self.status
+        )
     }
 }
 
@@ -82,8 +85,10 @@ impl Cluster {
         identity: impl CertificateSource,
         service: &str,
     ) -> Result<Self, BoxError> {
-        let (name, account) =
-            SERVICES.into_iter().find(|(name, _)| *name == service).ok_or_else(|| {
+        let (name, account) = SERVICES
+            .into_iter()
+            .find(|(name, _)| *name == service)
+            .ok_or_else(|| {
                 let names: Vec<_> = SERVICES.iter().map(|(name, _)| *name).collect();
                 format!("serve {service}: expected one of {}", names.join(", "))
             })?;
@@ -99,7 +104,8 @@ impl Cluster {
     ) -> Result<Self, BoxError> {
         let mut builder = Node::builder().config(File::watch(file)).identity(identity);
         if let Ports::Hbone(port) = ports {
-            builder = builder.hbone_port(port);
+            // The scenes choose endpoints by the same random numbers at each run.
+            builder = builder.hbone_port(port).rng(1);
         }
         Ok(Self {
             node: builder.build_node()?,
@@ -185,11 +191,19 @@ async fn report(
     request: Request,
     next: Next,
 ) -> Response {
-    let peer = request.extensions().get::<PeerIdentity>().and_then(PeerIdentity::identity);
+    let peer = request
+        .extensions()
+        .get::<PeerIdentity>()
+        .and_then(PeerIdentity::identity);
     let from = peer.map_or_else(|| "plaintext".to_owned(), ToString::to_string);
     let line = format!("{} {}", request.method(), request.uri().path());
     let response = next.run(request).await;
-    let hop = Hop { from, to, request: line, status: response.status().as_u16() };
+    let hop = Hop {
+        from,
+        to,
+        request: line,
+        status: response.status().as_u16(),
+    };
     // Nobody may be listening.
     let _ = hops.send(hop);
     response

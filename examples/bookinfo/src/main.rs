@@ -1,8 +1,8 @@
 //! Bookinfo in the mesh: `bookinfo` serves the page, `bookinfo --once` plays the scenes,
 //! `bookinfo serve reviews-v2` runs one service as a process of its own.
 
-mod config;
 mod cluster;
+mod config;
 mod page;
 mod relay;
 mod scenes;
@@ -35,10 +35,14 @@ async fn main() -> ExitCode {
 
 /// All services in one process, until Ctrl-C.
 async fn stay_up(args: &Args) -> Result<(), BoxError> {
-    let cluster = Cluster::start(args.file()?, args.identity(), cluster::Ports::AsConfigured).await?;
+    let cluster =
+        Cluster::start(args.file()?, args.identity(), cluster::Ports::AsConfigured).await?;
     config::say("");
     config::say("  Bookinfo is up:  http://127.0.0.1:9080/productpage");
-    config::say(&format!("  Its manifests:   {}  (edit and save: changes take effect at once)", args.file()?.display()));
+    config::say(&format!(
+        "  Its manifests:   {}  (edit and save: changes take effect at once)",
+        args.file()?.display()
+    ));
     config::say("  Each hop below is a tunnel with mutual TLS. Ctrl-C ends.");
     config::say("");
     cluster.print_hops();
@@ -50,8 +54,7 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
 
 /// One service in this process, until Ctrl-C.
 async fn serve(args: &Args, service: &str) -> Result<(), BoxError> {
-    let cluster =
-        Cluster::start_one(args.file()?, args.identity(), service).await?;
+    let cluster = Cluster::start_one(args.file()?, args.identity(), service).await?;
     config::say(&format!("{service} is up; Ctrl-C ends"));
     cluster.print_hops();
     tokio::signal::ctrl_c().await?;

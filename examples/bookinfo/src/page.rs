@@ -18,8 +18,11 @@ his most farcical comedies, with a major part of the humour coming from slapstic
 to puns and word play.";
 
 /// Text that only the page has: what a wiretap must not see.
-pub(crate) const SECRETS: [&str; 3] =
-    ["slapstick humour is refreshing", "PublisherA", "absolutely hilarious"];
+pub(crate) const SECRETS: [&str; 3] = [
+    "slapstick humour is refreshing",
+    "PublisherA",
+    "absolutely hilarious",
+];
 
 /// A service's answer, or what to tell the reader instead.
 pub(crate) type Part = Result<Value, String>;
@@ -80,11 +83,19 @@ fn render_rating(rating: &Value) -> String {
     if let Some(error) = rating["error"].as_str() {
         return format!("<p><em>{}</em></p>", escape(error));
     }
-    let Some(stars) = rating["stars"].as_u64() else { return String::new() };
+    let Some(stars) = rating["stars"].as_u64() else {
+        return String::new();
+    };
     let stars = stars.min(5) as usize;
-    let colour = if rating["color"] == "red" { "#c0392b" } else { "#1c2733" };
+    let colour = if rating["color"] == "red" {
+        "#c0392b"
+    } else {
+        "#1c2733"
+    };
     let (full, empty) = ("★".repeat(stars), "☆".repeat(5 - stars));
-    format!("<span class=\"stars\" style=\"color:{colour}\" title=\"{stars} of 5\">{full}{empty}</span>")
+    format!(
+        "<span class=\"stars\" style=\"color:{colour}\" title=\"{stars} of 5\">{full}{empty}</span>"
+    )
 }
 
 fn render_error(service: &str, error: &str) -> String {
@@ -95,5 +106,8 @@ fn render_error(service: &str, error: &str) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

@@ -43,11 +43,15 @@ impl Relay {
     /// Whether `text` passed in the clear.
     pub(crate) fn saw(&self, text: &str) -> bool {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.windows(text.len()).any(|window| window == text.as_bytes())
+        seen.windows(text.len())
+            .any(|window| window == text.as_bytes())
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 }
 

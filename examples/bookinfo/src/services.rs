@@ -18,8 +18,13 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// Asks another service for JSON.
 pub(crate) async fn fetch(client: &MeshClient, uri: String) -> Part {
-    let request = Request::get(&uri).body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    let response = client.request(request).await.map_err(|error| error.to_string())?;
+    let request = Request::get(&uri)
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let response = client
+        .request(request)
+        .await
+        .map_err(|error| error.to_string())?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER)
         .collect()
@@ -86,7 +91,11 @@ struct Reviews {
     color: Option<&'static str>,
 }
 
-pub(crate) fn reviews(client: MeshClient, name: &'static str, color: Option<&'static str>) -> Router {
+pub(crate) fn reviews(
+    client: MeshClient,
+    name: &'static str,
+    color: Option<&'static str>,
+) -> Router {
     async fn show(State(this): State<Reviews>, Path(id): Path<u64>) -> Response {
         let stars = match this.color {
             None => Ok(Value::Null),
@@ -94,7 +103,9 @@ pub(crate) fn reviews(client: MeshClient, name: &'static str, color: Option<&'st
         };
         let rating = |reviewer: &str| match (&stars, this.color) {
             (_, None) => Value::Null,
-            (Ok(answer), Some(color)) => json!({ "stars": answer["ratings"][reviewer], "color": color }),
+            (Ok(answer), Some(color)) => {
+                json!({ "stars": answer["ratings"][reviewer], "color": color })
+            }
             (Err(_), Some(_)) => json!({ "error": "Ratings service is currently unavailable" }),
         };
         Json(json!({
@@ -118,5 +129,9 @@ pub(crate) fn reviews(client: MeshClient, name: &'static str, color: Option<&'st
     Router::new()
         .route("/reviews/{id}", get(show))
         .route("/health", get(|| async { "Reviews is healthy" }))
-        .with_state(Reviews { client, name, color })
+        .with_state(Reviews {
+            client,
+            name,
+            color,
+        })
 }

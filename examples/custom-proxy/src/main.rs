@@ -23,7 +23,10 @@ type Counts = Arc<Mutex<HashMap<String, u64>>>;
 
 /// The layer of your own.
 async fn count(State(counts): State<Counts>, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<PeerIdentity>().and_then(PeerIdentity::identity);
+    let peer = request
+        .extensions()
+        .get::<PeerIdentity>()
+        .and_then(PeerIdentity::identity);
     let peer = peer.map_or_else(|| "plaintext".to_owned(), ToString::to_string);
     let seen = {
         let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -32,13 +35,18 @@ async fn count(State(counts): State<Counts>, request: Request, next: Next) -> Re
         *seen
     };
     let mut response = next.run(request).await;
-    response.headers_mut().insert("x-requests-seen", seen.into());
+    response
+        .headers_mut()
+        .insert("x-requests-seen", seen.into());
     response
 }
 
 /// Whatever comes in goes out to the backend.
 async fn forward(State(client): State<MeshClient>, mut request: Request) -> Response {
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
     match format!("http://backend:8080{path}").parse::<Uri>() {
         Ok(uri) => *request.uri_mut() = uri,
         Err(_) => return StatusCode::BAD_REQUEST.into_response(),
@@ -51,9 +59,14 @@ async fn forward(State(client): State<MeshClient>, mut request: Request) -> Resp
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .init();
     let node = Node::builder()
-        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .config(config::File::watch(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/mesh.yaml"
+        )))
         .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
         .build_node()?;
     let proxy = node.workload("default", "proxy", "proxy")?;
@@ -67,8 +80,15 @@ async fn main() -> Result<(), BoxError> {
         return Ok(server.with_graceful_shutdown(proxy.draining()).await?);
     }
 
-    tokio::spawn(server.with_graceful_shutdown(proxy.draining()).into_future());
-    let backend = node.workload("default", "backend", "backend")?.listen_http(8080).await?;
+    tokio::spawn(
+        server
+            .with_graceful_shutdown(proxy.draining())
+            .into_future(),
+    );
+    let backend = node
+        .workload("default", "backend", "backend")?
+        .listen_http(8080)
+        .await?;
     let app = Router::new().fallback(|| async { "from the backend" });
     tokio::spawn(axum::serve(backend.listener, backend.layer.wrap(app)).into_future());
     let caller = node.workload("default", "caller", "caller")?.http_client();

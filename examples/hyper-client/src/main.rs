@@ -22,12 +22,18 @@ async fn call(mesh: &Mesh, uri: Uri) -> Result<(), BoxError> {
 
     let response = mesh.http_client().request(request()?).await?;
     let body = response.into_body().collect().await?.to_bytes();
-    print(&format!("the mesh's client:   {}", String::from_utf8_lossy(&body)));
+    print(&format!(
+        "the mesh's client:   {}",
+        String::from_utf8_lossy(&body)
+    ));
 
     let client = Client::builder(TokioExecutor::new()).build(mesh.connector());
     let response = client.request(request()?).await?;
     let body = response.into_body().collect().await?.to_bytes();
-    print(&format!("hyper-util's client: {}", String::from_utf8_lossy(&body)));
+    print(&format!(
+        "hyper-util's client: {}",
+        String::from_utf8_lossy(&body)
+    ));
     Ok(())
 }
 
@@ -37,11 +43,18 @@ async fn hello(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
-    let argument = std::env::args().nth(1).ok_or("usage: hyper-client --once | <http URI>")?;
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .init();
+    let argument = std::env::args()
+        .nth(1)
+        .ok_or("usage: hyper-client --once | <http URI>")?;
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .config(config::File::watch(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/mesh.yaml"
+        )))
         .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
         .build_node()?;
     let caller = node.workload("default", "caller", "caller")?;

@@ -14,18 +14,26 @@ use tower::service_fn;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let peer = request.extensions().get::<PeerIdentity>().and_then(PeerIdentity::identity);
+    let peer = request
+        .extensions()
+        .get::<PeerIdentity>()
+        .and_then(PeerIdentity::identity);
     let name = peer.map_or_else(|| "whoever you are".to_owned(), ToString::to_string);
     Ok(Response::new(Full::from(format!("hello {name}\n"))))
 }
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .init();
     let once = std::env::args().any(|argument| argument == "--once");
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .config(config::File::watch(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/mesh.yaml"
+        )))
         .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "hello", "hello")?;
@@ -35,7 +43,13 @@ async fn main() -> Result<(), BoxError> {
     if once {
         let caller = node.workload("default", "caller", "caller")?.http_client();
         let request = Request::get("http://hello:8080/").body(Empty::<Bytes>::new())?;
-        let body = caller.request(request).await?.into_body().collect().await?.to_bytes();
+        let body = caller
+            .request(request)
+            .await?
+            .into_body()
+            .collect()
+            .await?
+            .to_bytes();
         print(&String::from_utf8_lossy(&body));
         if !body.ends_with(b"/sa/caller\n") {
             return Err("the server did not see its caller's identity".into());

@@ -2,7 +2,7 @@
 //!
 //! `tcp-app serve` and, beside it, `tcp-app call <text>`; or `tcp-app --once` for both in one process.
 
-use mesh_core::{Mesh, MeshStream, Node, config, identity};
+use mesh_core::{Mesh, MeshListener, MeshStream, Node, config, identity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -18,11 +18,13 @@ async fn echo(mut stream: MeshStream) -> std::io::Result<()> {
     }
 }
 
-async fn serve(mesh: &Mesh) -> Result<(), BoxError> {
-    let mut listener = mesh.listen(7000).await?;
+async fn serve(mut listener: MeshListener) -> Result<(), BoxError> {
     while let Ok(stream) = listener.accept().await {
         let peer = stream.context().identity().map(ToString::to_string);
-        print(&format!("a connection from {}\n", peer.as_deref().unwrap_or("plaintext")));
+        print(&format!(
+            "a connection from {}\n",
+            peer.as_deref().unwrap_or("plaintext")
+        ));
         tokio::spawn(echo(stream));
     }
     Ok(())
@@ -35,30 +37,41 @@ async fn call(mesh: &Mesh, text: &str) -> Result<(), BoxError> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     print(&format!("echo: {answer}\n"));
-    if answer == text { Ok(()) } else { Err("the echo differs".into()) }
+    if answer == text {
+        Ok(())
+    } else {
+        Err("the echo differs".into())
+    }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .init();
     let mut arguments = std::env::args().skip(1);
     let mode = arguments.next().unwrap_or_default();
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .config(config::File::watch(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/mesh.yaml"
+        )))
         .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
         .build_node()?;
     let echo = node.workload("default", "echo", "echo")?;
     let caller = node.workload("default", "caller", "caller")?;
     match mode.as_str() {
-        "serve" => serve(&echo).await,
-        "call" => call(&caller, &arguments.next().unwrap_or_else(|| "hello".to_owned())).await,
+        "serve" => serve(echo.listen(7000).await?).await,
+        "call" => {
+            call(
+                &caller,
+                &arguments.next().unwrap_or_else(|| "hello".to_owned()),
+            )
+            .await
+        }
         "--once" => {
-            let server = tokio::spawn(async move { serve(&echo).await });
-            // The first call waits for nothing but the tunnel; try until the listener is there.
-            while caller.connect("echo:7000").await.is_err() {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
+            let server = tokio::spawn(serve(echo.listen(7000).await?));
             let outcome = call(&caller, "hello").await;
             server.abort();
             outcome

@@ -7,7 +7,13 @@ use mesh_core::{Node, config, identity};
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated"
+)]
 mod helloworld {
     include!(concat!(env!("OUT_DIR"), "/helloworld.Greeter.rs"));
 }
@@ -36,21 +42,36 @@ struct Hello;
 
 #[tonic::async_trait]
 impl Greeter for Hello {
-    async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        let peer = request.extensions().get::<PeerIdentity>().and_then(PeerIdentity::identity).cloned();
+    async fn say_hello(
+        &self,
+        request: Request<HelloRequest>,
+    ) -> Result<Response<HelloReply>, Status> {
+        let peer = request
+            .extensions()
+            .get::<PeerIdentity>()
+            .and_then(PeerIdentity::identity)
+            .cloned();
         let peer = peer.ok_or_else(|| Status::unauthenticated("no identity"))?;
-        let message = format!("hello {}, says the greeter to {peer}", request.into_inner().name);
+        let message = format!(
+            "hello {}, says the greeter to {peer}",
+            request.into_inner().name
+        );
         Ok(Response::new(HelloReply { message }))
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .init();
     let once = std::env::args().any(|argument| argument == "--once");
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml")))
+        .config(config::File::watch(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/mesh.yaml"
+        )))
         .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "greeter", "greeter")?;
@@ -69,7 +90,11 @@ async fn main() -> Result<(), BoxError> {
         greet(GreeterClient::new(channel), "channel").await?;
         // The mesh's client, which balances by request.
         let origin = "http://greeter:50051".parse()?;
-        greet(GreeterClient::with_origin(caller.http_client(), origin), "client").await?;
+        greet(
+            GreeterClient::with_origin(caller.http_client(), origin),
+            "client",
+        )
+        .await?;
     } else {
         print("greeter is up on 127.0.14.1:50051, for members of the mesh; Ctrl-C ends\n");
         tokio::signal::ctrl_c().await?;
@@ -86,9 +111,18 @@ where
     T::ResponseBody: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
     <T::ResponseBody as tonic::codegen::Body>::Error: Into<BoxError> + Send,
 {
-    let reply = client.say_hello(HelloRequest { name: name.to_owned() }).await?.into_inner();
+    let reply = client
+        .say_hello(HelloRequest {
+            name: name.to_owned(),
+        })
+        .await?
+        .into_inner();
     print(&format!("{}\n", reply.message));
-    if reply.message.ends_with("/sa/caller") { Ok(()) } else { Err("wrong greeting".into()) }
+    if reply.message.ends_with("/sa/caller") {
+        Ok(())
+    } else {
+        Err("wrong greeting".into())
+    }
 }
 
 fn print(text: &str) {

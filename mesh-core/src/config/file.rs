@@ -31,7 +31,11 @@ pub struct File {
 impl File {
     /// Watches a file, or all `.yaml`, `.yml` and `.json` files of a folder.
     pub fn watch(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), every: Duration::from_millis(500), settings: None }
+        Self {
+            path: path.into(),
+            every: Duration::from_millis(500),
+            settings: None,
+        }
     }
 
     /// Sets how often the files are looked at: 500 ms unless set. A change takes effect once two
@@ -57,7 +61,10 @@ impl ConfigSource for File {
             Some(settings) => settings,
             None => link.file_settings()?,
         };
-        let mut work = Work { watcher: Watcher::new(self.path, Limits::new().with_interval(self.every)), loader: Loader::new(settings) };
+        let mut work = Work {
+            watcher: Watcher::new(self.path, Limits::new().with_interval(self.every)),
+            loader: Loader::new(settings),
+        };
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -68,7 +75,9 @@ impl ConfigSource for File {
                 (work, outcome)
             });
             let (back, outcome) = step.await.map_err(|error| {
-                Error::new(ErrorKind::Internal).with_detail("reading configuration files").with_source(error)
+                Error::new(ErrorKind::Internal)
+                    .with_detail("reading configuration files")
+                    .with_source(error)
             })?;
             work = back;
             match outcome {
@@ -99,9 +108,8 @@ type Loaded = (mesh_xds::model::Batch, Vec<String>, Vec<String>);
 
 impl Work {
     fn step(&mut self) -> std::io::Result<Option<Loaded>> {
-        let files = match self.watcher.poll()? {
-            Change::Settled(files) => files,
-            _ => return Ok(None),
+        let Change::Settled(files) = self.watcher.poll()? else {
+            return Ok(None);
         };
         let loaded = self.loader.load(files);
         let (batch, problems, skipped) = loaded.into_parts();

@@ -12,7 +12,9 @@ pub struct Fixed {
 impl Fixed {
     /// Makes a source of these resources.
     pub fn new(updates: impl IntoIterator<Item = Update>) -> Self {
-        Self { updates: updates.into_iter().collect() }
+        Self {
+            updates: updates.into_iter().collect(),
+        }
     }
 }
 
@@ -30,6 +32,10 @@ impl ConfigSource for Fixed {
                 Some(format!("{}: {rejection}", verdict.resource()))
             })
             .collect();
-        if refused.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Config).with_detail(refused.join("; "))) }
+        if refused.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Config).with_detail(refused.join("; ")))
+        }
     }
 }

@@ -10,8 +10,8 @@ use std::sync::{Arc, Weak};
 
 use mesh_xds::model::{Batch, Verdict};
 
-use crate::{Error, ErrorKind};
 use crate::node::NodeInner;
+use crate::{Error, ErrorKind};
 
 #[cfg(feature = "file")]
 pub use file::File;
@@ -80,7 +80,9 @@ impl ConfigLink {
     }
 
     fn node(&self) -> Result<Arc<NodeInner>, Error> {
-        self.node.upgrade().ok_or_else(|| Error::new(ErrorKind::Draining).with_detail("the mesh has gone"))
+        self.node
+            .upgrade()
+            .ok_or_else(|| Error::new(ErrorKind::Draining).with_detail("the mesh has gone"))
     }
 
     /// Says whether the source itself can be read; before the first configuration this is why the

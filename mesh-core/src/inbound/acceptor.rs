@@ -8,11 +8,11 @@ use mesh_hbone::authority::Authority;
 use mesh_hbone::server::{self, Incoming};
 use mesh_hbone::tls;
 
+use super::account;
 use super::registry::Judgement;
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, Io, MeshStream};
 use crate::snapshot::{self, InboundRefusal, WorkloadRecord};
-use super::account;
 use crate::{ConnectionContext, Error, ErrorKind};
 
 /// The bound HBONE port of a workload.
@@ -30,7 +30,11 @@ impl Acceptor {
         let mut local = Vec::with_capacity(addresses.len());
         let mut sockets = Vec::with_capacity(addresses.len());
         for &address in addresses {
-            let socket = mesh.node.inner.listen(SocketAddr::new(address, port)).await?;
+            let socket = mesh
+                .node
+                .inner
+                .listen(SocketAddr::new(address, port))
+                .await?;
             local.push(socket.local_addr());
             sockets.push(socket);
         }
@@ -46,7 +50,8 @@ impl Acceptor {
                     };
                     let local = socket.local_addr();
                     let Some(mesh) = weak.upgrade() else { return };
-                    mesh.tasks.spawn(serve(Weak::clone(&weak), io, source, local));
+                    mesh.tasks
+                        .spawn(serve(Weak::clone(&weak), io, source, local));
                 }
             });
         }
@@ -65,7 +70,9 @@ async fn serve(weak: Weak<MeshInner>, io: BoxedIo, source: SocketAddr, local: So
     let draining = crate::mesh::drain_begins(&mesh);
     let handshake = async {
         let credentials = mesh.ready().await?;
-        tls::accept_with(io, source.ip(), &credentials, &node.admission).await.map_err(Error::from)
+        tls::accept_with(io, source.ip(), &credentials, &node.admission)
+            .await
+            .map_err(Error::from)
     };
     let stream = match handshake.await {
         Ok(stream) => stream,
@@ -91,7 +98,11 @@ async fn serve(weak: Weak<MeshInner>, io: BoxedIo, source: SocketAddr, local: So
         match incoming {
             Some(Ok(incoming)) => {
                 let Some(mesh) = weak.upgrade() else { return };
-                let context = TunnelPeer { source, local, identity: peer.clone() };
+                let context = TunnelPeer {
+                    source,
+                    local,
+                    identity: peer.clone(),
+                };
                 let weak = Weak::clone(&weak);
                 mesh.tasks.spawn(async move {
                     let Some(mesh) = weak.upgrade() else { return };
@@ -134,7 +145,9 @@ async fn tunnel(mesh: Arc<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
     }
     let listener = {
         let ports = mesh.ports();
-        ports.get(&destination.port()).map(|port| (port.queue.clone(), port.judgement))
+        ports
+            .get(&destination.port())
+            .map(|port| (port.queue.clone(), port.judgement))
     };
     let Some((queue, judgement)) = listener else {
         if mesh.settings().forward_unlistened {
@@ -159,7 +172,8 @@ async fn tunnel(mesh: Arc<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
     let baggage = account::own_baggage(&mesh);
     match incoming.accept(baggage) {
         Ok(tunnel) => {
-            let stream = MeshStream::new(Io::Tunnel(tunnel), context.clone()).with_registered(registered);
+            let stream =
+                MeshStream::new(Io::Tunnel(tunnel), context.clone()).with_registered(registered);
             slot.send(account::accounted(&mesh, stream, &labels, judgement));
         }
         Err(error) => {
@@ -190,7 +204,9 @@ async fn forward(
         Ok(local) => local,
         Err(error) => return refuse(incoming, &error),
     };
-    let Ok(tunnel) = incoming.accept(account::own_baggage(&mesh)) else { return };
+    let Ok(tunnel) = incoming.accept(account::own_baggage(&mesh)) else {
+        return;
+    };
     let stream = MeshStream::new(Io::Tunnel(tunnel), context).with_registered(registered);
     let mut stream = account::accounted(&mesh, stream, &labels, Judgement::L4);
     drop(mesh);
@@ -218,8 +234,9 @@ pub(super) fn judge(
 }
 
 pub(super) fn unknown_policies(missing: &str) -> Error {
-    Error::new(ErrorKind::Denied)
-        .with_detail(format!("policies of this workload have not arrived: {missing}"))
+    Error::new(ErrorKind::Denied).with_detail(format!(
+        "policies of this workload have not arrived: {missing}"
+    ))
 }
 
 /// The address of the application that a tunnel asks for, or the status that refuses it

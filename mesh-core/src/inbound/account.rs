@@ -33,7 +33,12 @@ pub(crate) fn labels(
     };
     Labels::new(
         Reporter::Destination,
-        source(mesh, &snapshot, context, headers.and_then(ConnectHeaders::baggage)),
+        source(
+            mesh,
+            &snapshot,
+            context,
+            headers.and_then(ConnectHeaders::baggage),
+        ),
         destination.with_principal(mesh.identity.clone()),
         service.map(|service| account::service(service)),
         security,
@@ -48,9 +53,13 @@ fn source(
     baggage: Option<&Baggage>,
 ) -> Peer {
     let network = &mesh.settings().network;
-    let record = snapshot.workload_at(network, context.source().ip()).filter(|record| {
-        context.identity().is_none_or(|identity| record.identity() == Some(identity))
-    });
+    let record = snapshot
+        .workload_at(network, context.source().ip())
+        .filter(|record| {
+            context
+                .identity()
+                .is_none_or(|identity| record.identity() == Some(identity))
+        });
     let peer = match (record, baggage) {
         (Some(record), _) => account::peer(record),
         (None, Some(baggage)) => from_baggage(baggage, context),
@@ -74,13 +83,17 @@ fn from_baggage(baggage: &Baggage, context: &ConnectionContext) -> Peer {
         .with_canonical_revision(baggage.canonical_revision().unwrap_or_default())
         .with_app(workload)
         .with_cluster(baggage.cluster().unwrap_or_default())
-        .with_locality(baggage.region().unwrap_or_default(), baggage.zone().unwrap_or_default())
+        .with_locality(
+            baggage.region().unwrap_or_default(),
+            baggage.zone().unwrap_or_default(),
+        )
 }
 
 /// What the answer to a CONNECT says of this workload.
 pub(crate) fn own_baggage(mesh: &MeshInner) -> Baggage {
     let snapshot = mesh.node.inner.snapshot.load();
-    mesh.record(&snapshot).map_or_else(Baggage::default, |record| baggage(record))
+    mesh.record(&snapshot)
+        .map_or_else(Baggage::default, |record| baggage(record))
 }
 
 /// The owner's kind in the keys of the `baggage` header: `k8s.<kind>.name`.
@@ -112,13 +125,27 @@ fn log(mesh: &MeshInner, context: &ConnectionContext, labels: &Labels) -> Access
     }
     let snapshot = mesh.node.inner.snapshot.load();
     let port = mesh.hbone_port(&snapshot);
-    AccessLog::new(labels, context.source(), SocketAddr::new(destination.ip(), port))
-        .with_hbone_address(destination.to_string())
+    AccessLog::new(
+        labels,
+        context.source(),
+        SocketAddr::new(destination.ip(), port),
+    )
+    .with_hbone_address(destination.to_string())
 }
 
 /// Reports a refused connection.
-pub(crate) fn refused(mesh: &MeshInner, context: &ConnectionContext, labels: &Labels, error: &Error) {
-    account::refused(&mesh.node.inner.metrics, labels, &log(mesh, context, labels), error);
+pub(crate) fn refused(
+    mesh: &MeshInner,
+    context: &ConnectionContext,
+    labels: &Labels,
+    error: &Error,
+) {
+    account::refused(
+        &mesh.node.inner.metrics,
+        labels,
+        &log(mesh, context, labels),
+        error,
+    );
 }
 
 /// Reports a connection that was refused before it was known what it was for.

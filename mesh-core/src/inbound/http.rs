@@ -57,7 +57,10 @@ impl HttpLayer {
     ///
     /// [`axum::serve`]: https://docs.rs/axum/0.8/axum/fn.serve.html
     pub fn wrap<S>(self, service: S) -> Wrapped<S> {
-        Wrapped { layer: self, service }
+        Wrapped {
+            layer: self,
+            service,
+        }
     }
 }
 
@@ -72,9 +75,15 @@ impl<S> Layer<S> for HttpLayer {
 /// Makes a service for each connection that knows its peer; what [`HttpLayer::wrap`] makes.
 #[derive(Debug, Clone)]
 pub struct Wrapped<S> {
-    #[cfg_attr(not(feature = "axum"), expect(dead_code, reason = "only axum makes services of it"))]
+    #[cfg_attr(
+        not(feature = "axum"),
+        expect(dead_code, reason = "only axum makes services of it")
+    )]
     layer: HttpLayer,
-    #[cfg_attr(not(feature = "axum"), expect(dead_code, reason = "only axum makes services of it"))]
+    #[cfg_attr(
+        not(feature = "axum"),
+        expect(dead_code, reason = "only axum makes services of it")
+    )]
     service: S,
 }
 
@@ -101,7 +110,9 @@ where
     fn call(&mut self, stream: axum::serve::IncomingStream<'_, MeshListener>) -> Self::Future {
         let context = stream.io().context().clone();
         let layer = self.layer.for_connection(context);
-        std::future::ready(Ok(AxumService { inner: layer.layer(self.service.clone()) }))
+        std::future::ready(Ok(AxumService {
+            inner: layer.layer(self.service.clone()),
+        }))
     }
 }
 
@@ -129,7 +140,9 @@ where
     }
 
     fn call(&mut self, request: axum::extract::Request) -> Self::Future {
-        AxumFuture { inner: self.inner.call(request) }
+        AxumFuture {
+            inner: self.inner.call(request),
+        }
     }
 }
 
@@ -156,7 +169,10 @@ where
         self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Self::Output> {
-        self.project().inner.poll(cx).map_ok(|response| response.map(axum::body::Body::new))
+        self.project()
+            .inner
+            .poll(cx)
+            .map_ok(|response| response.map(axum::body::Body::new))
     }
 }
 
@@ -179,7 +195,10 @@ impl Mesh {
         // The listener labels each connection; see account::accounted.
         let observe = observe.label_with(ConnectionContext::labels_or_peer);
         let inbound = InboundLayer::new(self.inner.policies.clone()).observe(observe);
-        Ok(HttpListener { listener, layer: HttpLayer { inbound } })
+        Ok(HttpListener {
+            listener,
+            layer: HttpLayer { inbound },
+        })
     }
 }
 
@@ -199,7 +218,10 @@ impl HttpListener {
         B: Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let Self { mut listener, layer } = self;
+        let Self {
+            mut listener,
+            layer,
+        } = self;
         let mut server = auto::Builder::new(TokioExecutor::new());
         // Without a timer hyper keeps a connection that never finishes its headers for good.
         server.http1().timer(TokioTimer::new());
@@ -209,7 +231,9 @@ impl HttpListener {
         while let Ok(stream) = listener.accept().await {
             let layer = layer.for_connection(stream.context().clone());
             let service = TowerToHyperService::new(layer.layer(service.clone()));
-            let connection = server.serve_connection(TokioIo::new(stream), service).into_owned();
+            let connection = server
+                .serve_connection(TokioIo::new(stream), service)
+                .into_owned();
             let watched = graceful.watch(connection);
             connections.spawn(async move {
                 if let Err(error) = watched.await {

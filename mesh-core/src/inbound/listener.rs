@@ -63,10 +63,6 @@ impl MeshListener {
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
-
-    pub(crate) fn mesh(&self) -> &Arc<MeshInner> {
-        &self.mesh
-    }
 }
 
 impl Drop for MeshListener {
@@ -77,7 +73,9 @@ impl Drop for MeshListener {
 
 impl fmt::Debug for MeshListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MeshListener").field("local", &self.local).finish_non_exhaustive()
+        f.debug_struct("MeshListener")
+            .field("local", &self.local)
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,7 +83,10 @@ impl Stream for MeshListener {
     type Item = io::Result<MeshStream>;
 
     /// Ends when a drain has begun.
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<MeshStream>>> {
+    fn poll_next(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<MeshStream>>> {
         self.get_mut().poll_accept(cx).map(|next| next.ok().map(Ok))
     }
 }
@@ -146,9 +147,8 @@ impl Mesh {
             None => record.addresses().to_vec(),
         };
         if addresses.is_empty() {
-            return Err(Error::new(ErrorKind::Bind).with_detail(
-                "the workload's record has no address: give it one, or set `bind`",
-            ));
+            return Err(Error::new(ErrorKind::Bind)
+                .with_detail("the workload's record has no address: give it one, or set `bind`"));
         }
         let hbone_port = settings.hbone_port.unwrap_or_else(|| record.hbone_port());
         {
@@ -167,9 +167,15 @@ impl Mesh {
                 return Err(Error::new(ErrorKind::Bind)
                     .with_detail(format!("port {port} has a listener already")));
             }
-            ports.insert(port, PortListener { queue: queue.clone(), judgement });
+            ports.insert(
+                port,
+                PortListener {
+                    queue: queue.clone(),
+                    judgement,
+                },
+            );
         }
-        sockets.serve(mesh, queue, judgement);
+        sockets.serve(mesh, &queue, judgement);
         Ok(MeshListener {
             mesh: Arc::clone(mesh),
             port,

@@ -10,10 +10,10 @@ mod registry;
 
 pub(crate) use acceptor::Acceptor;
 pub(crate) use account::baggage;
-pub use listener::MeshListener;
-pub(crate) use listener::PortListener;
-#[cfg(feature = "http")]
-pub use http::{HttpLayer, HttpListener, Wrapped};
 #[cfg(feature = "axum")]
 pub use http::{AxumFuture, AxumService};
+#[cfg(feature = "http")]
+pub use http::{HttpLayer, HttpListener, Wrapped};
+pub use listener::MeshListener;
+pub(crate) use listener::PortListener;
 pub(crate) use registry::{Registered, Registry};

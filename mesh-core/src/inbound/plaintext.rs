@@ -5,11 +5,11 @@ use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc;
 
+use super::account;
 use super::registry::Judgement;
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, Incoming, Io, MeshStream};
 use crate::node::NodeInner;
-use super::account;
 use crate::{ConnectionContext, Error, ErrorKind};
 
 /// Bound sockets that accept nothing yet.
@@ -27,14 +27,21 @@ pub(super) async fn bind(
     let mut sockets = Vec::with_capacity(addresses.len());
     let mut port = port;
     for &address in addresses {
-        let socket = mesh.node.inner.listen(SocketAddr::new(address, port)).await?;
+        let socket = mesh
+            .node
+            .inner
+            .listen(SocketAddr::new(address, port))
+            .await?;
         // Port 0 is chosen by the first socket and shared by the others.
         port = socket.local_addr().port();
         sockets.push(socket);
     }
-    let local = sockets.first().map(|socket| socket.local_addr()).ok_or_else(|| {
-        Error::new(ErrorKind::Bind).with_detail("expected at least one address to bind")
-    })?;
+    let local = sockets
+        .first()
+        .map(|socket| socket.local_addr())
+        .ok_or_else(|| {
+            Error::new(ErrorKind::Bind).with_detail("expected at least one address to bind")
+        })?;
     Ok(Sockets { sockets, local })
 }
 
@@ -47,7 +54,7 @@ impl Sockets {
     pub(super) fn serve(
         self,
         mesh: &Arc<MeshInner>,
-        queue: mpsc::Sender<MeshStream>,
+        queue: &mpsc::Sender<MeshStream>,
         judgement: Judgement,
     ) {
         for mut socket in self.sockets {
@@ -88,13 +95,18 @@ async fn admit(
     let labels = account::labels(&mesh, &context, None);
     let refuse = |error: Error| account::refused(&mesh, &context, &labels, &error);
     if mesh.settings().strict {
-        return refuse(Error::new(ErrorKind::Denied).with_detail("plaintext is refused: the mesh is built strict"));
+        return refuse(
+            Error::new(ErrorKind::Denied)
+                .with_detail("plaintext is refused: the mesh is built strict"),
+        );
     }
     if let Err(missing) = mesh.policies_known().await {
         return refuse(super::acceptor::unknown_policies(&missing));
     }
     let Ok(slot) = queue.try_reserve() else {
-        return refuse(Error::new(ErrorKind::Overloaded).with_detail("the listener's queue is full"));
+        return refuse(
+            Error::new(ErrorKind::Overloaded).with_detail("the listener's queue is full"),
+        );
     };
     let Some(registered) = mesh.registry.enter(context.clone(), judgement) else {
         return refuse(Error::new(ErrorKind::Overloaded).with_detail("too many connections"));
@@ -110,7 +122,9 @@ impl NodeInner {
     /// Binds an address.
     pub(crate) async fn listen(&self, on: SocketAddr) -> Result<Box<dyn Incoming>, Error> {
         self.transport.listen(on).await.map_err(|error| {
-            Error::new(ErrorKind::Bind).with_detail(on.to_string()).with_source(error)
+            Error::new(ErrorKind::Bind)
+                .with_detail(on.to_string())
+                .with_source(error)
         })
     }
 }

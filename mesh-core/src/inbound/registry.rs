@@ -62,7 +62,9 @@ impl Registry {
     }
 
     fn shard(&self, id: u64) -> MutexGuard<'_, HashMap<u64, Entry>> {
-        self.shards[(id % SHARDS) as usize].lock().unwrap_or_else(PoisonError::into_inner)
+        self.shards[(id % SHARDS) as usize]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Enters a connection; `None` when there are as many as permitted.
@@ -80,9 +82,17 @@ impl Registry {
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let cut = Arc::new(Cut::default());
-        let entry = Entry { context, judgement, cut: Arc::clone(&cut) };
+        let entry = Entry {
+            context,
+            judgement,
+            cut: Arc::clone(&cut),
+        };
         self.shard(id).insert(id, entry);
-        Some(Registered { registry: Arc::clone(self), id, cut })
+        Some(Registered {
+            registry: Arc::clone(self),
+            id,
+            cut,
+        })
     }
 
     fn leave_count(&self) {
@@ -126,10 +136,6 @@ impl Registry {
 
     fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         (0..SHARDS).flat_map(|shard| self.shard(shard).values().cloned().collect::<Vec<_>>())
-    }
-
-    pub(crate) fn contexts(&self) -> Vec<ConnectionContext> {
-        self.entries().map(|entry| entry.context).collect()
     }
 
     /// Resolves once no connection is live.

@@ -26,7 +26,9 @@ pub(crate) enum CutReason {
 impl Cut {
     /// Ends the connection. The first reason stays.
     pub(crate) fn cut(&self, reason: CutReason) {
-        let _ = self.reason.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .reason
+            .compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire);
         self.reader.wake();
         self.writer.wake();
     }

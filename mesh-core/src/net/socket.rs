@@ -137,10 +137,6 @@ impl LingerReset {
         }
     }
 
-    pub(crate) fn get_ref(&self) -> &TcpStream {
-        &self.stream
-    }
-
     /// Ends the connection with RST, even after a proper end of our side.
     pub(crate) fn reset(mut self) {
         self.finished = false;

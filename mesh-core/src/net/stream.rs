@@ -43,7 +43,12 @@ pub(crate) trait Account: Send + Sync {
 
 impl MeshStream {
     pub(crate) fn new(io: Io, context: ConnectionContext) -> Self {
-        Self { io, context, registered: None, account: None }
+        Self {
+            io,
+            context,
+            registered: None,
+            account: None,
+        }
     }
 
     pub(crate) fn with_registered(mut self, registered: Registered) -> Self {
@@ -63,7 +68,10 @@ impl MeshStream {
 
     fn failed<T>(&mut self, error: io::Error) -> Poll<io::Result<T>> {
         if let Some(account) = &mut self.account {
-            let cut = self.registered.as_ref().and_then(|entry| entry.cut().reason());
+            let cut = self
+                .registered
+                .as_ref()
+                .and_then(|entry| entry.cut().reason());
             account.failed(&error, cut);
         }
         Poll::Ready(Err(error))
@@ -71,7 +79,9 @@ impl MeshStream {
 
     /// Fails when the connection was cut; otherwise makes sure that a cut wakes this task.
     fn check_cut(&self) -> io::Result<()> {
-        self.registered.as_ref().map_or(Ok(()), |entry| entry.cut().check())
+        self.registered
+            .as_ref()
+            .map_or(Ok(()), |entry| entry.cut().check())
     }
 
     fn wait_read(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
@@ -94,7 +104,11 @@ impl MeshStream {
         }
     }
 
-    fn wrote(&mut self, result: Poll<io::Result<usize>>, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+    fn wrote(
+        &mut self,
+        result: Poll<io::Result<usize>>,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<usize>> {
         match result {
             Poll::Ready(Ok(bytes)) => {
                 if let Some(account) = &mut self.account {

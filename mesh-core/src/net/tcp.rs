@@ -1,4 +1,5 @@
-//! TCP sockets of the system.
+//! TCP sockets of the system. One that is dropped before it was shut down is reset, as a tunnel is:
+//! cut data never looks complete.
 
 use std::future::Future;
 use std::io;
@@ -6,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 
 use super::listener::{Listener, Tcp};
-use super::socket::TcpSettings;
+use super::socket::{LingerReset, TcpSettings};
 use super::transport::{BoxFuture, Provide};
 use super::{BoxedIo, Incoming};
 
@@ -16,7 +17,10 @@ pub(super) struct Sockets(pub(super) TcpSettings);
 impl Provide for Sockets {
     fn dial(&self, to: SocketAddr) -> BoxFuture<io::Result<BoxedIo>> {
         let settings = self.0.clone();
-        Box::pin(async move { settings.connect(to).await.map(BoxedIo::new) })
+        Box::pin(async move {
+            let stream = settings.connect(to).await?;
+            Ok(BoxedIo::new(LingerReset::new(stream)))
+        })
     }
 
     fn listen(&self, on: SocketAddr) -> BoxFuture<io::Result<Box<dyn Incoming>>> {
@@ -38,7 +42,7 @@ impl Incoming for Accepting {
     fn accept(&mut self) -> Pin<Box<dyn Future<Output = (BoxedIo, SocketAddr)> + Send + '_>> {
         Box::pin(async move {
             let (stream, source) = self.listener.accept().await;
-            (BoxedIo::new(stream), source)
+            (BoxedIo::new(LingerReset::new(stream)), source)
         })
     }
 

@@ -122,12 +122,16 @@ impl Transport {
         L: Fn(SocketAddr) -> LF + Send + Sync + 'static,
         LF: Future<Output = io::Result<Box<dyn Incoming>>> + Send + 'static,
     {
-        Self { inner: Arc::new(Custom { dial, listen }) }
+        Self {
+            inner: Arc::new(Custom { dial, listen }),
+        }
     }
 
     /// TCP sockets of the system.
     pub(crate) fn tcp() -> Self {
-        Self { inner: Arc::new(super::tcp::Sockets(super::socket::TcpSettings::default())) }
+        Self {
+            inner: Arc::new(super::tcp::Sockets(super::socket::TcpSettings::default())),
+        }
     }
 
     pub(crate) async fn dial(&self, to: SocketAddr) -> io::Result<BoxedIo> {

@@ -4,22 +4,26 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use mesh_hbone::headers::{Baggage, ConnectHeaders, Forwarded, TraceParent};
 
+use super::target::Destination;
+use crate::Error;
 use crate::account::{self, Connection};
 use crate::mesh::MeshInner;
 use crate::net::MeshStream;
-use super::target::Destination;
 use crate::snapshot::{Hop, Route};
-use crate::telemetry::{
-    AccessLog, DestinationService, Labels, Peer, Reporter, SecurityPolicy,
-};
-use crate::Error;
+use crate::telemetry::{AccessLog, DestinationService, Labels, Peer, Reporter, SecurityPolicy};
 
 /// Whom we talk to, and as what.
 pub(super) fn labels(mesh: &MeshInner, route: &Route) -> Labels {
     let snapshot = mesh.node.inner.snapshot.load();
     let tunnel = matches!(route.hop(), Hop::Hbone(_));
-    let own = mesh.record(&snapshot).map_or_else(Peer::unknown, |record| account::peer(record));
-    let source = if tunnel { own.with_principal(mesh.identity.clone()) } else { own };
+    let own = mesh
+        .record(&snapshot)
+        .map_or_else(Peer::unknown, |record| account::peer(record));
+    let source = if tunnel {
+        own.with_principal(mesh.identity.clone())
+    } else {
+        own
+    };
     let destination = match route.workload() {
         None => Peer::unknown(),
         Some(record) => match record.identity() {
@@ -29,17 +33,25 @@ pub(super) fn labels(mesh: &MeshInner, route: &Route) -> Labels {
     };
     let service = match route.service() {
         Some(service) => Some(account::service(service)),
-        None if matches!(route.hop(), Hop::Passthrough(_)) => Some(DestinationService::passthrough()),
+        None if matches!(route.hop(), Hop::Passthrough(_)) => {
+            Some(DestinationService::passthrough())
+        }
         None => None,
     };
-    let security = if tunnel { SecurityPolicy::MutualTls } else { SecurityPolicy::Unknown };
+    let security = if tunnel {
+        SecurityPolicy::MutualTls
+    } else {
+        SecurityPolicy::Unknown
+    };
     Labels::new(Reporter::Source, source, destination, service, security)
 }
 
 /// This workload's own address, as far as it has one.
 pub(super) fn own_address(mesh: &MeshInner) -> SocketAddr {
     let snapshot = mesh.node.inner.snapshot.load();
-    let ip = mesh.record(&snapshot).and_then(|record| record.addresses().first().copied());
+    let ip = mesh
+        .record(&snapshot)
+        .and_then(|record| record.addresses().first().copied());
     SocketAddr::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), 0)
 }
 
@@ -63,7 +75,12 @@ pub(super) fn accounted(mesh: &MeshInner, route: &Route, stream: MeshStream) -> 
 /// Reports a connection that could not be opened.
 pub(super) fn failed(mesh: &MeshInner, route: &Route, error: &Error) {
     let labels = labels(mesh, route);
-    account::refused(&mesh.node.inner.metrics, &labels, &log(mesh, route, &labels), error);
+    account::refused(
+        &mesh.node.inner.metrics,
+        &labels,
+        &log(mesh, route, &labels),
+        error,
+    );
 }
 
 /// The address that is dialled; unknown while a hostname has yet to be looked up.
@@ -85,7 +102,9 @@ pub(super) fn passthrough(mesh: &MeshInner, destination: &Destination) {
 /// What a CONNECT tells the next hop.
 pub(super) fn connect_headers(mesh: &MeshInner, route: &Route) -> ConnectHeaders {
     let snapshot = mesh.node.inner.snapshot.load();
-    let baggage = mesh.record(&snapshot).map_or_else(Baggage::default, |record| crate::inbound::baggage(record));
+    let baggage = mesh
+        .record(&snapshot)
+        .map_or_else(Baggage::default, |record| crate::inbound::baggage(record));
     let mut forwarded = Forwarded::new(own_address(mesh));
     if let Some(service) = route.service() {
         forwarded = forwarded.with_host(service.name().hostname());

@@ -79,7 +79,9 @@ impl MeshClient {
                 .boxed_unsync()
         });
         let mesh = self.mesh.clone();
-        ResponseFuture { inner: Box::pin(async move { send(&mesh, request).await }) }
+        ResponseFuture {
+            inner: Box::pin(async move { send(&mesh, request).await }),
+        }
     }
 }
 
@@ -106,10 +108,12 @@ async fn send(mesh: &Mesh, request: Request<RequestBody>) -> Result<Response<Mes
     let mut report = RequestReport::new(&mesh.inner, &request, started);
     let result = match mesh.inner.settings().request_timeout {
         None => attempts(mesh, request, &mut report).await,
-        Some(timeout) => match timeout_at(started + timeout, attempts(mesh, request, &mut report)).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::new(ErrorKind::RequestTimeout)),
-        },
+        Some(timeout) => {
+            match timeout_at(started + timeout, attempts(mesh, request, &mut report)).await {
+                Ok(result) => result,
+                Err(_) => Err(Error::new(ErrorKind::RequestTimeout)),
+            }
+        }
     };
     match result {
         Ok((response, returned)) => {
@@ -171,14 +175,24 @@ fn prepare(request: &mut Request<RequestBody>) -> Result<Protocol, Error> {
     let uri = request.uri();
     let authority = uri.authority().map(|authority| {
         // RFC 9110 4.2.4: userinfo is never sent.
-        authority.as_str().rsplit('@').next().unwrap_or_default().to_owned()
+        authority
+            .as_str()
+            .rsplit('@')
+            .next()
+            .unwrap_or_default()
+            .to_owned()
     });
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path = uri
+        .path_and_query()
+        .cloned()
+        .unwrap_or_else(|| PathAndQuery::from_static("/"));
     if let Some(authority) = authority
         && !request.headers().contains_key(header::HOST)
     {
         let host = HeaderValue::try_from(authority).map_err(|error| {
-            Error::new(ErrorKind::BadRequest).with_detail("URI: expected an authority that a Host header can hold").with_source(error)
+            Error::new(ErrorKind::BadRequest)
+                .with_detail("URI: expected an authority that a Host header can hold")
+                .with_source(error)
         })?;
         request.headers_mut().insert(header::HOST, host);
     }
@@ -217,7 +231,11 @@ pub struct MeshBody {
 
 impl MeshBody {
     fn new(inner: Incoming, returned: Returned, report: RequestReport) -> Self {
-        let mut body = Self { inner, returned: Some(returned), report: Some(report) };
+        let mut body = Self {
+            inner,
+            returned: Some(returned),
+            report: Some(report),
+        };
         if body.inner.is_end_stream() {
             body.finish(None);
         }
@@ -231,10 +249,9 @@ impl MeshBody {
                 Some(error) => report.failed(error),
             }
         }
-        match (self.returned.take(), error) {
-            (Some(returned), None) => returned.check_in(),
-            // A connection whose answer broke off is not used again.
-            (_, Some(_)) | (None, _) => {}
+        // A connection whose answer broke off is not used again.
+        if let (Some(returned), None) = (self.returned.take(), error) {
+            returned.check_in();
         }
     }
 }
@@ -281,7 +298,8 @@ impl Body for MeshBody {
 
 impl fmt::Debug for MeshBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MeshBody").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("MeshBody")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
     }
 }
-

@@ -53,7 +53,11 @@ impl Service<Uri> for MeshConnector {
             inner: Box::pin(async move {
                 let destination = super::target::Destination::of_uri(&uri)?;
                 let (route, stream) = mesh.inner.connect(&destination).await?;
-                Ok(TokioIo::new(account::accounted(&mesh.inner, &route, stream)))
+                Ok(TokioIo::new(account::accounted(
+                    &mesh.inner,
+                    &route,
+                    stream,
+                )))
             }),
         }
     }

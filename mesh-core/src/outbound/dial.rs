@@ -189,7 +189,9 @@ impl NodeInner {
                 io::ErrorKind::TimedOut => ErrorKind::ConnectTimeout,
                 _ => ErrorKind::ConnectFailed,
             };
-            Error::new(kind).with_detail(to.to_string()).with_source(error)
+            Error::new(kind)
+                .with_detail(to.to_string())
+                .with_source(error)
         })
     }
 
@@ -198,7 +200,10 @@ impl NodeInner {
             Ok(dialled) => dialled,
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("no connection to {to} within {:?}", self.settings.connect_timeout),
+                format!(
+                    "no connection to {to} within {:?}",
+                    self.settings.connect_timeout
+                ),
             )),
         }
     }
@@ -223,7 +228,10 @@ impl MeshInner {
             .inner
             .pool
             .checkout(key, move || async move {
-                let io = node.dial_io(next_hop).await.map_err(mesh_hbone::Error::dial)?;
+                let io = node
+                    .dial_io(next_hop)
+                    .await
+                    .map_err(mesh_hbone::Error::dial)?;
                 let stream = tls::connect(io, &credentials, &expected).await?;
                 client::handshake(stream, &node.settings.hbone).await
             })

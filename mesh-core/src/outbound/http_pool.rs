@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::client::RequestBody;
 use crate::layers::RetryBudget;
 use crate::mesh::MeshInner;
-use crate::snapshot::{Route, Hop};
+use crate::snapshot::{Hop, Route};
 use crate::{Error, ErrorKind};
 
 /// Longer than most servers keep an idle connection, so that it is seldom we who waste one.
@@ -53,7 +53,11 @@ type Shared = Arc<tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>>;
 
 impl HttpPool {
     pub(crate) fn new(idle_per_endpoint: usize) -> Self {
-        Self { state: Mutex::default(), idle_per_endpoint, budget: Mutex::new(RetryBudget::new()) }
+        Self {
+            state: Mutex::default(),
+            idle_per_endpoint,
+            budget: Mutex::new(RetryBudget::new()),
+        }
     }
 
     pub(super) fn budget(&self) -> MutexGuard<'_, RetryBudget> {
@@ -78,13 +82,17 @@ impl HttpPool {
     }
 
     async fn http1(&self, mesh: &Arc<MeshInner>, route: &Route) -> Result<Checkout, Error> {
-        let home = Home { mesh: Arc::downgrade(mesh), route: route.hop().clone() };
+        let home = Home {
+            mesh: Arc::downgrade(mesh),
+            route: route.hop().clone(),
+        };
         if let Some(sender) = self.take_idle(route.hop()) {
             return Ok(Checkout::Http1(sender, home));
         }
         let stream = mesh.open(route).await?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(Error::from_hyper)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(Error::from_hyper)?;
         mesh.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(target: "mesh::outbound", %error, "HTTP connection failed");
@@ -146,7 +154,10 @@ impl HttpPool {
 impl State {
     /// Forgets what is closed or has been idle for long, endpoints that are no more included.
     fn sweep(&mut self, now: Instant) {
-        if self.swept.is_some_and(|swept| now.duration_since(swept) < SWEEP) {
+        if self
+            .swept
+            .is_some_and(|swept| now.duration_since(swept) < SWEEP)
+        {
             return;
         }
         self.swept = Some(now);
@@ -157,14 +168,16 @@ impl State {
         // A slot that somebody else holds is being dialled.
         self.http2.retain(|_, shared| {
             Arc::strong_count(shared) > 1
-                || shared.try_lock().map_or(true, |slot| slot.as_ref().is_some_and(|sender| !sender.is_closed()))
+                || shared.try_lock().map_or(true, |slot| {
+                    slot.as_ref().is_some_and(|sender| !sender.is_closed())
+                })
         });
     }
 }
 
 /// Where a connection goes back to.
 #[derive(Clone)]
-struct Home {
+pub(super) struct Home {
     mesh: Weak<MeshInner>,
     route: Hop,
 }
@@ -208,8 +221,12 @@ pub(super) struct Returned(Option<(http1::SendRequest<RequestBody>, Home)>);
 impl Returned {
     /// Called when the answer was read to its end.
     pub(super) fn check_in(self) {
-        let Some((mut sender, home)) = self.0 else { return };
-        let Some(mesh) = home.mesh.upgrade() else { return };
+        let Some((mut sender, home)) = self.0 else {
+            return;
+        };
+        let Some(mesh) = home.mesh.upgrade() else {
+            return;
+        };
         if sender.is_ready() {
             mesh.http.check_in(home.route, sender);
             return;

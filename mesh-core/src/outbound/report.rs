@@ -105,7 +105,10 @@ impl Drop for RequestReport {
         let outcome = RequestOutcome::abandoned(self.protocol, self.started.elapsed());
         if let Some((labels, log)) = self.route.take() {
             self.metrics.request(&labels, &outcome);
-            log.failed(&outcome, &Error::new(ErrorKind::Closed).with_detail("the response was not read to its end"));
+            log.failed(
+                &outcome,
+                &Error::new(ErrorKind::Closed).with_detail("the response was not read to its end"),
+            );
         }
     }
 }

@@ -29,10 +29,18 @@ impl Destination {
             ))
         };
         if let Ok(address) = target.parse::<SocketAddr>() {
-            return if address.port() == 0 { Err(invalid()) } else { Ok(Self::Addr(address)) };
+            return if address.port() == 0 {
+                Err(invalid())
+            } else {
+                Ok(Self::Addr(address))
+            };
         }
         let (host, port) = target.rsplit_once(':').ok_or_else(invalid)?;
-        let port: u16 = port.parse().ok().filter(|&port| port != 0).ok_or_else(invalid)?;
+        let port: u16 = port
+            .parse()
+            .ok()
+            .filter(|&port| port != 0)
+            .ok_or_else(invalid)?;
         Self::host(host, port).ok_or_else(invalid)
     }
 
@@ -51,7 +59,10 @@ impl Destination {
         if port == 0 {
             return Err(invalid("expected a port of 1 to 65535"));
         }
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(host);
         if let Ok(ip) = bare.parse::<IpAddr>() {
             return Ok(Self::Addr(SocketAddr::new(ip, port)));
         }
@@ -64,11 +75,16 @@ impl Destination {
         let host = host.strip_suffix('.').unwrap_or(host);
         let fine = !host.is_empty()
             && host.len() <= 253
-            && host.split('.').all(|label| !label.is_empty() && label.len() <= 63)
+            && host
+                .split('.')
+                .all(|label| !label.is_empty() && label.len() <= 63)
             && host
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
-        fine.then(|| Self::Host { name: host.to_ascii_lowercase().into(), port })
+        fine.then(|| Self::Host {
+            name: host.to_ascii_lowercase().into(),
+            port,
+        })
     }
 }
 
@@ -86,7 +102,10 @@ mod tests {
     use super::*;
 
     fn host(name: &str, port: u16) -> Destination {
-        Destination::Host { name: name.into(), port }
+        Destination::Host {
+            name: name.into(),
+            port,
+        }
     }
 
     fn addr(text: &str) -> Destination {
@@ -95,8 +114,14 @@ mod tests {
 
     #[test]
     fn reads_hosts_and_addresses() {
-        assert_eq!(Destination::parse("ratings:9080").unwrap(), host("ratings", 9080));
-        assert_eq!(Destination::parse("R.Default.svc.:80").unwrap(), host("r.default.svc", 80));
+        assert_eq!(
+            Destination::parse("ratings:9080").unwrap(),
+            host("ratings", 9080)
+        );
+        assert_eq!(
+            Destination::parse("R.Default.svc.:80").unwrap(),
+            host("r.default.svc", 80)
+        );
         assert_eq!(Destination::parse("[::1]:80").unwrap(), addr("[::1]:80"));
         let of_uri = |uri: &str| Destination::of_uri(&uri.parse().unwrap()).unwrap();
         assert_eq!(of_uri("http://[::1]/x"), addr("[::1]:80"));
@@ -107,8 +132,17 @@ mod tests {
     #[test]
     fn refuses_what_is_no_destination() {
         let bad = [
-            "", "ratings", "ratings:", "ratings:0", "ratings:70000", ":80", "a b:80", "a..b:80",
-            "10.0.0.1:0", "user@host:80", "a/b:80",
+            "",
+            "ratings",
+            "ratings:",
+            "ratings:0",
+            "ratings:70000",
+            ":80",
+            "a b:80",
+            "a..b:80",
+            "10.0.0.1:0",
+            "user@host:80",
+            "a/b:80",
         ];
         for text in bad {
             let error = Destination::parse(text).unwrap_err();

@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use mesh_core::config::File;
 use mesh_core::Mesh;
+use mesh_core::config::File;
 use tokio::time::Instant;
 
 use super::stage::{Stage, request};
@@ -35,10 +35,17 @@ pub(super) async fn rotate(stage: &Stage) -> Result<Vec<String>, BoxError> {
         expect_ok(&caller.http_client()).await?;
         fresh += 1;
     }
-    Ok(vec![format!("{} certificates, {kept} requests on lasting tunnels, {fresh} new tunnels, 0 failed", serials.len())])
+    Ok(vec![format!(
+        "{} certificates, {kept} requests on lasting tunnels, {fresh} new tunnels, 0 failed",
+        serials.len()
+    )])
 }
 
 async fn expect_ok(client: &mesh_core::MeshClient) -> Result<(), BoxError> {
     let (status, body) = request(client, "GET", "http://details:9080/details/0").await?;
-    if status == 200 { Ok(()) } else { Err(format!("a request failed during rotation: {status}: {body}").into()) }
+    if status == 200 {
+        Ok(())
+    } else {
+        Err(format!("a request failed during rotation: {status}: {body}").into())
+    }
 }

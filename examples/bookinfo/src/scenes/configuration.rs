@@ -3,14 +3,24 @@ use crate::BoxError;
 
 /// A typing error in a policy opens nothing and closes nothing.
 pub(super) async fn broken_edit(stage: &Stage) -> Result<Vec<String>, BoxError> {
-    let broken = stage.manifests().replacen("  action: ALLOW\n", "  action: ALOW\n", 1);
-    let line = 1 + broken.lines().position(|line| line.trim() == "action: ALOW").ok_or("no action in the manifests")?;
+    let broken = stage
+        .manifests()
+        .replacen("  action: ALLOW\n", "  action: ALOW\n", 1);
+    let line = 1 + broken
+        .lines()
+        .position(|line| line.trim() == "action: ALOW")
+        .ok_or("no action in the manifests")?;
     let node = stage.cluster.mesh("productpage-v1").node();
     let saved = stage.save(&broken)?;
-    until("the problem is reported", saved, || async { !node.problems().is_empty() }).await?;
+    until("the problem is reported", saved, || async {
+        !node.problems().is_empty()
+    })
+    .await?;
     let problem = node.problems().join("; ");
     if !problem.contains(&format!("bookinfo.yaml:{line}:")) || !problem.contains("action") {
-        return Err(format!("expected the problem to name line {line} and the field: {problem}").into());
+        return Err(
+            format!("expected the problem to name line {line} and the field: {problem}").into(),
+        );
     }
     // Both policies still stand.
     let (status, _) = request(&stage.productpage(), "GET", "http://details:9080/details/0").await?;
@@ -22,7 +32,10 @@ pub(super) async fn broken_edit(stage: &Stage) -> Result<Vec<String>, BoxError> 
         other => return Err(format!("ratings is open after the broken edit: {other:?}").into()),
     }
     let saved = stage.save(stage.manifests())?;
-    until("the problem is gone", saved, || async { node.problems().is_empty() }).await?;
+    until("the problem is gone", saved, || async {
+        node.problems().is_empty()
+    })
+    .await?;
     let problem = problem.rsplit('/').next().unwrap_or_default().to_owned();
     Ok(vec![problem])
 }

@@ -23,15 +23,60 @@ pub(crate) async fn play() -> Result<(), BoxError> {
     let stage = Stage::set().await?;
     config::say("Bookinfo in the mesh: 6 workloads, one process, no proxy, no root.\n");
 
-    programme.scene("the page is assembled by four services over mutual TLS", traffic::page(&stage)).await;
-    programme.scene("1000 requests spread evenly over reviews v1, v2 and v3", traffic::spread(&stage)).await;
-    programme.scene("a caller without the right identity is refused at L4", policy::refused_at_l4(&stage)).await;
-    programme.scene("a request that no rule permits is refused at L7", policy::refused_at_l7(&stage)).await;
-    programme.scene("a principal is added, then removed: no restart, a live connection is cut", policy::added_and_removed(&stage)).await;
-    programme.scene("plaintext: answered, refused under STRICT, answered on a port set to DISABLE", policy::plaintext(&stage)).await;
-    programme.scene("a broken edit is refused with its line and changes nothing", configuration::broken_edit(&stage)).await;
-    programme.scene("certificates rotate under load without a failed request", certificates::rotate(&stage)).await;
-    programme.scene("a wiretap before each HBONE port reads none of the page", traffic::wiretap(&stage)).await;
+    programme
+        .scene(
+            "the page is assembled by four services over mutual TLS",
+            traffic::page(&stage),
+        )
+        .await;
+    programme
+        .scene(
+            "1000 requests spread evenly over reviews v1, v2 and v3",
+            traffic::spread(&stage),
+        )
+        .await;
+    programme
+        .scene(
+            "a caller without the right identity is refused at L4",
+            policy::refused_at_l4(&stage),
+        )
+        .await;
+    programme
+        .scene(
+            "a request that no rule permits is refused at L7",
+            policy::refused_at_l7(&stage),
+        )
+        .await;
+    programme
+        .scene(
+            "a principal is added, then removed: no restart, a live connection is cut",
+            policy::added_and_removed(&stage),
+        )
+        .await;
+    programme
+        .scene(
+            "plaintext: answered, refused under STRICT, answered on a port set to DISABLE",
+            policy::plaintext(&stage),
+        )
+        .await;
+    programme
+        .scene(
+            "a broken edit is refused with its line and changes nothing",
+            configuration::broken_edit(&stage),
+        )
+        .await;
+    programme
+        .scene(
+            "certificates rotate under load without a failed request",
+            certificates::rotate(&stage),
+        )
+        .await;
+    programme
+        .scene(
+            "a wiretap before each HBONE port reads none of the page",
+            traffic::wiretap(&stage),
+        )
+        .await;
 
     stage.strike().await;
     programme.end()
@@ -73,7 +118,13 @@ impl Programme {
             config::say(&format!("\nall {} scenes held", self.played));
             Ok(())
         } else {
-            Err(format!("{} of {} scenes failed: {}", self.failed.len(), self.played, self.failed.join("; ")).into())
+            Err(format!(
+                "{} of {} scenes failed: {}",
+                self.failed.len(),
+                self.played,
+                self.failed.join("; ")
+            )
+            .into())
         }
     }
 }

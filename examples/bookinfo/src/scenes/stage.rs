@@ -51,13 +51,28 @@ impl Stage {
         let mut relays = Vec::new();
         for last in 1..=7_u8 {
             let ip: IpAddr = [127, 0, 2, last].into();
-            let (tapped, real) = (SocketAddr::new(ip, TAPPED_PORT), SocketAddr::new(ip, REAL_PORT));
-            relays.push(Relay::start(tapped, real).await.map_err(|error| format!("{tapped}: {error}"))?);
+            let (tapped, real) = (
+                SocketAddr::new(ip, TAPPED_PORT),
+                SocketAddr::new(ip, REAL_PORT),
+            );
+            relays.push(
+                Relay::start(tapped, real)
+                    .await
+                    .map_err(|error| format!("{tapped}: {error}"))?,
+            );
         }
         let ca = DevCa::ephemeral("cluster.local").validity(VALIDITY);
         let cluster = Cluster::start(file.clone(), ca.clone(), Ports::Hbone(REAL_PORT)).await?;
         let netshoot = cluster.caller("netshoot", "netshoot")?;
-        Ok(Self { cluster, netshoot, ca, relays, manifests, file, _folder: folder })
+        Ok(Self {
+            cluster,
+            netshoot,
+            ca,
+            relays,
+            manifests,
+            file,
+            _folder: folder,
+        })
     }
 
     pub(super) async fn strike(self) {
@@ -97,10 +112,16 @@ pub(super) async fn request(
     method: &str,
     uri: &str,
 ) -> Result<(StatusCode, String), BoxError> {
-    let request = Request::builder().method(method).uri(uri).body(Empty::<bytes::Bytes>::new())?;
+    let request = Request::builder()
+        .method(method)
+        .uri(uri)
+        .body(Empty::<bytes::Bytes>::new())?;
     let response = client.request(request).await?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), 1 << 20).collect().await?.to_bytes();
+    let body = Limited::new(response.into_body(), 1 << 20)
+        .collect()
+        .await?
+        .to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
@@ -109,7 +130,9 @@ pub(super) async fn plaintext_page(address: SocketAddr) -> Option<String> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
         stream
-            .write_all(b"GET /productpage HTTP/1.1\r\nhost: productpage\r\nconnection: close\r\n\r\n")
+            .write_all(
+                b"GET /productpage HTTP/1.1\r\nhost: productpage\r\nconnection: close\r\n\r\n",
+            )
             .await
             .ok()?;
         let mut answer = Vec::new();

@@ -13,7 +13,9 @@ pub(super) async fn page(stage: &Stage) -> Result<Vec<String>, BoxError> {
     // v2 and v3 of reviews ask ratings; some request reaches one of them.
     let mut with_stars = false;
     for _ in 0..40 {
-        let page = plaintext_page(Stage::page_address()).await.ok_or("the page did not answer")?;
+        let page = plaintext_page(Stage::page_address())
+            .await
+            .ok_or("the page did not answer")?;
         if !page.contains("PublisherA") || !page.contains("Reviews served by") {
             return Err(format!("the page lacks details or reviews: {page}").into());
         }
@@ -55,11 +57,14 @@ pub(super) async fn spread(stage: &Stage) -> Result<Vec<String>, BoxError> {
             return Err(format!("reviews answered {status}").into());
         }
         let answer: Value = serde_json::from_str(&body)?;
-        *count.entry(answer["podname"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+        *count
+            .entry(answer["podname"].as_str().unwrap_or_default().to_owned())
+            .or_default() += 1;
     }
     let mut notes = Vec::new();
     for version in ["reviews-v1", "reviews-v2", "reviews-v3"] {
-        let percent = f64::from(count.get(version).copied().unwrap_or(0)) * 100.0 / f64::from(REQUESTS);
+        let percent =
+            f64::from(count.get(version).copied().unwrap_or(0)) * 100.0 / f64::from(REQUESTS);
         if (percent - 100.0 / 3.0).abs() > 5.0 {
             return Err(format!("{version} got {percent:.1} %: {count:?}").into());
         }
@@ -81,9 +86,15 @@ pub(super) async fn wiretap(stage: &Stage) -> Result<Vec<String>, BoxError> {
     }
     // The same wiretap in front of the plaintext port must see it.
     let control = Relay::start(([127, 0, 2, 9], 15008).into(), Stage::page_address()).await?;
-    plaintext_page(([127, 0, 2, 9], 15008).into()).await.ok_or("the page did not answer")?;
+    plaintext_page(([127, 0, 2, 9], 15008).into())
+        .await
+        .ok_or("the page did not answer")?;
     if !SECRETS.iter().all(|secret| control.saw(secret)) {
         return Err("the control wiretap, on plaintext, did not see the page's text either".into());
     }
-    Ok(vec![format!("{} bytes recorded before the HBONE ports; control: {} bytes of plaintext, all texts seen", tapped, control.bytes())])
+    Ok(vec![format!(
+        "{} bytes recorded before the HBONE ports; control: {} bytes of plaintext, all texts seen",
+        tapped,
+        control.bytes()
+    )])
 }

@@ -43,7 +43,7 @@ async fn a_reset_can_follow_the_end_of_our_side() {
     let mut near = LingerReset::new(near);
     near.shutdown().await.unwrap();
     assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0);
-    assert!(near.get_ref().peer_addr().is_ok());
+    assert!(near.stream.peer_addr().is_ok());
     near.reset();
     // The far side hears of it when it writes, or has heard already.
     let error = loop {
