@@ -10,7 +10,7 @@ use super::problem::{Invalid, Problem};
 use super::settings::Settings;
 use super::{tree, ztunnel};
 use crate::manifest::{self, assemble};
-use crate::model::{Batch, ResourceName, Service, Update, Workload};
+use crate::model::{Batch, ResourceName, Service, Update, Verdict, Workload};
 
 /// Turns the contents of files into batches of what changed; keeps the last good version of all.
 ///
@@ -167,6 +167,16 @@ impl Loader {
         Some((&resource.file, resource.line))
     }
 
+    /// Says where in the files a refusal by whoever applied the batch belongs; `None` for a verdict that
+    /// accepts, or on a resource that no file makes.
+    pub fn refusal(&self, verdict: &Verdict) -> Option<Problem> {
+        let reason = verdict.result().err()?.reason();
+        let (file, line) = self.origin(verdict.resource())?;
+        let field = verdict.resource().to_string();
+        let invalid = Invalid::new(line, field, reason.to_owned());
+        Some(Problem::new(file, invalid))
+    }
+
     /// All resources in effect, by kind and name.
     pub fn resources(&self) -> impl Iterator<Item = &Update> {
         self.resources.values().map(|resource| &resource.update)
@@ -294,9 +304,9 @@ impl Load<'_> {
                 let last = self.before.get(&*key).map(|object| (*object).clone());
                 let stands = last.or_else(|| {
                     let closed = closed?;
-                    invalid
-                        .message
-                        .push_str("; until it is right, all that it may bind is denied or STRICT");
+                    invalid.message.push_str(
+                        "; until it is right, the narrowest thing that it could mean stands for it",
+                    );
                     Some(closed)
                 });
                 self.problems.push(Problem::new(path, invalid));

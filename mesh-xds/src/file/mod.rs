@@ -36,8 +36,9 @@
 //!
 //! A file that does not parse, or holds a document that cannot be told apart, is refused whole; an
 //! object that is not right is refused alone. Either way the last good version stays, and a [`Problem`]
-//! names file, line and field. Where there is no last good version of an AuthorizationPolicy or a PeerAuthentication,
-//! the narrowest thing stands for it: everything it selects is denied, or is STRICT.
+//! names file, line and field. Where there is no last good version of an object that carries security, the
+//! narrowest thing that it could mean stands for it: what an AuthorizationPolicy selects is denied, what a
+//! PeerAuthentication selects is STRICT, and what a RequestAuthentication selects refuses tokens.
 //!
 //! # Examples
 //!

@@ -77,8 +77,8 @@ impl Limits {
         self.interval
     }
 
-    /// The bytes of all files together. Default: 16 MiB, some 20 000 Pods. Reading a change takes about ten
-    /// times as much memory for a moment, and seconds of one processor.
+    /// The bytes of all files together. Default: 16 MiB, some 20 000 Pods. Reading a change takes about
+    /// twenty times as much memory for a moment, and a second or two of one processor.
     pub fn max_bytes(&self) -> u64 {
         self.max_bytes
     }

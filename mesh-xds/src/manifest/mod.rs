@@ -214,6 +214,9 @@ impl Item<'_> {
             Kind::PeerAuthentication => Some(Object::PeerAuthentication(
                 security::PeerAuthentication::closed(meta, &mut fields),
             )),
+            Kind::RequestAuthentication => Some(Object::RequestAuthentication(
+                security::RequestAuthentication::closed(meta, &mut fields, settings),
+            )),
             _ => None,
         }
     }

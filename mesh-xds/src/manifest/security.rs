@@ -47,6 +47,14 @@ impl Attachment {
         }
     }
 
+    /// What the object binds, or its namespace when even that cannot be read.
+    fn read_or_everything(meta: &Meta, fields: &mut Fields<'_>, settings: &Settings) -> Self {
+        fields
+            .get("spec")
+            .and_then(|spec| Self::read(meta, &mut spec.fields().ok()?, settings).ok())
+            .unwrap_or(Self::Everything)
+    }
+
     pub(crate) fn scope(&self, meta: &Meta, settings: &Settings) -> Scope {
         match self {
             Self::Everything if *meta.namespace == *settings.root_namespace() => Scope::Mesh,
@@ -391,10 +399,7 @@ impl AuthorizationPolicy {
         if meta.annotation("istio.io/dry-run") == Some("true") {
             return None;
         }
-        let attachment = fields
-            .get("spec")
-            .and_then(|spec| Attachment::read(&meta, &mut spec.fields().ok()?, settings).ok())
-            .unwrap_or(Attachment::Everything);
+        let attachment = Attachment::read_or_everything(&meta, fields, settings);
         let name = PolicyName::new(Arc::clone(&meta.namespace), Arc::clone(&meta.name));
         let everything = policy::Rule::new(Expr::TRUE);
         Some(Self {
@@ -417,6 +422,18 @@ impl PeerAuthentication {
             selector,
             mode: MtlsMode::Strict,
             ports: BTreeMap::new(),
+        }
+    }
+}
+
+impl RequestAuthentication {
+    /// Refuses tokens where they usually are: no token has the issuer of its one rule.
+    pub(crate) fn closed(meta: Meta, fields: &mut Fields<'_>, settings: &Settings) -> Self {
+        let attachment = Attachment::read_or_everything(&meta, fields, settings);
+        Self {
+            meta,
+            attachment,
+            rules: vec![JwtRule::new("")],
         }
     }
 }

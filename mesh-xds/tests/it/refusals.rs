@@ -368,7 +368,7 @@ fn a_policy_that_was_never_right_denies_what_it_selects() {
         let (loader, problems) = loaded(&format!("{POD}---\n{broken}"));
         assert_eq!(problems.len(), 1);
         assert!(
-            problems[0].ends_with("until it is right, all that it may bind is denied or STRICT"),
+            problems[0].ends_with("the narrowest thing that it could mean stands for it"),
             "{problems:?}"
         );
         let name = ResourceName::Policy(PolicyName::new("shop", "x"));
@@ -392,6 +392,29 @@ fn a_dry_run_that_was_never_right_denies_nothing() {
     let (loader, problems) = loaded(broken);
     assert_eq!(problems.len(), 1);
     assert_eq!(loader.resources().count(), 0);
+}
+
+#[test]
+fn request_authentication_that_was_never_right_refuses_tokens() {
+    let broken = object(
+        "security.istio.io/v1",
+        "RequestAuthentication",
+        "spec:\n  selector: {matchLabels: {app: store}}\n  jwtRules: [{}]",
+    );
+    let (loader, problems) = loaded(&format!("{POD}---\n{broken}"));
+    assert_eq!(problems.len(), 1);
+    let name = ObjectName::new("shop", "x");
+    let stands = RequestAuthentication::new(name.clone(), Scope::Workload, vec![JwtRule::new("")]);
+    assert!(
+        loader
+            .resources()
+            .any(|update| *update == stands.clone().into())
+    );
+    let bound = loader.resources().find_map(|update| match update {
+        Update::Workload(workload) => Some(workload.request_authentications().to_vec()),
+        _ => None,
+    });
+    assert_eq!(bound, Some(vec![name]));
 }
 
 #[test]

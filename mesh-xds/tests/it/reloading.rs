@@ -58,6 +58,13 @@ fn only_what_changed_is_sent() {
     let (updates, removed) = names(&load(&mut loader, &pod("b", "10.0.0.3")));
     assert_eq!(updates, ["workload Kubernetes//Pod/default/b"]);
     assert_eq!(removed, ["workload Kubernetes//Pod/default/a"]);
+    let b = ResourceName::Workload("Kubernetes//Pod/default/b".into());
+    let refused = Verdict::rejected(b.clone(), Rejection::new("no room"));
+    assert_eq!(
+        loader.refusal(&refused).unwrap().to_string(),
+        "mesh.yaml:1: workload Kubernetes//Pod/default/b: no room"
+    );
+    assert_eq!(loader.refusal(&Verdict::accepted(b)), None);
     assert_eq!(
         loader.origin(&ResourceName::Workload("Kubernetes//Pod/default/b".into())),
         Some((std::path::Path::new("mesh.yaml"), 1))
