@@ -146,7 +146,9 @@ fn parse_name(name: &str) -> Option<Arc<str>> {
     // "10.0.1" and "0x7f.1" are addresses to some resolvers and names to others: refuse both readings.
     let last = name.rsplit('.').next()?;
     if last.as_bytes()[0].is_ascii_digit()
-        && (last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x"))
+        && (last.bytes().all(|byte| byte.is_ascii_digit())
+            || last.starts_with("0x")
+            || last.starts_with("0X"))
     {
         return None;
     }

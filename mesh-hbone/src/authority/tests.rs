@@ -65,6 +65,7 @@ fn what_is_no_authority_names_what_was_expected() {
         "10.0.1:80",
         "256.1.1.1:80",
         "0x7f.0x1:80",
+        "0X7F.0X1:80",
         "1234:80",
         "host\0:80",
         "h\u{f6}st:80",
