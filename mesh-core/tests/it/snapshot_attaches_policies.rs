@@ -209,6 +209,17 @@ fn what_was_removed_before_it_was_listed_is_missing() {
     let (names_missing, _) = missing(&later, "two");
     assert_eq!(names_missing, [gone("a"), gone("b")]);
 
+    // In one batch, too, the removal comes first.
+    let updates = vec![workload("three", &["b"]).into()];
+    let batch = Batch::new(updates, vec![gone("b")]);
+    let same = vec![
+        policy("b", Scope::Workload).into(),
+        workload("four", &["a", "b"]).into(),
+    ];
+    let same = apply(&first, same);
+    let same = same.apply(&batch).snapshot;
+    assert_eq!(missing(&same, "three").0, [gone("b")]);
+
     // Nobody lists it any more: its removal is forgotten.
     let unlisted = remove(&first, vec![gone("a")]);
     let unlisted = remove(&unlisted, vec![ResourceName::Workload("one".into())]);

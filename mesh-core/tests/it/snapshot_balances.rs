@@ -280,6 +280,49 @@ fn a_retry_leaves_the_preferred_zone_when_that_was_tried() {
 }
 
 #[test]
+fn other_networks_are_ranked_by_the_scopes_that_follow() {
+    let preference = vec![
+        LocalityScope::Network,
+        LocalityScope::Region,
+        LocalityScope::Zone,
+    ];
+    let balancing = LoadBalancing::new()
+        .with_mode(LoadBalancingMode::Failover)
+        .with_routing_preference(preference);
+    let at = |number: u32, network: &str, region: &str, zone: &str| {
+        endpoint(number)
+            .with_network(network)
+            .with_locality(Locality::new(region, zone, ""))
+    };
+    let all = [
+        at(1, "", "r9", "z9"),
+        at(2, "far", "r1", "z1"),
+        at(3, "farther", "r1", "z1"),
+        at(4, "far", "r1", "z9"),
+        at(5, "farther", "r9", "z1"),
+    ];
+    let preferred = |left: &[Workload]| {
+        let service = Service::new(ratings()).with_load_balancing(balancing.clone());
+        let (snapshot, source) = mesh(service, left.iter().cloned());
+        let target = Target::Host {
+            name: "ratings",
+            port: 80,
+        };
+        let picks = (0..12).map(|step| {
+            let uid = chosen(&snapshot.resolve(&source, target, &[], &mut || unit(step, 12)));
+            uid.unwrap().rsplit('-').next().unwrap().to_owned()
+        });
+        let picks: std::collections::BTreeSet<String> = picks.collect();
+        picks.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    // The own network before all, whatever else differs; then the region and zone in any network.
+    assert_eq!(preferred(&all), "1");
+    assert_eq!(preferred(&all[1..]), "2 3");
+    assert_eq!(preferred(&all[3..]), "4");
+    assert_eq!(preferred(&all[4..]), "5");
+}
+
+#[test]
 fn one_endpoint_of_ten_thousand_is_lost_and_comes_back() {
     let (snapshot, source) = mesh(Service::new(ratings()), (0..10_000).map(endpoint));
     let middle = u64::MAX / 2;

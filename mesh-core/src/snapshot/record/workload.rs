@@ -1,19 +1,17 @@
-//! What the snapshot keeps of a workload and of a service.
-
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use mesh_authz::Identity;
 use mesh_authz::policy::PolicyName;
 use mesh_xds::model::{
-    AppProtocol, ApplicationProtocol, GatewayAddress, Health, HealthPolicy, IpFamilies,
-    LoadBalancingMode, LocalityScope, NetworkAddress, NetworkMode, ObjectName, Rejection, Service,
-    ServiceName, TunnelProtocol, Visibility, Workload, WorkloadType,
+    ApplicationProtocol, GatewayAddress, Health, LocalityScope, NetworkMode, ObjectName, Rejection,
+    ServiceName, TunnelProtocol, Workload, WorkloadType,
 };
+
+use super::{check_gateway, check_ports, expect};
 
 /// One workload as the snapshot keeps it.
 ///
@@ -21,30 +19,30 @@ use mesh_xds::model::{
 /// of one deployment do; workloads of one node share their place.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WorkloadRecord {
-    pub(super) uid: Arc<str>,
-    pub(super) name: Arc<str>,
-    pub(super) hostname: Option<Arc<str>>,
-    pub(super) addresses: Box<[IpAddr]>,
-    pub(super) place: Arc<Place>,
-    pub(super) profile: Arc<Profile>,
-    pub(super) capacity: u32,
-    pub(super) hbone_port: u16,
-    pub(super) health: Health,
+    pub(in crate::snapshot) uid: Arc<str>,
+    pub(in crate::snapshot) name: Arc<str>,
+    pub(in crate::snapshot) hostname: Option<Arc<str>>,
+    pub(in crate::snapshot) addresses: Box<[IpAddr]>,
+    pub(in crate::snapshot) place: Arc<Place>,
+    pub(in crate::snapshot) profile: Arc<Profile>,
+    pub(in crate::snapshot) capacity: u32,
+    pub(in crate::snapshot) hbone_port: u16,
+    pub(in crate::snapshot) health: Health,
 }
 
 /// Where a workload runs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Place {
-    pub(super) network: Arc<str>,
-    pub(super) cluster: Arc<str>,
-    pub(super) region: Arc<str>,
-    pub(super) zone: Arc<str>,
-    pub(super) subzone: Arc<str>,
-    pub(super) node: Arc<str>,
+pub(in crate::snapshot) struct Place {
+    pub(in crate::snapshot) network: Arc<str>,
+    pub(in crate::snapshot) cluster: Arc<str>,
+    pub(in crate::snapshot) region: Arc<str>,
+    pub(in crate::snapshot) zone: Arc<str>,
+    pub(in crate::snapshot) subzone: Arc<str>,
+    pub(in crate::snapshot) node: Arc<str>,
 }
 
 impl Place {
-    pub(super) fn scope(&self, scope: LocalityScope) -> &str {
+    pub(in crate::snapshot) fn scope(&self, scope: LocalityScope) -> &str {
         match scope {
             LocalityScope::Region => &self.region,
             LocalityScope::Zone => &self.zone,
@@ -60,28 +58,28 @@ impl Place {
 
 /// What the replicas of a workload have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Profile {
-    pub(super) namespace: Arc<str>,
-    pub(super) trust_domain: Arc<str>,
-    pub(super) service_account: Arc<str>,
-    pub(super) identity: Option<Identity>,
-    pub(super) protocol: TunnelProtocol,
-    pub(super) network_mode: NetworkMode,
-    pub(super) canonical_name: Arc<str>,
-    pub(super) canonical_revision: Arc<str>,
-    pub(super) workload_type: WorkloadType,
-    pub(super) workload_name: Arc<str>,
-    pub(super) native_tunnel: bool,
-    pub(super) application_tunnel: Option<(ApplicationProtocol, Option<u16>)>,
-    pub(super) policies: Box<[PolicyName]>,
-    pub(super) request_authentications: Box<[ObjectName]>,
-    pub(super) waypoint: Option<GatewayAddress>,
-    pub(super) network_gateway: Option<GatewayAddress>,
-    pub(super) memberships: Box<[MembershipRecord]>,
+pub(in crate::snapshot) struct Profile {
+    pub(in crate::snapshot) namespace: Arc<str>,
+    pub(in crate::snapshot) trust_domain: Arc<str>,
+    pub(in crate::snapshot) service_account: Arc<str>,
+    pub(in crate::snapshot) identity: Option<Identity>,
+    pub(in crate::snapshot) protocol: TunnelProtocol,
+    pub(in crate::snapshot) network_mode: NetworkMode,
+    pub(in crate::snapshot) canonical_name: Arc<str>,
+    pub(in crate::snapshot) canonical_revision: Arc<str>,
+    pub(in crate::snapshot) workload_type: WorkloadType,
+    pub(in crate::snapshot) workload_name: Arc<str>,
+    pub(in crate::snapshot) native_tunnel: bool,
+    pub(in crate::snapshot) application_tunnel: Option<(ApplicationProtocol, Option<u16>)>,
+    pub(in crate::snapshot) policies: Box<[PolicyName]>,
+    pub(in crate::snapshot) request_authentications: Box<[ObjectName]>,
+    pub(in crate::snapshot) waypoint: Option<GatewayAddress>,
+    pub(in crate::snapshot) network_gateway: Option<GatewayAddress>,
+    pub(in crate::snapshot) memberships: Box<[MembershipRecord]>,
 }
 
 impl Profile {
-    pub(super) fn lists_any(&self) -> bool {
+    pub(in crate::snapshot) fn lists_any(&self) -> bool {
         !self.policies.is_empty() || !self.request_authentications.is_empty()
     }
 }
@@ -105,7 +103,7 @@ impl MembershipRecord {
         &self.ports
     }
 
-    pub(super) fn target_port(&self, service_port: u16) -> Option<u16> {
+    pub(in crate::snapshot) fn target_port(&self, service_port: u16) -> Option<u16> {
         let (_, target) = self.ports.iter().find(|(port, _)| *port == service_port)?;
         Some(*target)
     }
@@ -268,17 +266,17 @@ impl WorkloadRecord {
         memberships.find(|membership| membership.service == *service)
     }
 
-    pub(super) fn application_tunnel_port(&self) -> Option<u16> {
+    pub(in crate::snapshot) fn application_tunnel_port(&self) -> Option<u16> {
         self.profile.application_tunnel?.1
     }
 
-    pub(super) fn health_in(&self, membership: &MembershipRecord) -> Health {
+    pub(in crate::snapshot) fn health_in(&self, membership: &MembershipRecord) -> Health {
         membership.health.unwrap_or(self.health)
     }
 
     /// Workloads that claim one address or name are preferred in this order (ztunnel's `//Pod/` first,
     /// then HBONE); the uid makes it total.
-    pub(super) fn precedence(&self) -> (bool, bool, &str) {
+    pub(in crate::snapshot) fn precedence(&self) -> (bool, bool, &str) {
         let pod = self.uid.contains("//Pod/");
         let hbone = self.profile.protocol == TunnelProtocol::Hbone;
         (!pod, !hbone, &self.uid)
@@ -294,188 +292,17 @@ impl fmt::Debug for WorkloadRecord {
     }
 }
 
-/// One service as the snapshot keeps it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ServiceRecord {
-    name: ServiceName,
-    object_name: Arc<str>,
-    addresses: Box<[NetworkAddress]>,
-    ports: Box<[ServicePort]>,
-    subject_alt_names: Box<[Identity]>,
-    waypoint: Option<GatewayAddress>,
-    weighted_waypoints: Box<[(GatewayAddress, u32)]>,
-    routing_preference: Arc<[LocalityScope]>,
-    mode: LoadBalancingMode,
-    health_policy: HealthPolicy,
-    ip_families: IpFamilies,
-    canonical: bool,
-    visibility: Visibility,
-}
-
-/// One port of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ServicePort {
-    service_port: u16,
-    target_port: Option<u16>,
-    app_protocol: AppProtocol,
-}
-
-impl ServicePort {
-    /// The port that clients use.
-    pub fn service_port(&self) -> u16 {
-        self.service_port
-    }
-
-    /// The port that endpoints have it on; unset, each says its own.
-    pub fn target_port(&self) -> Option<u16> {
-        self.target_port
-    }
-
-    /// What is spoken on it.
-    pub fn app_protocol(&self) -> AppProtocol {
-        self.app_protocol
-    }
-}
-
-impl ServiceRecord {
-    /// The unique name: namespace and hostname.
-    pub fn name(&self) -> &ServiceName {
-        &self.name
-    }
-
-    /// The namespace.
-    pub fn namespace(&self) -> &str {
-        self.name.namespace()
-    }
-
-    /// The hostname.
-    pub fn hostname(&self) -> &str {
-        self.name.hostname()
-    }
-
-    /// The Kubernetes object's own name.
-    pub fn object_name(&self) -> &Arc<str> {
-        &self.object_name
-    }
-
-    /// Its virtual addresses, networks of them included.
-    pub fn addresses(&self) -> &[NetworkAddress] {
-        &self.addresses
-    }
-
-    /// Its ports.
-    pub fn ports(&self) -> &[ServicePort] {
-        &self.ports
-    }
-
-    /// The port that clients use, when the service has it.
-    pub fn port(&self, service_port: u16) -> Option<&ServicePort> {
-        let mut ports = self.ports.iter();
-        ports.find(|port| port.service_port == service_port)
-    }
-
-    /// Identities that its endpoints may have beside their own.
-    pub fn subject_alt_names(&self) -> &[Identity] {
-        &self.subject_alt_names
-    }
-
-    /// The waypoint in front of it.
-    pub fn waypoint(&self) -> Option<&GatewayAddress> {
-        self.waypoint.as_ref()
-    }
-
-    /// Waypoints with their weights.
-    pub fn weighted_waypoints(&self) -> &[(GatewayAddress, u32)] {
-        &self.weighted_waypoints
-    }
-
-    /// Whether connections to it go through a waypoint.
-    pub fn has_waypoint(&self) -> bool {
-        self.waypoint.is_some()
-            || self
-                .weighted_waypoints
-                .iter()
-                .any(|(_, weight)| *weight > 0)
-    }
-
-    /// What an endpoint should have in common with its client, most important first.
-    pub fn routing_preference(&self) -> &[LocalityScope] {
-        &self.routing_preference
-    }
-
-    /// What the preference means.
-    pub fn load_balancing_mode(&self) -> LoadBalancingMode {
-        self.mode
-    }
-
-    /// Which endpoints may be used.
-    pub fn health_policy(&self) -> HealthPolicy {
-        self.health_policy
-    }
-
-    /// Which families of address its clients may use.
-    pub fn ip_families(&self) -> IpFamilies {
-        self.ip_families
-    }
-
-    /// Whether it owns its hostname among several.
-    pub fn canonical(&self) -> bool {
-        self.canonical
-    }
-
-    /// Who may see it.
-    pub fn visibility(&self) -> Visibility {
-        self.visibility
-    }
-
-    /// Whether a client in this namespace may see it.
-    pub fn visible_to(&self, namespace: &str) -> bool {
-        self.visibility == Visibility::Public || self.namespace() == namespace
-    }
-
-    /// The order in which endpoints are kept: by what the mode makes count.
-    pub(super) fn preference(&self) -> Arc<[LocalityScope]> {
-        match self.mode {
-            LoadBalancingMode::Strict | LoadBalancingMode::Failover => {
-                Arc::clone(&self.routing_preference)
-            }
-            _ => Arc::default(),
-        }
-    }
-
-    /// Its address for a client of this network; of this family before others.
-    pub(super) fn virtual_ip(&self, network: &str, families: &[bool]) -> Option<IpAddr> {
-        let own = || {
-            let addresses = self.addresses.iter();
-            addresses
-                .filter(|address| address.network() == network)
-                .filter_map(NetworkAddress::ip)
-        };
-        let mut families = families.iter();
-        families.find_map(|v4| own().find(|ip| ip.is_ipv4() == *v4))
-    }
-}
-
-impl fmt::Debug for ServiceRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServiceRecord")
-            .field("name", &self.name)
-            .field("addresses", &self.addresses)
-            .finish_non_exhaustive()
-    }
-}
-
 /// A workload's parts, checked, before the shared ones are shared.
-pub(super) struct WorkloadParts {
-    pub(super) place: Place,
-    pub(super) profile: Profile,
+pub(in crate::snapshot) struct WorkloadParts {
+    pub(in crate::snapshot) place: Place,
+    pub(in crate::snapshot) profile: Profile,
 }
 
 impl WorkloadParts {
     /// # Errors
     ///
     /// Names the field that is wrong and what was expected there.
-    pub(super) fn new(workload: &Workload) -> Result<Self, Rejection> {
+    pub(in crate::snapshot) fn new(workload: &Workload) -> Result<Self, Rejection> {
         expect(!workload.uid().is_empty(), "uid", "not to be empty")?;
         for ip in workload.addresses() {
             let ip = ip.to_canonical();
@@ -550,56 +377,6 @@ impl WorkloadParts {
     }
 }
 
-impl ServiceRecord {
-    /// # Errors
-    ///
-    /// Names the field that is wrong and what was expected there.
-    pub(super) fn new(service: &Service) -> Result<Self, Rejection> {
-        expect(
-            !service.hostname().is_empty(),
-            "hostname",
-            "not to be empty",
-        )?;
-        check_ports("ports", service.ports())?;
-        check_gateway("waypoint", service.waypoint())?;
-        for weighted in service.weighted_waypoints() {
-            check_gateway("weighted_waypoints", Some(weighted.gateway()))?;
-        }
-        let ports = service.ports().iter().map(|port| ServicePort {
-            service_port: port.service_port(),
-            target_port: port.target_port(),
-            app_protocol: port.app_protocol(),
-        });
-        let weighted = service.weighted_waypoints().iter();
-        let balancing = service.load_balancing();
-        Ok(Self {
-            name: service.name().clone(),
-            object_name: service.object_name().into(),
-            addresses: service.addresses().iter().map(canonical).collect(),
-            ports: ports.collect(),
-            subject_alt_names: service.subject_alt_names().into(),
-            waypoint: service.waypoint().cloned(),
-            weighted_waypoints: weighted
-                .map(|weighted| (weighted.gateway().clone(), weighted.weight()))
-                .collect(),
-            routing_preference: balancing.routing_preference().into(),
-            mode: balancing.mode(),
-            health_policy: balancing.health_policy(),
-            ip_families: service.ip_families(),
-            canonical: service.canonical(),
-            visibility: service.visibility(),
-        })
-    }
-}
-
-/// An IPv4 address written as IPv6 is the IPv4 address.
-fn canonical(address: &NetworkAddress) -> NetworkAddress {
-    match address.ip() {
-        Some(ip) => NetworkAddress::new(address.network(), ip.to_canonical()),
-        None => NetworkAddress::cidr(address.network(), IpNet::trunc(&address.range())),
-    }
-}
-
 fn distinct<T: Clone + Eq + Hash>(names: &[T]) -> Box<[T]> {
     let mut seen = HashSet::with_capacity(names.len());
     names
@@ -607,31 +384,4 @@ fn distinct<T: Clone + Eq + Hash>(names: &[T]) -> Box<[T]> {
         .filter(|name| seen.insert(*name))
         .cloned()
         .collect()
-}
-
-fn check_ports(field: &str, ports: &[mesh_xds::model::Port]) -> Result<(), Rejection> {
-    for port in ports {
-        expect(
-            port.service_port() != 0 && port.target_port() != Some(0),
-            field,
-            "ports from 1 to 65535",
-        )?;
-    }
-    Ok(())
-}
-
-fn check_gateway(field: &str, gateway: Option<&GatewayAddress>) -> Result<(), Rejection> {
-    expect(
-        gateway.is_none_or(|gateway| gateway.hbone_mtls_port() != 0),
-        field,
-        "a port from 1 to 65535",
-    )
-}
-
-fn expect(holds: bool, field: &str, expected: &str) -> Result<(), Rejection> {
-    if holds {
-        Ok(())
-    } else {
-        Err(Rejection::new(format!("{field}: expected {expected}")))
-    }
 }
