@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mesh_xds::file::{Change, Limits, Loader, Settings, Watcher};
+use mesh_xds::file::{Change, Limits, Loaded, Loader, Settings, Watcher};
 
 use super::{ConfigLink, ConfigSource};
 use crate::{Error, ErrorKind};
@@ -82,17 +82,7 @@ impl ConfigSource for File {
             work = back;
             match outcome {
                 Ok(None) => link.source_problem(None)?,
-                Ok(Some(loaded)) => {
-                    link.source_problem(None)?;
-                    let (batch, problems, skipped) = loaded;
-                    for kind in skipped {
-                        tracing::info!(target: "mesh::config", %kind, "objects of this kind say nothing to the mesh: skipped");
-                    }
-                    let changed = batch.updates().len() + batch.removed().len();
-                    link.apply(batch)?;
-                    tracing::info!(target: "mesh::config", changed, problems = problems.len(), "configuration files applied");
-                    link.report(problems)?;
-                }
+                Ok(Some(loaded)) => work.take_effect(&link, loaded)?,
                 Err(error) => link.source_problem(Some(error.to_string()))?,
             }
         }
@@ -104,17 +94,34 @@ struct Work {
     loader: Loader,
 }
 
-type Loaded = (mesh_xds::model::Batch, Vec<String>, Vec<String>);
-
 impl Work {
     fn step(&mut self) -> std::io::Result<Option<Loaded>> {
         let Change::Settled(files) = self.watcher.poll()? else {
             return Ok(None);
         };
-        let loaded = self.loader.load(files);
+        Ok(Some(self.loader.load(files)))
+    }
+
+    fn take_effect(&self, link: &ConfigLink, loaded: Loaded) -> Result<(), Error> {
+        let complete = loaded.is_complete();
         let (batch, problems, skipped) = loaded.into_parts();
-        let problems = problems.iter().map(ToString::to_string).collect();
-        let skipped = skipped.iter().map(ToString::to_string).collect();
-        Ok(Some((batch, problems, skipped)))
+        for kind in skipped {
+            tracing::info!(target: "mesh::config", %kind, "says nothing to the mesh: skipped");
+        }
+        let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        if !complete {
+            // Until all files were readable at once, a workload could appear without its policies.
+            link.source_problem(Some(problems.join("; ")))?;
+            return link.report(problems);
+        }
+        link.source_problem(None)?;
+        let changed = batch.updates().len() + batch.removed().len();
+        let verdicts = link.apply(batch)?;
+        let refused = verdicts
+            .iter()
+            .filter_map(|verdict| self.loader.refusal(verdict));
+        problems.extend(refused.map(|problem| problem.to_string()));
+        tracing::info!(target: "mesh::config", changed, problems = problems.len(), "configuration files applied");
+        link.report(problems)
     }
 }
