@@ -48,7 +48,11 @@
 //!
 //! Before 1.0 every minor version may break. Not covered by any promise: `Debug` output, the text of
 //! errors and logs, and the exact bytes of what the admin service answers.
-#![cfg_attr(not(test), deny(unsafe_code))]
+
+// The README's code compiles, with the features that its servers need.
+#[cfg(all(doctest, feature = "axum", feature = "tonic", feature = "file", feature = "dev-ca"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
 
 mod account;
 mod builder;
