@@ -50,7 +50,13 @@
 //! errors and logs, and the exact bytes of what the admin service answers.
 
 // The README's code compiles, with the features that its servers need.
-#[cfg(all(doctest, feature = "axum", feature = "tonic", feature = "file", feature = "dev-ca"))]
+#[cfg(all(
+    doctest,
+    feature = "axum",
+    feature = "tonic",
+    feature = "file",
+    feature = "dev-ca"
+))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
