@@ -27,7 +27,7 @@ async fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            config::say(&format!("\nbookinfo: {error}"));
+            config::say(&format!("\nbookinfo: {}", chain(&*error)));
             ExitCode::FAILURE
         }
     }
@@ -60,6 +60,12 @@ async fn serve(args: &Args, service: &str) -> Result<(), BoxError> {
     tokio::signal::ctrl_c().await?;
     cluster.shutdown().await;
     Ok(())
+}
+
+/// An error with what caused it.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
