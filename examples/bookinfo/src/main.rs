@@ -65,7 +65,10 @@ async fn serve(args: &Args, service: &str) -> Result<(), BoxError> {
 /// An error with what caused it.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
