@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use crate::authority::Authority;
 use crate::config::Config;
 use crate::driver::{Driver, SharedIo, from_h2};
 use crate::headers::{Baggage, ConnectHeaders, read_baggage};
+use crate::tls::Peer;
 use crate::tunnel::{Outboxes, Slot};
 use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
 
@@ -86,8 +87,14 @@ where
         }
     })
     .await?;
+    let control = Arc::new(Control::default());
+    let told = Arc::clone(&control);
     let run = async move {
         poll_fn(|cx| {
+            if told.aborted.load(Ordering::Acquire) {
+                let aborted = Error::new(ErrorKind::Closed, Side::Us).with_detail("aborted");
+                return Poll::Ready(Err(aborted));
+            }
             let polled = driver.poll(cx, None, |cx| Pin::new(&mut h2).poll(cx));
             polled.map(|polled| match polled? {
                 Some(Err(error)) => Err(driver.error(error)),
@@ -101,8 +108,10 @@ where
         outboxes,
         live: Arc::new(AtomicUsize::new(0)),
         limit: config.max_outgoing_streams as usize,
-        send_buffer: config.send_buffer,
+        settings: config.tunnel_settings(),
         connect_timeout: config.connect_timeout,
+        control,
+        peer: None,
     };
     Ok((Connection { run: Box::pin(run) }, sender))
 }
@@ -213,8 +222,17 @@ pub struct Sender {
     outboxes: Arc<Outboxes>,
     live: Arc<AtomicUsize>,
     limit: usize,
-    send_buffer: usize,
+    settings: crate::tunnel::Settings,
     connect_timeout: std::time::Duration,
+    control: Arc<Control>,
+    peer: Option<Peer>,
+}
+
+/// What senders tell their connection.
+#[derive(Debug, Default)]
+struct Control {
+    retired: AtomicBool,
+    aborted: AtomicBool,
 }
 
 impl Sender {
@@ -284,13 +302,40 @@ impl Sender {
             baggage: read_baggage(&parts.headers),
         };
         let slot: Slot = Box::new(slot);
-        let (outboxes, buffer) = (&self.outboxes, self.send_buffer);
-        let tunnel = Tunnel::new(body, recv, outboxes, Some(slot), buffer, Side::Upstream);
+        let (outboxes, settings) = (&self.outboxes, self.settings);
+        let tunnel = Tunnel::new(body, recv, outboxes, Some(slot), settings, Side::Upstream);
         Ok((tunnel, answer))
     }
 
-    /// Whether the connection takes no more tunnels: it is closed, or the peer said GOAWAY.
+    /// Says who is at the other end, for [`peer`](Self::peer).
+    #[must_use]
+    pub fn with_peer(mut self, peer: Peer) -> Self {
+        self.peer = Some(peer);
+        self
+    }
+
+    /// Who is at the other end, if [`with_peer`](Self::with_peer) said so.
+    pub fn peer(&self) -> Option<&Peer> {
+        self.peer.as_ref()
+    }
+
+    /// Takes no more tunnels, as after the peer's GOAWAY; those that are open go on.
+    pub fn retire(&self) {
+        self.control.retired.store(true, Ordering::Release);
+    }
+
+    /// Ends the connection and all its tunnels now.
+    pub fn abort(&self) {
+        self.retire();
+        self.control.aborted.store(true, Ordering::Release);
+        self.outboxes.wake();
+    }
+
+    /// Whether the connection takes no more tunnels: it is closed or retired, or the peer said GOAWAY.
     pub fn is_closed(&self) -> bool {
+        if self.control.retired.load(Ordering::Acquire) {
+            return true;
+        }
         let mut cx = Context::from_waker(Waker::noop());
         matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }

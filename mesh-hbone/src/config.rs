@@ -37,6 +37,7 @@ pub struct Config {
     pub(crate) max_waiters: usize,
     pub(crate) idle_timeout: Duration,
     pub(crate) dial_timeout: Duration,
+    pub(crate) linger: Duration,
 }
 
 /// The largest flow-control window (RFC 9113 section 6.9.1).
@@ -64,6 +65,7 @@ impl Default for Config {
             max_waiters: 1024,
             idle_timeout: Duration::from_secs(300),
             dial_timeout: Duration::from_secs(30),
+            linger: Duration::from_secs(10),
         }
     }
 }
@@ -227,6 +229,21 @@ impl Config {
     pub fn dial_timeout(mut self, timeout: Duration) -> Self {
         self.dial_timeout = timeout;
         self
+    }
+
+    /// Time that the peer has to end its side of a tunnel that was dropped after its shutdown, before
+    /// the stream is reset. Default: 10 s. Until then the stream counts as open.
+    #[must_use]
+    pub fn linger(mut self, time: Duration) -> Self {
+        self.linger = time;
+        self
+    }
+
+    pub(crate) fn tunnel_settings(&self) -> crate::tunnel::Settings {
+        crate::tunnel::Settings {
+            send_buffer: self.send_buffer,
+            linger: self.linger,
+        }
     }
 
     pub(crate) fn window_of(&self, streams: u32) -> u32 {

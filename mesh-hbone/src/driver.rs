@@ -215,7 +215,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
 
     fn turn(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Result<Turn, Error> {
         let mut again = self.outboxes.send();
-        self.outboxes.end_lingering();
+        let lingering = self.outboxes.end_lingering(cx);
         loop {
             let now = Instant::now();
             if deadline.is_some_and(|deadline| deadline <= now) {
@@ -241,12 +241,16 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             if again {
                 return Ok(Turn::Again);
             }
-            let wake = deadline.map_or(wake, |deadline| deadline.min(wake));
+            let also = deadline.into_iter().chain(lingering);
+            let wake = also.fold(wake, Instant::min);
             if self.timer.deadline() != wake {
                 self.timer.as_mut().reset(wake);
             }
             if self.timer.as_mut().poll(cx).is_pending() {
                 break;
+            }
+            if lingering.is_some_and(|at| at <= Instant::now()) {
+                return Ok(Turn::Again);
             }
         }
         self.flush(cx)?;

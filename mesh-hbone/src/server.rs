@@ -216,7 +216,7 @@ pub struct Incoming {
     headers: ConnectHeaders,
     stream: Option<(RecvStream, SendResponse<Bytes>)>,
     outboxes: Arc<Outboxes>,
-    send_buffer: usize,
+    settings: crate::tunnel::Settings,
 }
 
 impl Incoming {
@@ -228,7 +228,7 @@ impl Incoming {
                 headers: ConnectHeaders::parse(request.headers()),
                 stream: Some((request.into_body(), respond)),
                 outboxes: Arc::clone(outboxes),
-                send_buffer: config.send_buffer,
+                settings: config.tunnel_settings(),
             }),
             Err(reason) => {
                 tracing::debug!(target: "mesh::hbone", %reason, "refused a request that asks for no tunnel");
@@ -263,13 +263,13 @@ impl Incoming {
         let send = respond
             .send_response(response, false)
             .map_err(|error| from_h2(error, Side::Downstream))?;
-        let (outboxes, buffer) = (&self.outboxes, self.send_buffer);
+        let (outboxes, settings) = (&self.outboxes, self.settings);
         Ok(Tunnel::new(
             send,
             recv,
             outboxes,
             None,
-            buffer,
+            settings,
             Side::Downstream,
         ))
     }

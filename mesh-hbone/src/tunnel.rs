@@ -5,11 +5,13 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
+use tokio::time::Instant;
 
 use crate::driver::{from_h2, lock};
 use crate::{Error, ErrorKind, Side};
@@ -20,9 +22,12 @@ pub(crate) const FULL: usize = 16 * 1024 - 9;
 /// A tunnelled TCP connection.
 ///
 /// - **Half-close is real.** `poll_shutdown` sends END_STREAM; the other direction goes on. Nothing
-///   else sends it: a `Tunnel` that is dropped before both directions have ended resets its stream
-///   (RST_STREAM, CONNECT_ERROR), so truncated data never looks complete. Bytes written before a
-///   `poll_shutdown` still arrive if the tunnel is dropped after it.
+///   else sends it: a `Tunnel` that is dropped before its `poll_shutdown` resets its stream
+///   (RST_STREAM, CONNECT_ERROR), so truncated data never looks complete.
+/// - **Dropped after its shutdown, it ends as a TCP socket does that is closed after one.** What was
+///   written still arrives. The connection waits for the peer's end, at most
+///   [`Config::linger`](crate::config::Config::linger), so that a peer which answers our end with its own
+///   sees a clean one; data that comes, or came and was not read, is lost and resets the stream.
 /// - **Resets are errors.** A read of a reset tunnel fails with
 ///   [`ConnectionReset`](io::ErrorKind::ConnectionReset), after what arrived before the reset; it ends
 ///   cleanly only after the peer's END_STREAM. A write fails with `ConnectionReset` too, with
@@ -45,6 +50,13 @@ pub struct Tunnel {
     side: Side,
 }
 
+/// What of [`Config`](crate::config::Config) each tunnel needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) send_buffer: usize,
+    pub(crate) linger: Duration,
+}
+
 /// What a tunnel holds while it lives: its place among the streams of its connection.
 pub(crate) type Slot = Box<dyn std::any::Any + Send + Sync>;
 
@@ -58,6 +70,7 @@ struct Outbox {
     listed: bool,
     shut: bool,
     send_buffer: usize,
+    linger: Duration,
 }
 
 /// Payload that tells when h2 is done with it.
@@ -78,7 +91,7 @@ impl Tunnel {
         recv: RecvStream,
         outboxes: &Arc<Outboxes>,
         slot: Option<Slot>,
-        send_buffer: usize,
+        settings: Settings,
         side: Side,
     ) -> Self {
         Self {
@@ -91,7 +104,8 @@ impl Tunnel {
                 token: Arc::new(()),
                 listed: false,
                 shut: false,
-                send_buffer,
+                send_buffer: settings.send_buffer,
+                linger: settings.linger,
             })),
             outboxes: Arc::clone(outboxes),
             slot,
@@ -325,6 +339,9 @@ impl Drop for Tunnel {
         } else if !ended {
             self.outboxes.linger(Linger {
                 send,
+                recv: self.recv.take(),
+                lost: !self.chunk.is_empty(),
+                until: Instant::now() + outbox.linger,
                 // The outbox may outlive this in the list, and must not look like a frame in h2.
                 token: std::mem::take(&mut outbox.token),
                 _slot: self.slot.take(),
@@ -354,13 +371,47 @@ struct Waiting {
     lingering: Vec<Linger>,
 }
 
-/// The rest of a tunnel that was shut down and dropped before its bytes had left. It holds its place
-/// among the streams of the connection, and nothing of the peer's can keep it: h2 has only what fits
-/// the peer's windows, so it leaves as soon as the transport moves, or the PING time-out ends all.
+/// The rest of a tunnel that was shut down and dropped before its peer had ended too. It holds its
+/// place among the streams of the connection for a time that no peer can lengthen.
 struct Linger {
     send: SendStream<Bytes>,
+    recv: Option<RecvStream>,
+    /// The peer said something that nobody will read.
+    lost: bool,
+    until: Instant,
     token: Arc<()>,
     _slot: Option<Slot>,
+}
+
+impl Linger {
+    /// Whether it is over; resets the stream where the peer has to learn of it.
+    fn poll_over(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        while !self.lost
+            && let Some(recv) = &mut self.recv
+        {
+            match recv.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => self.lost |= !data.is_empty(),
+                // The peer has ended, one way or the other: there is nobody to tell.
+                Poll::Ready(Some(Err(_)) | None) => self.recv = None,
+                Poll::Pending => break,
+            }
+        }
+        if self.recv.is_none() && !self.lost {
+            return true;
+        }
+        // h2 forgets at a reset what has not left. What has to leave fits the peer's windows, so it does
+        // as soon as the transport moves, or the PING time-out ends all.
+        let left = Arc::strong_count(&self.token) == 1;
+        if !left || !(self.lost || self.until <= now) {
+            return false;
+        }
+        self.send.send_reset(match self.lost {
+            true => Reason::CONNECT_ERROR,
+            // As a server may after a complete response (RFC 9113 section 8.1).
+            false => Reason::NO_ERROR,
+        });
+        true
+    }
 }
 
 impl Outboxes {
@@ -380,6 +431,11 @@ impl Outboxes {
         if !waiting.waker.will_wake(cx.waker()) {
             waiting.waker = cx.waker().clone();
         }
+    }
+
+    /// Makes the connection's task look again.
+    pub(crate) fn wake(&self) {
+        lock(&self.waiting).waker.wake_by_ref();
     }
 
     fn enlist(&self, outbox: &Arc<Mutex<Outbox>>) {
@@ -422,19 +478,23 @@ impl Outboxes {
         sent
     }
 
-    /// Ends the tunnels that were dropped and whose bytes have left.
-    pub(crate) fn end_lingering(&self) {
-        let left = |linger: &mut Linger| Arc::strong_count(&linger.token) == 1;
-        let ended: Vec<_> = {
+    /// Ends the tunnels that were dropped and have nothing left to do, and says when the next may be.
+    pub(crate) fn end_lingering(&self, cx: &mut Context<'_>) -> Option<Instant> {
+        let mut lingering = {
             let mut waiting = lock(&self.waiting);
             if waiting.lingering.is_empty() {
-                return;
+                return None;
             }
-            waiting.lingering.extract_if(.., left).collect()
+            std::mem::take(&mut waiting.lingering)
         };
-        for mut linger in ended {
-            linger.send.send_reset(Reason::CONNECT_ERROR);
-        }
+        let now = Instant::now();
+        // Dropped outside of the lock: their places may want others.
+        lingering.retain_mut(|linger| !linger.poll_over(cx, now));
+        // What waits for its bytes to leave is woken by that.
+        let next = lingering.iter().map(|linger| linger.until);
+        let next = next.filter(|until| *until > now).min();
+        lock(&self.waiting).lingering.append(&mut lingering);
+        next
     }
 
     /// The connection is gone: nothing is left to do.

@@ -59,6 +59,10 @@ impl<C: Link> Entry<C> {
         self.connections.is_empty() && self.dial.is_none() && self.waiters.is_empty()
     }
 
+    pub(super) fn links(&self) -> impl Iterator<Item = &C> {
+        self.connections.iter().map(|connection| &connection.link)
+    }
+
     /// Forgets connections that take no more streams, and names them.
     pub(super) fn prune(&mut self) -> Vec<(ConnectionId, C)> {
         let closed = |connection: &mut Connection<C>| connection.link.is_closed();

@@ -188,6 +188,11 @@ where
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, Side::Us)))
     }
 
+    /// The connections that are there, with their keys: to end those that should not go on.
+    pub fn senders(&self) -> Vec<(K, Sender)> {
+        lock(&self.inner.state).table.links()
+    }
+
     /// Connections, those being dialled included.
     pub fn connections(&self) -> usize {
         lock(&self.inner.state).table.len()

@@ -64,6 +64,14 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
         }
     }
 
+    /// Every connection with its key.
+    pub(super) fn links(&self) -> Vec<(K, C)> {
+        let entries = self.entries.iter();
+        entries
+            .flat_map(|(key, entry)| entry.links().map(|link| (key.clone(), link.clone())))
+            .collect()
+    }
+
     pub(super) fn checkout(&mut self, key: &K) -> Checkout<C> {
         let entry = self.entries.entry(key.clone()).or_insert_with(Entry::new);
         let gone = entry.prune();

@@ -11,8 +11,9 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
+use webpki::KeyUsage;
 
 use super::bundle::{Bundle, invalid};
 use super::provider::{CipherPreference, Provider};
@@ -247,6 +248,23 @@ impl Credentials {
 
     pub(super) fn read_buffers(&self) -> &Arc<ReadBuffers> {
         &self.shared.read_buffers
+    }
+
+    /// What a handshake with the owner of `chain` would come to now.
+    pub(super) fn judge(&self, chain: &[CertificateDer<'_>], side: Side) -> Result<(), Error> {
+        let active = self.shared.active.load();
+        let usage = match side {
+            Side::Downstream => KeyUsage::client_auth(),
+            Side::Upstream | Side::Us => KeyUsage::server_auth(),
+        };
+        let now = active
+            .clock
+            .current_time()
+            .unwrap_or(UnixTime::since_unix_epoch(Duration::ZERO));
+        active
+            .rules
+            .judge_chain(chain, now, usage)
+            .map_err(|error| Error::new(error.kind(), side).with_source(error))
     }
 
     /// What one outgoing handshake needs.

@@ -158,7 +158,7 @@ where
             .with_source(error)
             .retry_safe()
     })?;
-    let peer = Peer::new(identity.clone(), chain.to_vec(), facts);
+    let peer = Peer::new(identity.clone(), chain.to_vec(), facts, side);
     Ok(TlsStream::new(session, peer, side))
 }
 

@@ -13,6 +13,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::bundle::Facts;
+use super::credentials::Credentials;
 use super::failure;
 use super::session::{Failure, Session};
 use crate::{DeferredFlush, Error, ErrorKind, Side};
@@ -27,6 +28,7 @@ struct PeerInner {
     identity: Identity,
     chain: Vec<CertificateDer<'static>>,
     leaf: Facts,
+    side: Side,
 }
 
 impl Peer {
@@ -34,14 +36,27 @@ impl Peer {
         identity: Identity,
         chain: Vec<CertificateDer<'static>>,
         leaf: Facts,
+        side: Side,
     ) -> Self {
         Self {
             inner: Arc::new(PeerInner {
                 identity,
                 chain,
                 leaf,
+                side,
             }),
         }
+    }
+
+    /// Judges the chain that the peer presented again, by the roots and CRLs that `credentials` have
+    /// now and by the time: what a connection that lives would be told if it were made anew.
+    ///
+    /// # Errors
+    ///
+    /// As a handshake: [`ErrorKind::Revoked`], [`ErrorKind::Expired`], [`ErrorKind::UnknownIssuer`].
+    pub fn judge_again(&self, credentials: &Credentials) -> Result<(), Error> {
+        let PeerInner { chain, side, .. } = &*self.inner;
+        credentials.judge(chain, *side)
     }
 
     /// The peer's SPIFFE id.

@@ -58,6 +58,21 @@ impl Rules {
         }
     }
 
+    /// Checks everything but who the peer is, of a chain that was accepted before.
+    pub(super) fn judge_chain(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<(), VerifyError> {
+        let (end_entity, intermediates) = chain
+            .split_first()
+            .ok_or_else(|| VerifyError::certificate(&webpki::Error::BadDer))?;
+        let leaf = EndEntityCert::try_from(end_entity)
+            .map_err(|error| VerifyError::certificate(&error))?;
+        self.chain(&leaf, (end_entity, intermediates), now, usage)
+    }
+
     /// Checks everything but who the peer is.
     fn chain(
         &self,

@@ -177,7 +177,13 @@ pub(crate) async fn against_bare_server(config: Config) -> (Sender, mpsc::Receiv
 
 /// A tunnel of ours to a bare h2 server's streams.
 pub(crate) async fn to_bare_server() -> (Tunnel, SendStream<Bytes>, RecvStream, Sender) {
-    let (sender, mut seen) = against_bare_server(Config::default()).await;
+    to_bare_server_with(Config::default()).await
+}
+
+pub(crate) async fn to_bare_server_with(
+    config: Config,
+) -> (Tunnel, SendStream<Bytes>, RecvStream, Sender) {
+    let (sender, mut seen) = against_bare_server(config).await;
     let answer = async {
         let (request, mut respond) = seen.recv().await.unwrap();
         (

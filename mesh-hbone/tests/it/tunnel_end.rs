@@ -7,7 +7,7 @@ use h2::Reason;
 use mesh_hbone::config::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::peers::{to_bare_client, to_bare_server, tunnel};
+use crate::peers::{to_bare_client, to_bare_server, to_bare_server_with, tunnel};
 
 async fn read_all(recv: &mut h2::RecvStream) -> Result<Vec<u8>, h2::Error> {
     let mut all = Vec::new();
@@ -87,21 +87,74 @@ async fn dropped_after_both_ends_it_resets_nothing() {
     assert_eq!(read_all(&mut recv).await.unwrap(), b"said");
 }
 
-/// As a TCP socket that is closed after a shutdown: what was written arrives, what comes is unwelcome.
-#[tokio::test]
-async fn dropped_after_its_own_end_it_delivers_and_then_resets() {
-    let (mut tunnel, mut send, mut recv, sender) = to_bare_server().await;
+/// A tunnel that said 60 000 bytes, ended and was dropped; the peer has read them.
+async fn dropped_after_its_end(
+    config: Config,
+) -> (h2::SendStream<Bytes>, mesh_hbone::client::Sender) {
+    let (mut tunnel, send, mut recv, sender) = to_bare_server_with(config).await;
     let said = vec![5; 60_000];
     tunnel.write_all(&said).await.unwrap();
     tunnel.shutdown().await.unwrap();
     drop(tunnel);
     assert_eq!(sender.live_streams(), 1, "what lingers keeps its place");
     assert_eq!(read_all(&mut recv).await.unwrap(), said);
-    let reset = std::future::poll_fn(|cx| send.poll_reset(cx))
+    (send, sender)
+}
+
+async fn reset_of(send: &mut h2::SendStream<Bytes>) -> Reason {
+    std::future::poll_fn(|cx| send.poll_reset(cx))
         .await
+        .unwrap()
+}
+
+async fn no_stream_is_live(sender: &mesh_hbone::client::Sender) {
+    while sender.live_streams() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// As a TCP socket that is closed after a shutdown: what was written arrives, what comes is unwelcome.
+#[tokio::test]
+async fn dropped_after_its_own_end_it_resets_what_comes() {
+    let (mut send, sender) = dropped_after_its_end(Config::default()).await;
+    send.send_data(Bytes::from_static(b"nobody reads this"), false)
         .unwrap();
-    assert_eq!(reset, Reason::CONNECT_ERROR);
-    assert_eq!(sender.live_streams(), 0);
+    assert_eq!(reset_of(&mut send).await, Reason::CONNECT_ERROR);
+    no_stream_is_live(&sender).await;
+}
+
+#[tokio::test]
+async fn dropped_after_its_own_end_it_resets_what_came_unread() {
+    let (mut tunnel, mut send, _recv, _sender) = to_bare_server().await;
+    send.send_data(Bytes::from_static(b"unread"), false)
+        .unwrap();
+    let mut first = [0; 1];
+    tunnel.read_exact(&mut first).await.unwrap();
+    tunnel.shutdown().await.unwrap();
+    drop(tunnel);
+    assert_eq!(reset_of(&mut send).await, Reason::CONNECT_ERROR);
+}
+
+#[tokio::test]
+async fn dropped_after_its_own_end_it_ends_cleanly_with_the_peer() {
+    let (mut send, sender) = dropped_after_its_end(Config::default()).await;
+    send.send_data(Bytes::new(), true).unwrap();
+    no_stream_is_live(&sender).await;
+    for _ in 0..16 {
+        tokio::task::yield_now().await;
+    }
+    let reset = futures_util::FutureExt::now_or_never(reset_of(&mut send));
+    assert!(reset.is_none(), "{reset:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_after_its_own_end_it_waits_for_the_peer_no_longer_than_it_may() {
+    let linger = std::time::Duration::from_secs(3);
+    let (mut send, sender) = dropped_after_its_end(Config::default().linger(linger)).await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(reset_of(&mut send).await, Reason::NO_ERROR);
+    assert!(began.elapsed() <= 2 * linger);
+    no_stream_is_live(&sender).await;
 }
 
 #[tokio::test]
