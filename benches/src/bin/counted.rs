@@ -1,0 +1,140 @@
+//! What the gate counts instructions of; [`mesh_benches::instructions`] runs it under callgrind.
+//!
+//! Each case prints `name<TAB>operations` and then runs once, inside [`measured`]: callgrind collects
+//! in there only, and dumps what it collected at its end.
+#![allow(clippy::print_stdout, reason = "it is a program")]
+
+use std::hint::black_box;
+
+use mesh_benches::mesh::{EVEN, Mesh, NEAR};
+use mesh_benches::policies;
+use mesh_core::snapshot::{Resolution, Target};
+use mesh_core::xds::model::Batch;
+
+/// How often each decision is made.
+const ROUNDS: u32 = 50;
+/// How many changes are made, one at a time.
+const CHANGES: u32 = 100;
+
+#[inline(never)]
+fn measured(case: &mut dyn FnMut()) {
+    case();
+    // So that the call above is no jump.
+    black_box(());
+}
+
+fn case(name: &str, operations: u32, mut case: impl FnMut()) {
+    println!("{name}\t{operations}");
+    measured(&mut case);
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let group = arguments.next().unwrap_or_default();
+    let sizes: Vec<u32> = arguments
+        .map(|text| text.parse().expect("a size"))
+        .collect();
+    match (group.as_str(), &sizes[..]) {
+        ("control", []) => control(),
+        ("authorization", [count]) => authorization(*count),
+        ("mesh", [workloads, endpoints]) => mesh(*workloads, *endpoints),
+        ("pick", [endpoints]) => picks(&Mesh::new(*endpoints, *endpoints)),
+        _ => panic!(
+            "expected control, authorization <policies>, mesh <workloads> <endpoints> or pick <endpoints>"
+        ),
+    }
+}
+
+/// What is known: that allocations are seen, and how much the measuring itself takes.
+fn control() {
+    case("nothing", 1, || {});
+    case("allocations", ROUNDS, || {
+        for size in 1..=ROUNDS as usize {
+            black_box(Vec::<u8>::with_capacity(black_box(size)));
+        }
+    });
+}
+
+fn authorization(count: u32) {
+    let set = policies::set(count);
+    set.compile_l4();
+    set.compile_l7();
+    for request in policies::requests(count) {
+        let attributes = request.attributes();
+        // For the first run of each kind may set things up.
+        assert_eq!(
+            set.evaluate(&attributes).is_allowed(),
+            request.allowed,
+            "{request:?}"
+        );
+        assert!(set.could_allow(&attributes).is_allowed() || !request.allowed);
+        black_box(set.evaluate_l4(&attributes).is_allowed());
+        case(&format!("request: {}", request.name), ROUNDS, || {
+            for _ in 0..ROUNDS {
+                black_box(set.evaluate(black_box(&attributes)).is_allowed());
+            }
+        });
+        case(&format!("connection: {}", request.name), ROUNDS, || {
+            for _ in 0..ROUNDS {
+                black_box(set.evaluate_l4(black_box(&attributes)).is_allowed());
+            }
+        });
+    }
+}
+
+fn mesh(workloads: u32, endpoints: u32) {
+    let mut mesh = Mesh::new(workloads, endpoints);
+    picks(&mesh);
+    let changes = mesh.workload_changes(CHANGES);
+    change(&mut mesh, "a workload", &changes);
+    let changes = mesh.endpoint_changes(CHANGES.min(endpoints));
+    change(&mut mesh, "one endpoint of many", &changes);
+    let (comings, goings) = mesh.comings_and_goings(CHANGES);
+    change(&mut mesh, "a new workload", &comings);
+    change(&mut mesh, "a workload less", &goings);
+    let changes = mesh.mesh_wide_policies(CHANGES);
+    change(&mut mesh, "a mesh-wide policy", &changes);
+}
+
+/// Roads to the large service, whose endpoints are all alike, and to the one that prefers near ones.
+fn picks(mesh: &Mesh) {
+    let caller = mesh.caller();
+    let mut random = random();
+    for (name, host) in [("any endpoint", EVEN), ("a near endpoint", NEAR)] {
+        case(&format!("to {name}"), CHANGES, || {
+            for _ in 0..CHANGES {
+                let target = Target::Host {
+                    name: host,
+                    port: 80,
+                };
+                let found = mesh.snapshot.resolve(&caller, target, &[], &mut random);
+                assert!(matches!(black_box(found), Resolution::Found(_)));
+            }
+        });
+    }
+}
+
+fn change(mesh: &mut Mesh, name: &str, batches: &[Batch]) {
+    let mut different = true;
+    let count = u32::try_from(batches.len()).expect("few");
+    case(&format!("change: {name}"), count, || {
+        for batch in batches {
+            let applied = mesh.snapshot.apply(batch);
+            different &= !applied.changes.is_empty();
+            // Readers see the new one, and the old one goes with its last reader.
+            mesh.snapshot = applied.snapshot;
+        }
+    });
+    assert!(different, "{name}: nothing changed");
+}
+
+/// The numbers of a linear congruential generator, high bits first.
+fn random() -> impl FnMut() -> u64 {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        state ^ (state >> 29)
+    }
+}

@@ -1,0 +1,7 @@
+//! What the mesh costs: `instructions::count() -> Report` for the gate, criterion and programs for people.
+//!
+//! `README.md` beside this crate lists the commands and what each of them shows.
+
+pub mod instructions;
+pub mod mesh;
+pub mod policies;

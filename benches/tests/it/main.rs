@@ -1,0 +1,4 @@
+//! What things may cost, checked.
+
+mod instructions;
+mod require;
