@@ -63,6 +63,7 @@ impl Gate {
             .send_if_modified(|state| !std::mem::replace(&mut state.configured, true));
     }
 
+    #[cfg(feature = "file")]
     pub(crate) fn is_configured(&self) -> bool {
         self.sender.borrow().configured
     }

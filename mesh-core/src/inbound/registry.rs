@@ -14,6 +14,10 @@ pub(crate) enum Judgement {
     /// By the L4 reduction of the policies: nothing looks at requests.
     L4,
     /// Only what no request could be allowed on is refused; a layer judges each request in full.
+    #[cfg_attr(
+        not(feature = "http"),
+        expect(dead_code, reason = "HTTP listeners judge so")
+    )]
     PerRequest,
 }
 

@@ -45,6 +45,7 @@ pub use authorize::{Authorize, AuthorizeLayer};
 pub use identify::{Identify, IdentifyLayer, PeerIdentity};
 pub use inbound::{Inbound, InboundLayer};
 pub use jwt::{RefuseTokens, RefuseTokensLayer, TokenLocations};
+#[cfg(feature = "http")]
 pub(crate) use observe::peer_labels;
 pub use observe::{Observe, ObserveBody, ObserveFuture, ObserveLayer};
 pub use reply::{LocalResponse, ReplyBody, ReplyFuture};

@@ -1,6 +1,9 @@
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+#[cfg(feature = "http")]
+use std::net::IpAddr;
+use std::net::SocketAddr;
 
+#[cfg(feature = "http")]
 use http::Uri;
 
 use crate::snapshot::Target;
@@ -45,6 +48,7 @@ impl Destination {
     }
 
     /// Reads the authority of an `http` URI; port 80 without one.
+    #[cfg(feature = "http")]
     pub(super) fn of_uri(uri: &Uri) -> Result<Self, Error> {
         let invalid = |what: &str| {
             Error::new(ErrorKind::BadRequest).with_detail(format!("URI {uri}: {what}"))
@@ -123,6 +127,11 @@ mod tests {
             host("r.default.svc", 80)
         );
         assert_eq!(Destination::parse("[::1]:80").unwrap(), addr("[::1]:80"));
+    }
+
+    #[cfg(feature = "http")]
+    #[test]
+    fn reads_the_authority_of_uris() {
         let of_uri = |uri: &str| Destination::of_uri(&uri.parse().unwrap()).unwrap();
         assert_eq!(of_uri("http://[::1]/x"), addr("[::1]:80"));
         assert_eq!(of_uri("http://10.0.0.1:8080/x"), addr("10.0.0.1:8080"));
@@ -148,6 +157,11 @@ mod tests {
             let error = Destination::parse(text).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::BadRequest, "{text:?}");
         }
+    }
+
+    #[cfg(feature = "http")]
+    #[test]
+    fn refuses_uris_that_are_no_destination() {
         for uri in ["https://ratings/", "/path", "http://ratings:0/"] {
             assert!(Destination::of_uri(&uri.parse().unwrap()).is_err(), "{uri}");
         }

@@ -12,5 +12,6 @@ mod service;
 pub use body::ObserveBody;
 pub use future::ObserveFuture;
 pub use layer::ObserveLayer;
+#[cfg(feature = "http")]
 pub(crate) use layer::label as peer_labels;
 pub use service::Observe;
