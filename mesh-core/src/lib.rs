@@ -61,6 +61,8 @@
 struct Readme;
 
 mod account;
+#[cfg(feature = "admin")]
+pub mod admin;
 mod builder;
 pub mod config;
 mod context;

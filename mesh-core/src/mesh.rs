@@ -282,6 +282,17 @@ impl MeshInner {
         });
     }
 
+    /// Policies that the workload lists and that are not here yet.
+    #[cfg(feature = "admin")]
+    pub(crate) fn missing_policies(&self) -> Vec<String> {
+        self.missing.borrow().clone()
+    }
+
+    #[cfg(feature = "admin")]
+    pub(crate) fn has_certificate(&self) -> bool {
+        self.certificate.borrow().credentials.is_some()
+    }
+
     /// Waits, at most as long as the settings say, until the policies of this workload are known.
     /// `Err` names what is missing: the connection must be refused.
     pub(crate) async fn policies_known(&self) -> Result<(), String> {

@@ -176,7 +176,7 @@ impl Node {
     /// What sources of configuration refused, with file, line and field where there is one; the last
     /// good versions stay in effect.
     pub fn problems(&self) -> Vec<String> {
-        lock(&self.inner.problems).clone()
+        self.inner.problems()
     }
 
     /// The metrics of all workloads of the node.
@@ -239,6 +239,27 @@ impl NodeInner {
     /// Told after each published snapshot.
     pub(crate) fn published(&self) -> watch::Receiver<u64> {
         self.published.subscribe()
+    }
+
+    /// The workloads of the node, in no order.
+    #[cfg(feature = "admin")]
+    pub(crate) fn meshes(&self) -> Vec<Arc<MeshInner>> {
+        let meshes = lock(&self.meshes);
+        meshes.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The certificates of all identities, in no order.
+    #[cfg(feature = "admin")]
+    pub(crate) fn certificates(&self) -> Vec<(Identity, CertificateState)> {
+        let certificates = lock(&self.certificates);
+        let states = certificates.iter();
+        states
+            .map(|(identity, state)| (identity.clone(), state.borrow().clone()))
+            .collect()
+    }
+
+    pub(crate) fn problems(&self) -> Vec<String> {
+        lock(&self.problems).clone()
     }
 
     /// The certificates of `identity`, fetched from now on if they were not before.

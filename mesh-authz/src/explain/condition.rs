@@ -1,17 +1,11 @@
 use std::fmt;
 
-use http::HeaderName;
-use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
-
 use crate::attributes::{Attribute, Attributes, RequestAttributes};
 use crate::engine::evaluate::{self, Lean, View};
-use crate::policy::{Expr, Matcher};
+use crate::policy::{Expr, Matcher, SECRETS};
 
 /// Longest value of an attribute that is told, in characters.
 const SHOWN: usize = 120;
-
-/// Headers whose values are not told.
-const SECRETS: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 
 /// Whether one condition held, and why.
 #[derive(Debug, Clone)]
@@ -58,7 +52,11 @@ impl Condition {
             }
             Expr::Is(matcher) => Self {
                 outcome: evaluate::is(matcher, attributes, view, lean),
-                text: format!("{matcher} ({})", actual(matcher, attributes, view)),
+                text: format!(
+                    "{} ({})",
+                    matcher.without_secrets(),
+                    actual(matcher, attributes, view)
+                ),
                 parts: Vec::new(),
             },
         }

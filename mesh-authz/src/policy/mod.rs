@@ -8,6 +8,7 @@ pub mod ztunnel;
 use std::fmt;
 use std::sync::Arc;
 
+pub(crate) use rule::SECRETS;
 pub use rule::{Expr, Matcher, Rule};
 pub use trust_domains::TrustDomains;
 

@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use http::HeaderName;
+use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
 use ipnet::IpNet;
 
 use crate::matcher::{PathMatch, StringMatch};
@@ -186,6 +187,30 @@ impl Matcher {
             | Self::Presenter(_)
             | Self::Claim { .. }
             | Self::EnvoyMetadata { .. } => true,
+        }
+    }
+}
+
+/// Headers whose values are credentials.
+pub(crate) const SECRETS: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
+
+impl Matcher {
+    /// Says it as `Display` does, but for the value of a header that carries credentials
+    /// (`authorization`, `cookie`, `proxy-authorization`): for pages and logs.
+    pub fn without_secrets(&self) -> impl fmt::Display + '_ {
+        WithoutSecrets(self)
+    }
+}
+
+struct WithoutSecrets<'a>(&'a Matcher);
+
+impl fmt::Display for WithoutSecrets<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Matcher::Header { name, .. } if SECRETS.contains(name) => {
+                write!(f, "header {name} is a secret")
+            }
+            matcher => fmt::Display::fmt(matcher, f),
         }
     }
 }

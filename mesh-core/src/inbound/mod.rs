@@ -16,4 +16,6 @@ pub use http::{AxumFuture, AxumService};
 pub use http::{HttpLayer, HttpListener, Wrapped};
 pub use listener::MeshListener;
 pub(crate) use listener::PortListener;
+#[cfg(feature = "admin")]
+pub(crate) use registry::Judgement;
 pub(crate) use registry::{Registered, Registry};

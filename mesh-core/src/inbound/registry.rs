@@ -138,6 +138,12 @@ impl Registry {
         cut
     }
 
+    /// The live connections, in no order.
+    #[cfg(feature = "admin")]
+    pub(crate) fn connections(&self) -> Vec<ConnectionContext> {
+        self.entries().map(|entry| entry.context).collect()
+    }
+
     fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         (0..SHARDS).flat_map(|shard| self.shard(shard).values().cloned().collect::<Vec<_>>())
     }

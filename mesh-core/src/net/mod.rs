@@ -8,6 +8,8 @@ mod tcp;
 mod transport;
 
 pub(crate) use cut::{Cut, CutReason};
+#[cfg(feature = "admin")]
+pub(crate) use listener::{Accept, Listener};
 pub use stream::MeshStream;
 pub(crate) use stream::{Account, Io};
 pub use transport::{BoxedIo, Incoming, Transport};

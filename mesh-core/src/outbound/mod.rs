@@ -19,3 +19,5 @@ pub use connector::{Connecting, MeshConnector};
 pub(crate) use dial::PoolKey;
 #[cfg(feature = "http")]
 pub(crate) use http_pool::HttpPool;
+#[cfg(feature = "admin")]
+pub(crate) use target::Destination;

@@ -25,7 +25,7 @@ impl Destination {
     }
 
     /// Reads `host:port`, `ip:port` or `[v6]:port`.
-    pub(super) fn parse(target: &str) -> Result<Self, Error> {
+    pub(crate) fn parse(target: &str) -> Result<Self, Error> {
         let invalid = || {
             Error::new(ErrorKind::BadRequest).with_detail(format!(
                 "target {target:?}: expected host:port, with a port of 1 to 65535"

@@ -1,5 +1,33 @@
 //! Integration tests: one binary, a file for each behaviour.
 
+#[cfg(all(
+    feature = "admin",
+    feature = "file",
+    feature = "dev-ca",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod admin;
+#[cfg(all(
+    feature = "admin",
+    feature = "file",
+    feature = "dev-ca",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod admin_answers;
+#[cfg(all(
+    feature = "admin",
+    feature = "file",
+    feature = "dev-ca",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod admin_dump;
+#[cfg(all(
+    feature = "admin",
+    feature = "file",
+    feature = "dev-ca",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod admin_explain;
 mod handler;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_dev_ca;

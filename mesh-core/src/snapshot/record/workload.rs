@@ -103,6 +103,11 @@ impl MembershipRecord {
         &self.ports
     }
 
+    /// What the service knows of its health; unset, the workload's own counts.
+    pub fn health(&self) -> Option<Health> {
+        self.health
+    }
+
     pub(in crate::snapshot) fn target_port(&self, service_port: u16) -> Option<u16> {
         let (_, target) = self.ports.iter().find(|(port, _)| *port == service_port)?;
         Some(*target)

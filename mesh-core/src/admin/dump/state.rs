@@ -1,0 +1,110 @@
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use crate::ConnectionContext;
+use crate::inbound::Judgement;
+use crate::mesh::MeshInner;
+use crate::snapshot::Snapshot;
+
+/// One workload of this process.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StateDump {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<Connections>,
+    info: Info,
+    /// Not of ztunnel, as the rest.
+    identity: String,
+    /// How the ports that it listens on are judged: `http` by request, `tcp` by connection.
+    listeners: BTreeMap<u16, &'static str>,
+    /// Policies that it lists and that are not here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Connections {
+    inbound: Vec<Inbound>,
+    /// Outbound connections are not tracked: always empty.
+    outbound: [(); 0],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Inbound {
+    src: SocketAddr,
+    original_dst: Option<String>,
+    actual_dst: SocketAddr,
+    protocol: &'static str,
+    /// Not of ztunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    src_identity: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Info {
+    name: String,
+    namespace: String,
+    service_account: String,
+}
+
+impl StateDump {
+    pub(super) fn of(mesh: &MeshInner, snapshot: &Snapshot) -> (String, Self) {
+        let record = mesh.record(snapshot);
+        let missing = mesh.missing_policies();
+        let up = record.is_some() && missing.is_empty() && mesh.has_certificate();
+        let contexts = mesh.registry.connections();
+        let mut inbound: Vec<Inbound> = contexts.iter().map(Inbound::new).collect();
+        inbound.sort_by_key(|connection| (connection.src, connection.actual_dst));
+        let key = record.map_or_else(|| mesh.id.to_string(), |record| record.uid().to_string());
+        let state = Self {
+            state: if up { "Up" } else { "Pending" },
+            connections: (up || !inbound.is_empty()).then_some(Connections {
+                inbound,
+                outbound: [],
+            }),
+            info: Info {
+                name: mesh.id.name().to_owned(),
+                namespace: mesh.id.namespace().to_owned(),
+                service_account: mesh.id.service_account().to_owned(),
+            },
+            identity: mesh.identity.to_string(),
+            listeners: {
+                let ports = mesh.ports();
+                let ports = ports.iter();
+                ports
+                    .map(|(port, it)| (*port, kind(it.judgement)))
+                    .collect()
+            },
+            missing,
+        };
+        (key, state)
+    }
+}
+
+impl Inbound {
+    fn new(context: &ConnectionContext) -> Self {
+        Self {
+            src: context.source(),
+            original_dst: None,
+            actual_dst: context.destination(),
+            protocol: if context.is_mutual_tls() {
+                "HBONE"
+            } else {
+                "TCP"
+            },
+            src_identity: context.identity().map(ToString::to_string),
+        }
+    }
+}
+
+fn kind(judgement: Judgement) -> &'static str {
+    match judgement {
+        Judgement::L4 => "tcp",
+        Judgement::PerRequest => "http",
+    }
+}
