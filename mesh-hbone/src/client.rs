@@ -6,10 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
+use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use crate::authority::Authority;
@@ -56,20 +58,49 @@ pub async fn handshake<IO>(io: IO, config: &Config) -> Result<(Connection, Sende
 where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
-    match timeout(config.handshake_timeout, start(io, config)).await {
-        Ok(result) => result.map_err(Error::retry_safe),
+    let io = SharedIo::new(io);
+    match timeout(config.handshake_timeout, start(io.clone(), config)).await {
+        Ok(Ok(started)) => Ok(started),
+        Ok(Err(error)) => Err(last_words(io, error).await.retry_safe()),
         Err(_) => Err(Error::new(ErrorKind::Timeout, Side::Upstream)
             .with_detail("no HTTP/2 SETTINGS from the peer")
             .retry_safe()),
     }
 }
 
-async fn start<IO>(io: IO, config: &Config) -> Result<(Connection, Sender), Error>
+/// How long what a peer said before it closed may take to be read: it is here already.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why a handshake failed. A server that refuses our certificate sends an alert and closes; if our
+/// next write is faster than our next read, the write fails and the alert is still to be read.
+async fn last_words<IO>(mut io: SharedIo<IO>, error: Error) -> Error
+where
+    IO: DeferredFlush + Unpin,
+{
+    if !matches!(error.kind(), ErrorKind::Io | ErrorKind::Closed) {
+        return error;
+    }
+    let mut ignored = [0; 1024];
+    let read = async {
+        loop {
+            match io.read(&mut ignored).await {
+                Ok(1..) => {}
+                Ok(0) => return None,
+                Err(said) => return Some(Error::from_io(said, Side::Upstream)),
+            }
+        }
+    };
+    match timeout(LAST_WORDS, read).await {
+        Ok(Some(said)) if said.kind() == ErrorKind::Refused => said,
+        _ => error,
+    }
+}
+
+async fn start<IO>(io: SharedIo<IO>, config: &Config) -> Result<(Connection, Sender), Error>
 where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
     let side = Side::Upstream;
-    let io = SharedIo::new(io);
     let (send, mut h2) = builder(config)
         .handshake::<_, Bytes>(io.clone())
         .await
@@ -223,7 +254,7 @@ pub struct Sender {
     live: Arc<AtomicUsize>,
     limit: usize,
     settings: crate::tunnel::Settings,
-    connect_timeout: std::time::Duration,
+    connect_timeout: Duration,
     control: Arc<Control>,
     peer: Option<Peer>,
 }

@@ -43,6 +43,8 @@ pub(super) struct Session<IO> {
     deferred: bool,
     /// A writer waits for the transport, and its waker must not be replaced by a reader's.
     writer_waits: bool,
+    /// The transport takes nothing more. What the peer said before, and why, can still be read.
+    mute: bool,
     closing: bool,
     /// Found while there was still plaintext to hand out.
     failed: Option<rustls::Error>,
@@ -62,6 +64,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             flush_at: options.flush_at,
             deferred: false,
             writer_waits: false,
+            mute: false,
             closing: false,
             failed: None,
         }
@@ -152,7 +155,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 if let Err(error) = self.feed() {
                     self.failed = Some(error);
                     self.last_words(cx);
-                } else if self.queued == 0 && self.tls.wants_write() && !self.writer_waits {
+                } else if self.queued == 0 && self.wants_flush() {
                     // TLS' own answer to what was read, with no application data to carry it.
                     let _ = self.poll_drain(cx)?;
                 }
@@ -169,7 +172,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 Poll::Ready(_) => {}
                 Poll::Pending => {
                     // Who waits for an answer has asked the question.
-                    if self.tls.wants_write() && !self.writer_waits {
+                    if self.wants_flush() {
                         let _ = self.poll_flush_all(cx)?;
                     }
                     return Poll::Pending;
@@ -271,6 +274,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether a reader may write what waits to be written.
+    fn wants_flush(&self) -> bool {
+        self.tls.wants_write() && !self.writer_waits && !self.mute
+    }
+
     fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
@@ -300,7 +308,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 Poll::Ready(Ok(()))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            Err(error) => Poll::Ready(Err(error)),
+            Err(error) => {
+                self.mute = true;
+                Poll::Ready(Err(error))
+            }
         }
     }
 

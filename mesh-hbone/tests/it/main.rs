@@ -3,9 +3,13 @@
 
 mod authority;
 mod copy;
+mod envoy;
+mod envoy_accepts;
+mod envoy_opens;
 mod foreign;
 mod peers;
 mod pool;
+mod require;
 mod tls_admission;
 mod tls_bundle;
 mod tls_handshake;
@@ -16,3 +20,4 @@ mod tunnel_connect;
 mod tunnel_end;
 mod tunnel_flow;
 mod tunnel_liveness;
+mod tunnel_refused;
