@@ -155,7 +155,7 @@ fn builder(config: &Config) -> h2::client::Builder {
         .initial_connection_window_size(config.window_of(streams))
         .max_frame_size(config.max_frame_size)
         .max_header_list_size(config.max_header_list_size)
-        .max_send_buffer_size(config.send_buffer)
+        .max_send_buffer_size(config.whole_send_buffer())
         .max_local_error_reset_streams(Some(config.max_error_resets))
         .max_pending_accept_reset_streams(config.max_pending_resets)
         .data_frame_budget(config.budget_of(streams))

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::tunnel::FULL;
+
 /// Settings of HBONE connections, clients and servers alike.
 ///
 /// The defaults are those of an application that embeds the mesh. A proxy for many workloads sets
@@ -241,9 +243,14 @@ impl Config {
 
     pub(crate) fn tunnel_settings(&self) -> crate::tunnel::Settings {
         crate::tunnel::Settings {
-            send_buffer: self.send_buffer,
+            send_buffer: self.whole_send_buffer(),
             linger: self.linger,
         }
+    }
+
+    /// Whole frames: a remainder would leave as a frame, a TLS record and a write of its own.
+    pub(crate) fn whole_send_buffer(&self) -> usize {
+        self.send_buffer / FULL * FULL
     }
 
     pub(crate) fn window_of(&self, streams: u32) -> u32 {

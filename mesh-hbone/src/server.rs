@@ -55,7 +55,7 @@ where
         .max_frame_size(config.max_frame_size)
         .max_header_list_size(config.max_header_list_size)
         .max_concurrent_streams(streams)
-        .max_send_buffer_size(config.send_buffer)
+        .max_send_buffer_size(config.whole_send_buffer())
         .max_local_error_reset_streams(Some(config.max_error_resets))
         .max_pending_accept_reset_streams(config.max_pending_resets)
         .data_frame_budget(config.budget_of(streams))

@@ -173,7 +173,13 @@ impl Outbox {
         loop {
             let capacity = send.capacity();
             if capacity > waiting {
-                return Poll::Ready(Ok(capacity - waiting));
+                // Ends with a frame if it can: what does not fit is better in the next write.
+                let fits = if capacity < wanted && capacity >= FULL {
+                    capacity / FULL * FULL
+                } else {
+                    capacity
+                };
+                return Poll::Ready(Ok(fits - waiting));
             }
             match ready!(send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}

@@ -189,6 +189,50 @@ async fn full_frames_fill_a_tls_record_and_slices_join() {
     assert_eq!(&sizes[..4], &[16_375, 16_375, 16_375, 60_000 - 3 * 16_375]);
 }
 
+/// A bulk writer leaves no remainders: each would cost a TLS record and a system call.
+#[tokio::test]
+async fn bulk_writes_leave_in_full_frames() {
+    const BLOCK: usize = 64 << 10;
+    const BLOCKS: usize = 64;
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let (told, sizes) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut builder = h2::server::Builder::new();
+        builder
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(1 << 24);
+        let mut connection = builder.handshake::<_, Bytes>(far).await.unwrap();
+        let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+        respond
+            .send_response(http::Response::new(()), false)
+            .unwrap();
+        tokio::spawn(async move { while connection.accept().await.is_some() {} });
+        let (mut recv, mut sizes) = (request.into_body(), Vec::new());
+        while let Some(chunk) = recv.data().await {
+            let chunk = chunk.unwrap();
+            recv.flow_control().release_capacity(chunk.len()).unwrap();
+            sizes.push(chunk.len());
+        }
+        told.send(sizes).unwrap();
+    });
+    let (connection, sender) = mesh_hbone::client::handshake(near, &Config::default())
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let (mut tunnel, _) = sender
+        .connect(crate::peers::request("10.0.0.7:80"))
+        .await
+        .unwrap();
+    for _ in 0..BLOCKS {
+        tunnel.write_all(&[7; BLOCK]).await.unwrap();
+    }
+    tunnel.shutdown().await.unwrap();
+    let sizes = sizes.await.unwrap();
+    assert_eq!(sizes.iter().sum::<usize>(), BLOCK * BLOCKS);
+    let full = sizes.iter().filter(|&&size| size == 16_375).count();
+    assert!(full >= BLOCK * BLOCKS / 16_375 - 4, "{sizes:?}");
+}
+
 #[tokio::test]
 async fn a_read_that_is_dropped_has_lost_nothing() {
     let (mut near, mut far, _sender) = tunnel(Config::default().stream_window(1_000)).await;
