@@ -68,6 +68,8 @@ struct Outbox {
     /// Held by every frame in h2: alone when all have left.
     token: Arc<()>,
     listed: bool,
+    /// The writer had to wait: more is coming, and what is no full frame yet joins it.
+    bulk: bool,
     shut: bool,
     send_buffer: usize,
     linger: Duration,
@@ -103,6 +105,7 @@ impl Tunnel {
                 pending: BytesMut::new(),
                 token: Arc::new(()),
                 listed: false,
+                bulk: false,
                 shut: false,
                 send_buffer: settings.send_buffer,
                 linger: settings.linger,
@@ -142,6 +145,7 @@ impl Tunnel {
         let room = ready!(outbox.poll_room(cx, total, self.side))?;
         coop.made_progress();
         let accepted = room.min(total);
+        outbox.bulk |= accepted < total;
         outbox.write(slices, accepted, self.side)?;
         if !outbox.pending.is_empty() && !outbox.listed {
             outbox.listed = true;
@@ -209,7 +213,7 @@ impl Outbox {
                 }
             }
         }
-        if !self.pending.is_empty() && !self.in_flight() {
+        if !self.pending.is_empty() && !self.bulk && !self.in_flight() {
             self.send(false, side)?;
         }
         Ok(())
@@ -473,6 +477,7 @@ impl Outboxes {
             }
             outbox.listed = false;
             if !outbox.pending.is_empty() {
+                outbox.bulk = false;
                 // The writer learns of a failure from its next call.
                 sent |= outbox.send(false, Side::Us).is_ok();
             }
