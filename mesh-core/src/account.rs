@@ -79,11 +79,15 @@ impl Account for Connection {
             return;
         }
         self.failure = Some(match cut {
-            Some(CutReason::Policy) => {
-                Error::new(ErrorKind::Denied).with_detail("connection closed due to policy change")
+            Some(reason) => {
+                let kind = match reason {
+                    CutReason::Policy => ErrorKind::Denied,
+                    CutReason::Drain => ErrorKind::Draining,
+                    CutReason::Revoked => ErrorKind::TlsHandshake,
+                    CutReason::Expired => ErrorKind::Identity,
+                };
+                Error::new(kind).with_detail(reason.as_str())
             }
-            Some(CutReason::Drain) => Error::new(ErrorKind::Draining)
-                .with_detail("connection closed due to connection drain"),
             // The error stays the caller's; this end keeps what it says.
             None => Error::from(io::Error::new(error.kind(), error.to_string())),
         });

@@ -3,7 +3,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use mesh_hbone::config::Config as HboneConfig;
-use mesh_hbone::tls::Provider;
+use mesh_hbone::tls::{AdmissionLimits, Provider};
+use tokio::sync::Semaphore;
 
 use crate::Error;
 use crate::config::ConfigSource;
@@ -12,6 +13,7 @@ use crate::mesh::{Mesh, WorkloadId};
 use crate::net::Transport;
 use crate::node::{Node, StartConfig};
 use crate::settings::{OutboundPolicy, Settings, WallClock};
+use crate::telemetry::MetricsSettings;
 
 /// Nobody said yet.
 #[derive(Debug)]
@@ -135,7 +137,7 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
-    /// Sets how long a TCP connect may take: 5 s unless set.
+    /// Sets how long a TCP connect may take, and the look-up of a host's addresses: 5 s unless set.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.settings.connect_timeout = timeout;
@@ -196,11 +198,61 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
-    /// Sets how many inbound connections may live at once, per workload: 10 000 unless set. Beyond
-    /// them a tunnel is answered 503 and a plaintext connection is closed.
+    /// Sets how many inbound connections may live at once, per workload: 10 000 unless set (Envoy's
+    /// advice for edges). It bounds the sockets, and it bounds the tunnels and plaintext connections:
+    /// beyond it a socket is closed and a tunnel is answered 503.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
-        self.settings.max_connections = connections;
+        self.settings.max_connections = connections.min(Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// Sets how many inbound sockets may live at once in all workloads of the node: 50 000 unless set.
+    /// One more is closed.
+    #[must_use]
+    pub fn max_node_connections(mut self, connections: usize) -> Self {
+        self.settings.max_node_connections = connections.min(Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// Sets the bounds on TLS handshakes in progress and on connections that have not begun one.
+    #[must_use]
+    pub fn admission(mut self, limits: AdmissionLimits) -> Self {
+        self.settings.admission = limits;
+        self
+    }
+
+    /// Whether live connections end when the certificate expires with which their peer proved itself.
+    /// They do not unless set, as in Istio: the peer has renewed it long before, which only new
+    /// connections can show. Either way no tunnel is opened on such a connection any more, and a workload
+    /// whose own certificate expires without a successor closes all its tunnels.
+    #[must_use]
+    pub fn close_expired(mut self, close: bool) -> Self {
+        self.settings.close_expired = close;
+        self
+    }
+
+    /// Sets how long a client of [`HttpListener::serve`](crate::HttpListener::serve) may take for its
+    /// first byte, and for the head of each HTTP/1.1 request, idle time before it included: 30 s unless
+    /// set, as hyper.
+    #[must_use]
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.header_timeout = timeout;
+        self
+    }
+
+    /// Sets how long [`Mesh::http_client`] keeps a connection that no request uses: 25 s unless set,
+    /// less than servers do, so that a request seldom meets a connection that is being closed.
+    #[must_use]
+    pub fn http_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.http_idle_timeout = timeout;
+        self
+    }
+
+    /// Sets the bounds of the node's metrics.
+    #[must_use]
+    pub fn metrics(mut self, settings: MetricsSettings) -> Self {
+        self.settings.metrics = settings;
         self
     }
 

@@ -78,10 +78,12 @@ mod policies;
 mod random;
 mod ready;
 mod settings;
+mod shutdown;
 pub mod snapshot;
 mod tasks;
 pub mod telemetry;
 pub mod testing;
+mod upkeep;
 
 pub use builder::{Builder, Missing};
 pub use context::ConnectionContext;
@@ -91,7 +93,7 @@ pub use inbound::MeshListener;
 pub use inbound::{AxumFuture, AxumService};
 #[cfg(feature = "http")]
 pub use inbound::{HttpLayer, HttpListener, Wrapped};
-pub use mesh::{Drained, Mesh, WorkloadId};
+pub use mesh::{Mesh, WorkloadId};
 pub use mesh_authz as authz;
 pub use mesh_hbone as hbone;
 pub use mesh_xds as xds;
@@ -102,3 +104,4 @@ pub use outbound::{Connecting, MeshBody, MeshClient, MeshConnector, ResponseFutu
 pub use policies::{Enforced, Policies};
 pub use ready::Readiness;
 pub use settings::OutboundPolicy;
+pub use shutdown::Drained;

@@ -1,22 +1,21 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use mesh_authz::{Identity, PolicySet};
 use mesh_hbone::tls::{Bundle, Credentials};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::builder::{Builder, Missing};
-use crate::inbound::{Acceptor, PortListener, Registry};
+use crate::inbound::{Acceptor, Places, PortListener, Registry};
 use crate::layers::TokenLocations;
-use crate::net::CutReason;
-use crate::node::{Certificate, Node};
+use crate::node::{Certificate, Node, supervised};
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
 use crate::policies::{Enforced, Policies};
 use crate::ready::Readiness;
+use crate::shutdown::Phase;
 use crate::snapshot::{PolicyView, Snapshot, WorkloadRecord};
 use crate::tasks::Tasks;
 use crate::{Error, ErrorKind};
@@ -43,7 +42,13 @@ pub(crate) struct MeshInner {
     pub(crate) registry: Arc<Registry>,
     pub(crate) ports: Mutex<HashMap<u16, PortListener>>,
     pub(crate) acceptor: tokio::sync::Mutex<Option<Acceptor>>,
-    pub(crate) draining: watch::Sender<bool>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Room for inbound sockets.
+    pub(crate) places: Places,
+    /// Listeners that were dropped, by port, until their sockets are closed.
+    leaving: Mutex<HashMap<u16, watch::Receiver<()>>>,
+    /// Says to the node that the identity's certificates are still wanted.
+    _wanted: Arc<()>,
     /// Ends with the workload: acceptors and the connections they serve.
     pub(crate) tasks: Tasks,
     /// Connections of the HTTP client.
@@ -154,56 +159,6 @@ impl Mesh {
     pub fn readiness(&self) -> Readiness {
         self.inner.node.readiness()
     }
-
-    /// Resolves when a drain begins: what axum's and tonic's graceful shutdown want.
-    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
-        drain_begins(&self.inner)
-    }
-
-    /// Drains: stops accepting, tells peers to open no more tunnels, waits for live connections to
-    /// end, and cuts what is left at the deadline. Also begins the drain for [`draining`](Self::draining).
-    ///
-    /// Says what was cut. Calling it again waits for the same drain.
-    ///
-    /// # Cancel safety
-    ///
-    /// The drain has begun as soon as this was polled and goes on when the future is dropped, but
-    /// then nothing is cut at the deadline.
-    pub async fn shutdown(&self, deadline: Duration) -> Drained {
-        self.inner.draining.send_replace(true);
-        let live = self.inner.registry.live();
-        let waited = timeout_at(Instant::now() + deadline, self.inner.registry.emptied()).await;
-        let cut = match waited {
-            Ok(()) => 0,
-            Err(_) => self.inner.registry.cut_all(CutReason::Drain),
-        };
-        if cut > 0 {
-            tracing::warn!(target: "mesh::node", cut, "drain duration expired with pending connections, forcefully shutting down");
-        }
-        Drained {
-            finished: live.saturating_sub(cut),
-            cut,
-        }
-    }
-}
-
-/// What a drain came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drained {
-    finished: usize,
-    cut: usize,
-}
-
-impl Drained {
-    /// How many inbound connections ended by themselves.
-    pub fn finished(&self) -> usize {
-        self.finished
-    }
-
-    /// How many were cut at the deadline.
-    pub fn cut(&self) -> usize {
-        self.cut
-    }
 }
 
 impl MeshInner {
@@ -211,12 +166,17 @@ impl MeshInner {
         node: Node,
         id: WorkloadId,
         identity: Identity,
-        certificate: Certificate,
+        (certificate, wanted): (Certificate, Arc<()>),
     ) -> Arc<Self> {
         let tasks = Tasks::new(node.inner.tasks.runtime().clone());
-        let limit = node.inner.settings.max_connections;
+        let settings = &node.inner.settings;
+        let limit = settings.max_connections;
+        let places = Places::new(limit, &node.inner.sockets);
         #[cfg(feature = "http")]
-        let idle = node.inner.settings.idle_connections_per_endpoint;
+        let http = HttpPool::new(
+            settings.idle_connections_per_endpoint,
+            settings.http_idle_timeout,
+        );
         Arc::new(Self {
             node,
             id,
@@ -228,10 +188,13 @@ impl MeshInner {
             registry: Arc::new(Registry::new(limit)),
             ports: Mutex::default(),
             acceptor: tokio::sync::Mutex::new(None),
-            draining: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Serving),
+            places,
+            leaving: Mutex::default(),
+            _wanted: wanted,
             tasks,
             #[cfg(feature = "http")]
-            http: HttpPool::new(idle),
+            http,
             passthrough: Mutex::default(),
         })
     }
@@ -294,17 +257,46 @@ impl MeshInner {
     }
 
     /// Waits, at most as long as the settings say, until the policies of this workload are known.
-    /// `Err` names what is missing: the connection must be refused.
-    pub(crate) async fn policies_known(&self) -> Result<(), String> {
-        if self.missing.borrow().is_empty() {
-            return Ok(());
-        }
+    /// `Err` names what is missing: the connection must be refused. The future holds no handle.
+    pub(crate) fn policies_known(&self) -> impl Future<Output = Result<(), String>> + Send + use<> {
         let mut missing = self.missing.subscribe();
-        let deadline = Instant::now() + self.settings().policy_wait;
-        match timeout_at(deadline, missing.wait_for(Vec::is_empty)).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(self.missing.borrow().join(", ")),
+        let wait = self.settings().policy_wait;
+        async move {
+            if missing.borrow().is_empty() {
+                return Ok(());
+            }
+            let waits = async { missing.wait_for(Vec::is_empty).await.is_ok() };
+            match timeout(wait, waits).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err("the workload is gone".to_owned()),
+                Err(_) => Err(missing.borrow().join(", ")),
+            }
         }
+    }
+
+    /// The certificate for the next handshake.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or it has expired.
+    pub(crate) fn credentials(&self) -> Result<Credentials, Error> {
+        match &self.certificate.borrow().credentials {
+            Some(credentials) => self.valid(credentials.clone()),
+            None => Err(Error::new(ErrorKind::NotReady).with_detail("no certificate yet")),
+        }
+    }
+
+    /// Peers would refuse it, but they should not have to.
+    fn valid(&self, credentials: Credentials) -> Result<Credentials, Error> {
+        if credentials.current().not_after() >= self.settings().wall_clock.now() {
+            return Ok(credentials);
+        }
+        let error = self.certificate.borrow().error.clone();
+        let why = error.as_deref().unwrap_or("it was not renewed");
+        Err(Error::new(ErrorKind::Identity).with_detail(format!(
+            "the certificate of {} has expired: {why}",
+            self.identity
+        )))
     }
 
     /// Waits for the first configuration and certificate.
@@ -323,7 +315,7 @@ impl MeshInner {
             }
         };
         match timeout_at(deadline, waits).await {
-            Ok(Some(credentials)) => Ok(credentials),
+            Ok(Some(credentials)) => self.valid(credentials),
             Ok(None) | Err(_) => {
                 Err(Error::new(ErrorKind::NotReady).with_detail(self.node.readiness().to_string()))
             }
@@ -362,6 +354,33 @@ impl MeshInner {
         hosts.len() < PASSTHROUGH_HOSTS && !hosts.contains(host) && hosts.insert(host.to_owned())
     }
 
+    pub(crate) fn leaving(&self) -> MutexGuard<'_, HashMap<u16, watch::Receiver<()>>> {
+        lock(&self.leaving)
+    }
+
+    /// Runs a task that serves until the workload ends; its panic turns readiness off.
+    pub(crate) fn supervise(
+        &self,
+        what: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let node = Arc::downgrade(&self.node.inner);
+        let task = async move {
+            task.await;
+            Ok(())
+        };
+        self.tasks.spawn(supervised(node, what, task));
+    }
+
+    /// Waits until a dropped listener's sockets on this port are closed.
+    pub(crate) async fn left(&self, port: u16) {
+        let leaving = self.leaving().remove(&port);
+        if let Some(mut leaving) = leaving {
+            // It says nothing; it ends with its last sender.
+            while leaving.changed().await.is_ok() {}
+        }
+    }
+
     pub(crate) fn ports(&self) -> MutexGuard<'_, HashMap<u16, PortListener>> {
         lock(&self.ports)
     }
@@ -389,14 +408,6 @@ fn no_record(id: &WorkloadId, near: &[Arc<str>]) -> Error {
         format!("near it: {}", near.join(", "))
     };
     Error::new(ErrorKind::NoRecord).with_detail(format!("{id}; {near}"))
-}
-
-/// Resolves when the workload begins to drain, or is gone.
-pub(crate) fn drain_begins(mesh: &MeshInner) -> impl Future<Output = ()> + Send + Sync + use<> {
-    let mut draining = mesh.draining.subscribe();
-    async move {
-        let _ = draining.wait_for(|draining| *draining).await;
-    }
 }
 
 impl fmt::Display for WorkloadId {

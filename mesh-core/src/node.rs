@@ -11,7 +11,7 @@ use mesh_hbone::pool::Pool;
 use mesh_hbone::tls::{self, Credentials, Provider};
 use mesh_xds::model::{Batch, Verdict};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::builder::{Builder, Missing};
 use crate::config::{ConfigLink, ConfigSource};
@@ -66,13 +66,19 @@ pub(crate) struct NodeInner {
     meshes: Mutex<Vec<Weak<MeshInner>>>,
     problems: Mutex<Vec<String>>,
     certificates: Mutex<HashMap<Identity, Certificate>>,
+    /// Whether some workload still has the identity.
+    wanted: Mutex<HashMap<Identity, Weak<()>>>,
     vouches: Box<dyn CertificateSource>,
     pub(crate) admission: tls::Admission,
+    /// Room for inbound sockets.
+    pub(crate) sockets: Arc<Semaphore>,
     pub(crate) pool: Pool<PoolKey>,
     pub(crate) metrics: Metrics,
     pub(crate) gate: Gate,
     pub(crate) random: Random,
     pub(crate) tasks: Tasks,
+    /// Wakes who looks after certificates: there is one that may expire sooner.
+    pub(crate) sooner: Arc<Notify>,
 }
 
 /// The certificates of one identity as they come; `None` until the first.
@@ -124,17 +130,25 @@ impl Node {
             meshes: Mutex::default(),
             problems: Mutex::default(),
             certificates: Mutex::default(),
+            wanted: Mutex::default(),
             vouches: Box::new(vouches),
-            admission: tls::Admission::default(),
+            admission: tls::Admission::new(settings.admission.clone()),
+            sockets: Arc::new(Semaphore::new(settings.max_node_connections)),
             pool: Pool::new(settings.hbone.clone()),
-            metrics: Metrics::new(),
+            metrics: Metrics::with_settings(settings.metrics.clone()),
             gate: Gate::new(),
             random: Random::new(settings.rng_seed),
             tasks: Tasks::new(runtime),
+            sooner: Arc::default(),
             settings,
         });
         let link = ConfigLink::new(Arc::downgrade(&inner));
         inner.supervise("configuration source", (config.0)(link));
+        let upkeep = crate::upkeep::run(Arc::downgrade(&inner));
+        inner.supervise("upkeep", async {
+            upkeep.await;
+            Ok(())
+        });
         Ok(Self { inner })
     }
 
@@ -242,7 +256,7 @@ impl NodeInner {
     }
 
     /// The workloads of the node, in no order.
-    #[cfg(feature = "admin")]
+    #[cfg(feature = "http")]
     pub(crate) fn meshes(&self) -> Vec<Arc<MeshInner>> {
         let meshes = lock(&self.meshes);
         meshes.iter().filter_map(Weak::upgrade).collect()
@@ -262,16 +276,21 @@ impl NodeInner {
         lock(&self.problems).clone()
     }
 
-    /// The certificates of `identity`, fetched from now on if they were not before.
-    fn certificate(self: &Arc<Self>, identity: &Identity) -> Certificate {
+    /// The certificates of `identity`, fetched from now on if they were not before, and for as long as
+    /// somebody holds the second value.
+    fn certificate(self: &Arc<Self>, identity: &Identity) -> (Certificate, Arc<()>) {
+        let mut wanted = lock(&self.wanted);
+        let want = wanted.get(identity).and_then(Weak::upgrade);
+        let want = want.unwrap_or_default();
+        wanted.insert(identity.clone(), Arc::downgrade(&want));
         let mut certificates = lock(&self.certificates);
         if let Some(certificate) = certificates.get(identity) {
-            return certificate.clone();
+            return (certificate.clone(), want);
         }
         let (sender, receiver) = watch::channel(CertificateState::default());
         certificates.insert(identity.clone(), receiver.clone());
-        drop(certificates);
-        let name = format!("certificate of {identity}");
+        drop((certificates, wanted));
+        let name = certificate_name(identity);
         self.gate.pend(&name, "no certificate yet");
         let bundles = self.vouches.watch(identity.clone());
         let node = Arc::downgrade(self);
@@ -279,7 +298,32 @@ impl NodeInner {
             "certificate source",
             keep_certificate(node, name, bundles, sender),
         );
-        receiver
+        (receiver, want)
+    }
+
+    /// The credentials of every identity that has some.
+    pub(crate) fn credentials(&self) -> HashMap<Identity, Credentials> {
+        let certificates = lock(&self.certificates);
+        certificates
+            .iter()
+            .filter_map(|(identity, state)| {
+                Some((identity.clone(), state.borrow().credentials.clone()?))
+            })
+            .collect()
+    }
+
+    /// Lets go of the certificates that no workload of the node has any more.
+    pub(crate) fn forget_unwanted(&self) {
+        let mut wanted = lock(&self.wanted);
+        let mut certificates = lock(&self.certificates);
+        wanted.retain(|identity, want| {
+            let keep = want.strong_count() > 0;
+            if !keep {
+                certificates.remove(identity);
+                self.gate.done(&certificate_name(identity));
+            }
+            keep
+        });
     }
 
     /// Runs a source; its failure turns readiness off with its reason.
@@ -289,18 +333,30 @@ impl NodeInner {
         task: impl Future<Output = Result<(), Error>> + Send + 'static,
     ) {
         let node = Arc::downgrade(self);
-        self.tasks.spawn(async move {
-            let reason = match AssertUnwindSafe(task).catch_unwind().await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => report(&error),
-                Err(_) => "it panicked".to_owned(),
-            };
-            tracing::error!(target: "mesh::node", source = what, %reason, "a source has ended; the last state stays");
-            if let Some(node) = node.upgrade() {
-                node.gate.pend(what, reason);
-            }
-        });
+        self.tasks.spawn(supervised(node, what, task));
     }
+}
+
+/// Runs a task whose failure turns readiness off with its reason.
+pub(crate) async fn supervised(
+    node: Weak<NodeInner>,
+    what: &'static str,
+    task: impl Future<Output = Result<(), Error>> + Send,
+) {
+    let reason = match AssertUnwindSafe(task).catch_unwind().await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => report(&error),
+        Err(_) => "it panicked".to_owned(),
+    };
+    tracing::error!(target: "mesh::node", task = what, %reason, "a task has ended; the last state stays");
+    if let Some(node) = node.upgrade() {
+        node.gate.pend(what, reason);
+    }
+}
+
+/// What readiness calls it.
+pub(crate) fn certificate_name(identity: &Identity) -> String {
+    format!("certificate of {identity}")
 }
 
 async fn keep_certificate(
@@ -309,7 +365,15 @@ async fn keep_certificate(
     mut bundles: crate::identity::CertificateStream,
     sender: watch::Sender<CertificateState>,
 ) -> Result<(), Error> {
-    while let Some(next) = bundles.next().await {
+    loop {
+        let next = tokio::select! {
+            next = bundles.next() => next,
+            // Nobody wants them any more.
+            () = sender.closed() => None,
+        };
+        let Some(next) = next else {
+            return Ok(());
+        };
         let Some(node) = node.upgrade() else {
             return Ok(());
         };
@@ -330,6 +394,9 @@ async fn keep_certificate(
                     credentials: Some(credentials),
                     error: None,
                 });
+                // Its CRLs may speak of peers that are connected, and it may expire before others.
+                node.revoke_tunnels();
+                node.sooner.notify_one();
             }
             Err(reason) => {
                 tracing::warn!(target: "mesh::identity", %name, %reason, "no new certificate; a good one is kept until it expires");
@@ -340,7 +407,6 @@ async fn keep_certificate(
             }
         }
     }
-    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -3,8 +3,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mesh_hbone::config::Config as HboneConfig;
+use mesh_hbone::tls::AdmissionLimits;
 
 use crate::net::Transport;
+use crate::telemetry::MetricsSettings;
 
 /// What happens to a connection to a host that the mesh does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,6 +35,12 @@ pub(crate) struct Settings {
     pub(crate) forward_unlistened: bool,
     pub(crate) listener_queue: usize,
     pub(crate) max_connections: usize,
+    pub(crate) max_node_connections: usize,
+    pub(crate) admission: AdmissionLimits,
+    pub(crate) close_expired: bool,
+    pub(crate) header_timeout: Duration,
+    pub(crate) http_idle_timeout: Duration,
+    pub(crate) metrics: MetricsSettings,
     pub(crate) idle_connections_per_endpoint: usize,
     pub(crate) network: String,
     pub(crate) cluster_domain: String,
@@ -62,6 +70,13 @@ impl Default for Settings {
             forward_unlistened: false,
             listener_queue: 1024,
             max_connections: 10_000,
+            max_node_connections: 50_000,
+            admission: AdmissionLimits::default(),
+            close_expired: false,
+            header_timeout: Duration::from_secs(30),
+            // Less than servers wait for a next request: ours 30 s, most others 60 s and more.
+            http_idle_timeout: Duration::from_secs(25),
+            metrics: MetricsSettings::default(),
             idle_connections_per_endpoint: 64,
             network: String::new(),
             cluster_domain: "cluster.local".to_owned(),

@@ -2,16 +2,26 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use http::StatusCode;
+use mesh_authz::Identity;
 use mesh_hbone::authority::Authority;
+use mesh_hbone::config::Config;
 use mesh_hbone::server::{self, Incoming};
-use mesh_hbone::tls;
+use mesh_hbone::tls::{self, Credentials};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::account;
-use super::registry::Judgement;
+use super::places::Place;
+use super::registry::{Judgement, Registered};
+use super::validity::{Outcome, Validity};
 use crate::mesh::MeshInner;
-use crate::net::{BoxedIo, Io, MeshStream};
+use crate::net::{BoxedIo, CutReason, Io, MeshStream};
+use crate::settings::WallClock;
+use crate::shutdown::{Phase, reaches};
 use crate::snapshot::{self, InboundRefusal, WorkloadRecord};
 use crate::{ConnectionContext, Error, ErrorKind};
 
@@ -38,10 +48,12 @@ impl Acceptor {
             local.push(socket.local_addr());
             sockets.push(socket);
         }
+        let admission = mesh.node.inner.admission.listener();
         for mut socket in sockets {
             let weak = Arc::downgrade(mesh);
-            let draining = crate::mesh::drain_begins(mesh);
-            mesh.tasks.spawn(async move {
+            let draining = crate::shutdown::drain_begins(mesh);
+            let admission = admission.clone();
+            mesh.supervise("HBONE acceptor", async move {
                 tokio::pin!(draining);
                 loop {
                     let (io, source) = tokio::select! {
@@ -50,8 +62,10 @@ impl Acceptor {
                     };
                     let local = socket.local_addr();
                     let Some(mesh) = weak.upgrade() else { return };
-                    mesh.tasks
-                        .spawn(serve(Weak::clone(&weak), io, source, local));
+                    match Session::new(&mesh, source, local, &admission) {
+                        Ok(session) => mesh.tasks.spawn(session.serve(io)),
+                        Err(error) => account::early_refused(source, local, &error),
+                    }
                 }
             });
         }
@@ -63,69 +77,144 @@ impl Acceptor {
     }
 }
 
-/// Serves one TLS connection for as long as it lives, holding no handle of the mesh meanwhile.
-async fn serve(weak: Weak<MeshInner>, io: BoxedIo, source: SocketAddr, local: SocketAddr) {
-    let Some(mesh) = weak.upgrade() else { return };
-    let node = mesh.node.inner.clone();
-    let draining = crate::mesh::drain_begins(&mesh);
-    let handshake = async {
-        let credentials = mesh.ready().await?;
-        tls::accept_with(io, source.ip(), &credentials, &node.admission)
-            .await
-            .map_err(Error::from)
-    };
-    let stream = match handshake.await {
-        Ok(stream) => stream,
-        Err(error) => {
-            account::early_refused(source, local, &error);
-            return;
-        }
-    };
-    let peer = stream.peer().identity().clone();
-    let mut connection = server::handshake(stream, &node.settings.hbone);
-    drop((mesh, node));
-    tokio::pin!(draining);
-    let mut drained = false;
-    loop {
-        let incoming = tokio::select! {
-            incoming = connection.accept() => incoming,
-            () = &mut draining, if !drained => {
-                drained = true;
-                connection.graceful_shutdown();
-                continue;
-            }
-        };
-        match incoming {
-            Some(Ok(incoming)) => {
-                let Some(mesh) = weak.upgrade() else { return };
-                let context = TunnelPeer {
-                    source,
-                    local,
-                    identity: peer.clone(),
-                };
-                let weak = Weak::clone(&weak);
-                mesh.tasks.spawn(async move {
-                    let Some(mesh) = weak.upgrade() else { return };
-                    tunnel(mesh, incoming, context).await;
-                });
-            }
-            Some(Err(error)) => {
-                tracing::debug!(target: "mesh::inbound", %source, peer = %peer, %error, "tunnel connection failed");
-                return;
-            }
-            None => return,
+/// One TLS connection, from its socket to its end. Holds no handle of the mesh: an idle peer must not
+/// keep it alive.
+struct Session {
+    mesh: Weak<MeshInner>,
+    source: SocketAddr,
+    local: SocketAddr,
+    credentials: Credentials,
+    admission: tls::Admission,
+    hbone: Config,
+    phase: watch::Receiver<Phase>,
+    clock: WallClock,
+    close_expired: bool,
+    _place: Place,
+}
+
+/// So long the ends of tunnels that were cut have to reach the peer before the connection is closed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl Session {
+    fn new(
+        mesh: &Arc<MeshInner>,
+        source: SocketAddr,
+        local: SocketAddr,
+        admission: &tls::Admission,
+    ) -> Result<Self, Error> {
+        let place = mesh.places.take().ok_or_else(too_many)?;
+        let settings = mesh.settings();
+        Ok(Self {
+            mesh: Arc::downgrade(mesh),
+            source,
+            local,
+            credentials: mesh.credentials()?,
+            admission: admission.clone(),
+            hbone: settings.hbone.clone(),
+            phase: mesh.phase.subscribe(),
+            clock: settings.wall_clock.clone(),
+            close_expired: settings.close_expired,
+            _place: place,
+        })
+    }
+
+    async fn serve(self, io: BoxedIo) {
+        let handshake =
+            tls::accept_with(io, self.source.ip(), &self.credentials, &self.admission).await;
+        match handshake {
+            Ok(stream) => self.tunnels(stream).await,
+            Err(error) => account::early_refused(self.source, self.local, &error.into()),
         }
     }
+
+    async fn tunnels(self, stream: tls::TlsStream<BoxedIo>) {
+        let mut validity = Validity::new(
+            stream.peer().clone(),
+            self.credentials.clone(),
+            self.clock.clone(),
+            self.close_expired,
+        );
+        let mut connection = server::handshake(stream, &self.hbone);
+        let draining = reaches(self.phase.clone(), Phase::Draining);
+        let over = reaches(self.phase.clone(), Phase::Over);
+        tokio::pin!(draining, over);
+        let mut leaving = false;
+        loop {
+            let incoming = tokio::select! {
+                incoming = connection.accept() => incoming,
+                () = &mut draining, if !leaving => {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                    continue;
+                }
+                () = &mut over => return last_words(connection).await,
+                outcome = validity.ends() => match outcome {
+                    Outcome::Retire if leaving => continue,
+                    Outcome::Retire => {
+                        leaving = true;
+                        connection.graceful_shutdown();
+                        continue;
+                    }
+                    Outcome::Close(reason) => {
+                        self.cut(validity.peer(), reason);
+                        return last_words(connection).await;
+                    }
+                },
+            };
+            match incoming {
+                Some(Ok(incoming)) => self.take(incoming, validity.peer().identity().clone()),
+                Some(Err(error)) => {
+                    tracing::debug!(target: "mesh::inbound", source = %self.source, peer = %validity.peer().identity(), %error, "tunnel connection failed");
+                    return;
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn take(&self, incoming: Incoming, identity: Identity) {
+        let Some(mesh) = self.mesh.upgrade() else {
+            return;
+        };
+        let peer = TunnelPeer {
+            source: self.source,
+            local: self.local,
+            identity,
+        };
+        mesh.tasks
+            .spawn(tunnel(Weak::clone(&self.mesh), incoming, peer));
+    }
+
+    fn cut(&self, peer: &tls::Peer, reason: CutReason) {
+        let Some(mesh) = self.mesh.upgrade() else {
+            return;
+        };
+        let tunnels = mesh.registry.cut_tunnels_of(self.source, reason);
+        tracing::info!(target: "mesh::inbound", source = %self.source, peer = %peer.identity(), tunnels, "{}", reason.as_str());
+    }
+}
+
+/// Lets the resets of cut tunnels out; those that nobody polls end with the connection.
+async fn last_words(mut connection: server::Connection<tls::TlsStream<BoxedIo>>) {
+    connection.graceful_shutdown();
+    let ends = async { while let Some(Ok(_refused)) = connection.accept().await {} };
+    let _ = timeout(LAST_WORDS, ends).await;
 }
 
 struct TunnelPeer {
     source: SocketAddr,
     local: SocketAddr,
-    identity: mesh_authz::Identity,
+    identity: Identity,
 }
 
 /// Takes one CONNECT from its authority to the listener's queue, or refuses it with a status.
-async fn tunnel(mesh: Arc<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
+async fn tunnel(weak: Weak<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
+    let known = match weak.upgrade() {
+        Some(mesh) => mesh.policies_known(),
+        None => return,
+    };
+    let known = known.await;
+    let Some(mesh) = weak.upgrade() else { return };
     let destination = match destination(&mesh, incoming.authority(), peer.local.ip()) {
         Ok(destination) => destination,
         Err((status, error)) => {
@@ -140,7 +229,7 @@ async fn tunnel(mesh: Arc<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
         account::refused(&mesh, &context, &labels, error);
         incoming.refuse(status_of(error));
     };
-    if let Err(missing) = mesh.policies_known().await {
+    if let Err(missing) = known {
         return refuse(incoming, &unknown_policies(&missing));
     }
     let listener = {
@@ -149,26 +238,31 @@ async fn tunnel(mesh: Arc<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
             .get(&destination.port())
             .map(|port| (port.queue.clone(), port.judgement))
     };
-    let Some((queue, judgement)) = listener else {
-        if mesh.settings().forward_unlistened {
-            return forward(mesh, incoming, context, labels).await;
-        }
-        let error = Error::new(ErrorKind::ConnectFailed)
-            .with_detail(format!("nothing listens on port {}", destination.port()));
-        return refuse(incoming, &error);
-    };
-    let Ok(slot) = queue.try_reserve() else {
-        let error = Error::new(ErrorKind::Overloaded).with_detail("the listener's queue is full");
-        return refuse(incoming, &error);
-    };
-    // Entered before judged: see Registry::enter.
+    let judgement = listener
+        .as_ref()
+        .map_or(Judgement::L4, |(_, judgement)| *judgement);
+    // Entered before judged: see Registry::enter. Judged before anything else is told of the port.
     let Some(registered) = mesh.registry.enter(context.clone(), judgement) else {
-        let error = Error::new(ErrorKind::Overloaded).with_detail("too many connections");
-        return refuse(incoming, &error);
+        return refuse(incoming, &too_many());
     };
     if let Err(error) = judge(&mesh, &context, judgement) {
         return refuse(incoming, &error);
     }
+    let slot = match &listener {
+        Some((queue, _)) => queue.try_reserve(),
+        None if mesh.settings().forward_unlistened => {
+            drop(listener);
+            return forward(mesh, incoming, context, labels, registered).await;
+        }
+        None => return refuse(incoming, &nothing_listens(destination.port())),
+    };
+    let slot = match slot {
+        Ok(slot) => slot,
+        Err(TrySendError::Full(())) => return refuse(incoming, &queue_full()),
+        Err(TrySendError::Closed(())) => {
+            return refuse(incoming, &nothing_listens(destination.port()));
+        }
+    };
     let baggage = account::own_baggage(&mesh);
     match incoming.accept(baggage) {
         Ok(tunnel) => {
@@ -188,21 +282,15 @@ async fn forward(
     incoming: Incoming,
     context: ConnectionContext,
     labels: crate::telemetry::Labels,
+    registered: Registered,
 ) {
-    let refuse = |incoming: Incoming, error: &Error| {
-        account::refused(&mesh, &context, &labels, error);
-        incoming.refuse(status_of(error));
-    };
-    let Some(registered) = mesh.registry.enter(context.clone(), Judgement::L4) else {
-        let error = Error::new(ErrorKind::Overloaded).with_detail("too many connections");
-        return refuse(incoming, &error);
-    };
-    if let Err(error) = judge(&mesh, &context, Judgement::L4) {
-        return refuse(incoming, &error);
-    }
     let mut local = match mesh.node.inner.dial(context.destination()).await {
         Ok(local) => local,
-        Err(error) => return refuse(incoming, &error),
+        Err(error) => {
+            account::refused(&mesh, &context, &labels, &error);
+            incoming.refuse(status_of(&error));
+            return;
+        }
     };
     let Ok(tunnel) = incoming.accept(account::own_baggage(&mesh)) else {
         return;
@@ -231,6 +319,18 @@ pub(super) fn judge(
     } else {
         Err(Error::new(ErrorKind::Denied).with_detail(decision.to_string()))
     }
+}
+
+pub(super) fn too_many() -> Error {
+    Error::new(ErrorKind::Overloaded).with_detail("too many connections")
+}
+
+pub(super) fn queue_full() -> Error {
+    Error::new(ErrorKind::Overloaded).with_detail("the listener's queue is full")
+}
+
+pub(super) fn nothing_listens(port: u16) -> Error {
+    Error::new(ErrorKind::ConnectFailed).with_detail(format!("nothing listens on port {port}"))
 }
 
 pub(super) fn unknown_policies(missing: &str) -> Error {
@@ -267,7 +367,7 @@ fn destination(
 
 /// Where the workload is, for policies: the address that the tunnel came to, or the one of its record
 /// where `bind` put the listeners elsewhere.
-fn own_address(mesh: &MeshInner, record: &WorkloadRecord, local: IpAddr) -> IpAddr {
+pub(super) fn own_address(mesh: &MeshInner, record: &WorkloadRecord, local: IpAddr) -> IpAddr {
     let addresses = record.addresses();
     match addresses.first() {
         Some(&first) if mesh.settings().bind.is_some() && !addresses.contains(&local) => first,

@@ -11,6 +11,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::listener::MeshListener;
+use super::prompt::Prompt;
 use super::registry::Judgement;
 use crate::error::BoxError;
 use crate::layers::{Inbound, InboundLayer, ObserveLayer};
@@ -224,7 +225,11 @@ impl HttpListener {
         } = self;
         let mut server = auto::Builder::new(TokioExecutor::new());
         // Without a timer hyper keeps a connection that never finishes its headers for good.
-        server.http1().timer(TokioTimer::new());
+        let limit = listener.header_timeout();
+        server
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limit);
         server.http2().timer(TokioTimer::new());
         let graceful = hyper_util::server::graceful::GracefulShutdown::new();
         let mut connections = tokio::task::JoinSet::new();
@@ -232,7 +237,7 @@ impl HttpListener {
             let layer = layer.for_connection(stream.context().clone());
             let service = TowerToHyperService::new(layer.layer(service.clone()));
             let connection = server
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(Prompt::new(stream, limit)), service)
                 .into_owned();
             let watched = graceful.watch(connection);
             connections.spawn(async move {
@@ -242,6 +247,8 @@ impl HttpListener {
             });
             while connections.try_join_next().is_some() {}
         }
+        // What comes now is answered 503 rather than queued for nobody.
+        drop(listener);
         graceful.shutdown().await;
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::acceptor::Acceptor;
 use super::plaintext;
@@ -31,6 +31,8 @@ pub struct MeshListener {
     port: u16,
     local: SocketAddr,
     queue: mpsc::Receiver<MeshStream>,
+    /// Ends when the port's sockets are closed.
+    closed: watch::Receiver<()>,
     draining: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
 }
 
@@ -52,11 +54,20 @@ impl MeshListener {
         if let Poll::Ready(Some(stream)) = self.queue.poll_recv(cx) {
             return Poll::Ready(Ok(stream));
         }
-        if self.draining.as_mut().poll(cx).is_ready() {
-            self.draining = Box::pin(std::future::ready(()));
-            return Poll::Ready(Err(Error::new(ErrorKind::Draining)));
+        if self.draining.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
         }
-        Poll::Pending
+        self.draining = Box::pin(std::future::ready(()));
+        // What comes from now on is told so; what was admitted before is still given out.
+        self.queue.close();
+        self.queue
+            .poll_recv(cx)
+            .map(|last| last.ok_or_else(|| Error::new(ErrorKind::Draining)))
+    }
+
+    #[cfg(feature = "http")]
+    pub(super) fn header_timeout(&self) -> std::time::Duration {
+        self.mesh.settings().header_timeout
     }
 
     /// The address that plaintext connections come to; tunnels come to the workload's HBONE port.
@@ -68,6 +79,9 @@ impl MeshListener {
 impl Drop for MeshListener {
     fn drop(&mut self) {
         self.mesh.ports().remove(&self.port);
+        let mut leaving = self.mesh.leaving();
+        leaving.retain(|_, closed| closed.has_changed().is_ok());
+        leaving.insert(self.port, self.closed.clone());
     }
 }
 
@@ -157,6 +171,7 @@ impl Mesh {
                 *acceptor = Some(Acceptor::bind(mesh, &addresses, hbone_port).await?);
             }
         }
+        mesh.left(port).await;
         let sockets = plaintext::bind(mesh, &addresses, port).await?;
         let local = sockets.local_addr();
         let port = local.port();
@@ -175,13 +190,14 @@ impl Mesh {
                 },
             );
         }
-        sockets.serve(mesh, &queue, judgement);
+        let closed = sockets.serve(mesh, &queue, judgement);
         Ok(MeshListener {
             mesh: Arc::clone(mesh),
             port,
             local,
             queue: receiver,
-            draining: Box::pin(crate::mesh::drain_begins(mesh)),
+            closed,
+            draining: Box::pin(crate::shutdown::drain_begins(mesh)),
         })
     }
 }

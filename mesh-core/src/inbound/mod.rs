@@ -5,8 +5,12 @@ mod account;
 #[cfg(feature = "http")]
 mod http;
 mod listener;
+mod places;
 mod plaintext;
+#[cfg(feature = "http")]
+mod prompt;
 mod registry;
+mod validity;
 
 pub(crate) use acceptor::Acceptor;
 pub(crate) use account::baggage;
@@ -16,6 +20,8 @@ pub use http::{AxumFuture, AxumService};
 pub use http::{HttpLayer, HttpListener, Wrapped};
 pub use listener::MeshListener;
 pub(crate) use listener::PortListener;
+pub(crate) use places::Places;
 #[cfg(feature = "admin")]
 pub(crate) use registry::Judgement;
 pub(crate) use registry::{Registered, Registry};
+pub(crate) use validity::is_revoked;

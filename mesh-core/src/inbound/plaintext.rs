@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
 
-use super::account;
+use super::places::Place;
 use super::registry::Judgement;
+use super::{acceptor, account};
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, Incoming, Io, MeshStream};
 use crate::node::NodeInner;
@@ -50,48 +52,85 @@ impl Sockets {
         self.local
     }
 
-    /// Accepts until the listener is dropped or a drain begins.
+    /// Accepts until the listener is dropped or a drain begins. The receiver ends when all sockets
+    /// are closed.
     pub(super) fn serve(
         self,
         mesh: &Arc<MeshInner>,
         queue: &mpsc::Sender<MeshStream>,
         judgement: Judgement,
-    ) {
+    ) -> watch::Receiver<()> {
+        let (open, closed) = watch::channel(());
         for mut socket in self.sockets {
             let weak = Arc::downgrade(mesh);
             let queue = queue.clone();
-            let draining = crate::mesh::drain_begins(mesh);
-            mesh.tasks.spawn(async move {
+            let draining = crate::shutdown::drain_begins(mesh);
+            let open = open.clone();
+            mesh.supervise("plaintext listener", async move {
                 tokio::pin!(draining);
                 loop {
                     let (io, source) = tokio::select! {
                         accepted = socket.accept() => accepted,
-                        () = &mut draining => return,
-                        () = queue.closed() => return,
+                        () = &mut draining => break,
+                        () = queue.closed() => break,
                     };
-                    let destination = socket.local_addr();
-                    let Some(mesh) = weak.upgrade() else { return };
-                    let queue = queue.clone();
-                    let weak = Weak::clone(&weak);
-                    mesh.tasks.spawn(async move {
-                        admit(weak, io, source, destination, queue, judgement).await;
-                    });
+                    let local = socket.local_addr();
+                    let Some(mesh) = weak.upgrade() else { break };
+                    let Some(place) = mesh.places.take() else {
+                        account::early_refused(source, local, &acceptor::too_many());
+                        continue;
+                    };
+                    let waiting = Waiting {
+                        io,
+                        source,
+                        local,
+                        place,
+                    };
+                    let admit = admit(Weak::clone(&weak), waiting, queue.clone(), judgement);
+                    mesh.tasks.spawn(admit);
                 }
+                drop(socket);
+                drop(open);
             });
         }
+        closed
     }
 }
 
-async fn admit(
-    mesh: Weak<MeshInner>,
+/// A connection that is not judged yet.
+struct Waiting {
     io: BoxedIo,
     source: SocketAddr,
-    destination: SocketAddr,
+    local: SocketAddr,
+    place: Place,
+}
+
+async fn admit(
+    weak: Weak<MeshInner>,
+    waiting: Waiting,
     queue: mpsc::Sender<MeshStream>,
     judgement: Judgement,
 ) {
-    let Some(mesh) = mesh.upgrade() else { return };
-    let context = ConnectionContext::plaintext(source, destination);
+    let known = match weak.upgrade() {
+        Some(mesh) => mesh.policies_known(),
+        None => return,
+    };
+    let known = known.await;
+    let Some(mesh) = weak.upgrade() else { return };
+    let Waiting {
+        io,
+        source,
+        local,
+        place,
+    } = waiting;
+    let own = {
+        let snapshot = mesh.node.inner.snapshot.load();
+        mesh.record(&snapshot).map_or_else(
+            || local.ip(),
+            |record| acceptor::own_address(&mesh, record, local.ip()),
+        )
+    };
+    let context = ConnectionContext::plaintext(source, SocketAddr::new(own, local.port()));
     let labels = account::labels(&mesh, &context, None);
     let refuse = |error: Error| account::refused(&mesh, &context, &labels, &error);
     if mesh.settings().strict {
@@ -100,21 +139,22 @@ async fn admit(
                 .with_detail("plaintext is refused: the mesh is built strict"),
         );
     }
-    if let Err(missing) = mesh.policies_known().await {
-        return refuse(super::acceptor::unknown_policies(&missing));
+    if let Err(missing) = known {
+        return refuse(acceptor::unknown_policies(&missing));
     }
-    let Ok(slot) = queue.try_reserve() else {
-        return refuse(
-            Error::new(ErrorKind::Overloaded).with_detail("the listener's queue is full"),
-        );
-    };
     let Some(registered) = mesh.registry.enter(context.clone(), judgement) else {
-        return refuse(Error::new(ErrorKind::Overloaded).with_detail("too many connections"));
+        return refuse(acceptor::too_many());
     };
-    if let Err(error) = super::acceptor::judge(&mesh, &context, judgement) {
+    if let Err(error) = acceptor::judge(&mesh, &context, judgement) {
         return refuse(error);
     }
-    let stream = MeshStream::new(Io::Plain(io), context.clone()).with_registered(registered);
+    let slot = match queue.try_reserve() {
+        Ok(slot) => slot,
+        Err(TrySendError::Full(())) => return refuse(acceptor::queue_full()),
+        Err(TrySendError::Closed(())) => return refuse(acceptor::nothing_listens(local.port())),
+    };
+    let stream =
+        MeshStream::new(Io::Plain(io), context.clone()).with_registered(registered.holding(place));
     slot.send(account::accounted(&mesh, stream, &labels, judgement));
 }
 

@@ -1,10 +1,12 @@
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_authz::PolicySet;
 use tokio::sync::Notify;
 
+use super::places::Place;
 use crate::ConnectionContext;
 use crate::net::{Cut, CutReason};
 
@@ -41,6 +43,7 @@ pub(crate) struct Registry {
     shards: Box<[Mutex<HashMap<u64, Entry>>]>,
     next: AtomicU64,
     live: AtomicUsize,
+    left: AtomicUsize,
     emptied: Notify,
     limit: usize,
 }
@@ -60,6 +63,7 @@ impl Registry {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next: AtomicU64::new(0),
             live: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
             emptied: Notify::new(),
             limit,
         }
@@ -96,6 +100,7 @@ impl Registry {
             registry: Arc::clone(self),
             id,
             cut,
+            _place: None,
         })
     }
 
@@ -107,6 +112,11 @@ impl Registry {
 
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::Acquire)
+    }
+
+    /// How many have left, ever.
+    pub(crate) fn left(&self) -> usize {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Judges every live connection by `policies` and cuts those that they refuse. Returns how many.
@@ -130,8 +140,19 @@ impl Registry {
 
     /// Cuts whatever is left. Returns how many.
     pub(crate) fn cut_all(&self, reason: CutReason) -> usize {
+        self.cut_where(reason, |_| true)
+    }
+
+    /// Cuts what came in tunnels from this address, which is one connection's. Returns how many.
+    pub(crate) fn cut_tunnels_of(&self, source: SocketAddr, reason: CutReason) -> usize {
+        self.cut_where(reason, |context| {
+            context.is_mutual_tls() && context.source() == source
+        })
+    }
+
+    fn cut_where(&self, reason: CutReason, which: impl Fn(&ConnectionContext) -> bool) -> usize {
         let mut cut = 0;
-        for entry in self.entries() {
+        for entry in self.entries().filter(|entry| which(&entry.context)) {
             entry.cut.cut(reason);
             cut += 1;
         }
@@ -168,9 +189,16 @@ pub(crate) struct Registered {
     registry: Arc<Registry>,
     id: u64,
     cut: Arc<Cut>,
+    _place: Option<Place>,
 }
 
 impl Registered {
+    /// Keeps the place of the connection's own socket as long as the connection.
+    pub(crate) fn holding(mut self, place: Place) -> Self {
+        self._place = Some(place);
+        self
+    }
+
     pub(crate) fn cut(&self) -> &Arc<Cut> {
         &self.cut
     }
@@ -179,6 +207,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.registry.shard(self.id).remove(&self.id);
+        self.registry.left.fetch_add(1, Ordering::AcqRel);
         self.registry.leave_count();
     }
 }

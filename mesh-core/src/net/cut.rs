@@ -21,6 +21,22 @@ pub(crate) enum CutReason {
     Policy = 1,
     /// The drain deadline passed.
     Drain = 2,
+    /// A CRL lists the peer's certificate.
+    Revoked = 3,
+    /// The peer's certificate expired, or our own did without a successor.
+    Expired = 4,
+}
+
+impl CutReason {
+    /// The words of istio/ztunnel where it has some.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Policy => "connection closed due to policy change",
+            Self::Drain => "connection closed due to connection drain",
+            Self::Revoked => "connection closed: peer certificate revoked by CRL",
+            Self::Expired => "connection closed: certificate expired",
+        }
+    }
 }
 
 impl Cut {
@@ -38,20 +54,18 @@ impl Cut {
         match self.reason.load(Ordering::Acquire) {
             0 => None,
             1 => Some(CutReason::Policy),
-            _ => Some(CutReason::Drain),
+            2 => Some(CutReason::Drain),
+            3 => Some(CutReason::Revoked),
+            _ => Some(CutReason::Expired),
         }
     }
 
     pub(crate) fn check(&self) -> io::Result<()> {
         match self.reason() {
             None => Ok(()),
-            Some(CutReason::Policy) => Err(io::Error::new(
+            Some(reason) => Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
-                "connection closed due to policy change",
-            )),
-            Some(CutReason::Drain) => Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "connection closed due to connection drain",
+                reason.as_str(),
             )),
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
 use super::account;
-use super::http_pool::{Protocol, Returned};
+use super::http_pool::{Age, Protocol, Returned};
 use super::report::RequestReport;
 use crate::error::BoxError;
 use crate::snapshot::EndpointId;
@@ -146,12 +146,21 @@ async fn attempts(
                 account::failed(&mesh.inner, &route, &error);
                 (error, request)
             }
-            Ok(connection) => match connection.send(request).await {
-                Ok(answer) => return Ok(answer),
-                Err((error, None)) => return Err(error),
-                // The connection had been closed before it took the request.
-                Err((error, Some(unsent))) => (error.with_retry_safe(true), unsent),
-            },
+            Ok(connection) => {
+                let age = connection.age();
+                match connection.send(request).await {
+                    Ok(answer) => return Ok(answer),
+                    // Something of it was sent.
+                    Err((error, None)) => return Err(error.with_retry_safe(false)),
+                    // Its server closed it while it was idle. Each such connection is gone after one
+                    // try, so this ends.
+                    Err((_, Some(unsent))) if age == Age::Used => {
+                        request = unsent;
+                        continue;
+                    }
+                    Err((error, Some(unsent))) => (error.with_retry_safe(true), unsent),
+                }
+            }
         };
         let error = failed.0;
         request = failed.1;
@@ -276,7 +285,8 @@ impl Body for MeshBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                let error = Error::from_hyper(error);
+                // The server has seen the request.
+                let error = Error::from_hyper(error).with_retry_safe(false);
                 this.finish(Some(&error));
                 Poll::Ready(Some(Err(error)))
             }

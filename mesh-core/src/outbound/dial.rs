@@ -1,19 +1,21 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::Guard;
 use mesh_authz::Identity;
 use mesh_hbone::authority::Authority;
 use mesh_hbone::client::{self, ConnectRequest};
-use mesh_hbone::tls;
+use mesh_hbone::pool::Lease;
+use mesh_hbone::tls::{self, Credentials};
 use mesh_xds::model::GatewayDestination;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::account;
 use super::target::Destination;
 use crate::mesh::MeshInner;
-use crate::net::{BoxedIo, Io, MeshStream};
+use crate::net::{BoxedIo, Io, MeshStream, Transport};
 use crate::node::NodeInner;
 use crate::settings::OutboundPolicy;
 use crate::snapshot::{
@@ -28,6 +30,13 @@ pub(crate) struct PoolKey {
     source: Identity,
     expected: Vec<Identity>,
     next_hop: SocketAddr,
+}
+
+impl PoolKey {
+    /// Whose certificate the connection shows.
+    pub(crate) fn source(&self) -> &Identity {
+        &self.source
+    }
 }
 
 impl Mesh {
@@ -119,7 +128,12 @@ impl MeshInner {
     }
 
     async fn look_up_endpoint(&self, lookup: &Lookup) -> Result<SocketAddr, Error> {
-        look_up(lookup.hostname(), lookup.port()).await
+        look_up(
+            lookup.hostname(),
+            lookup.port(),
+            self.settings().connect_timeout,
+        )
+        .await
     }
 
     /// A destination that the mesh does not know goes out in plaintext, if at all.
@@ -131,7 +145,9 @@ impl MeshInner {
         }
         let address = match destination {
             Destination::Addr(address) => *address,
-            Destination::Host { name, port } => look_up(name, *port).await?,
+            Destination::Host { name, port } => {
+                look_up(name, *port, self.settings().connect_timeout).await?
+            }
         };
         account::passthrough(self, destination);
         Ok(Route::passthrough(address))
@@ -173,10 +189,11 @@ fn unknown_waypoint(waypoint: &GatewayDestination) -> Error {
     Error::new(ErrorKind::UnknownWaypoint).with_detail(waypoint.to_string())
 }
 
-async fn look_up(name: &str, port: u16) -> Result<SocketAddr, Error> {
+async fn look_up(name: &str, port: u16, limit: Duration) -> Result<SocketAddr, Error> {
     let failed = || Error::new(ErrorKind::HostLookup).with_detail(name.to_owned());
-    let mut found = tokio::net::lookup_host((name, port))
+    let mut found = timeout(limit, tokio::net::lookup_host((name, port)))
         .await
+        .unwrap_or_else(|elapsed| Err(elapsed.into()))
         .map_err(|error| failed().with_source(error))?;
     found.next().ok_or_else(failed)
 }
@@ -184,7 +201,8 @@ async fn look_up(name: &str, port: u16) -> Result<SocketAddr, Error> {
 impl NodeInner {
     /// Dials TCP, or what stands for it, within the connect time-out.
     pub(crate) async fn dial(&self, to: SocketAddr) -> Result<BoxedIo, Error> {
-        self.dial_io(to).await.map_err(|error| {
+        let dial = dial(&self.transport, self.settings.connect_timeout, to);
+        dial.await.map_err(|error| {
             let kind = match error.kind() {
                 io::ErrorKind::TimedOut => ErrorKind::ConnectTimeout,
                 _ => ErrorKind::ConnectFailed,
@@ -194,57 +212,77 @@ impl NodeInner {
                 .with_source(error)
         })
     }
+}
 
-    async fn dial_io(&self, to: SocketAddr) -> io::Result<BoxedIo> {
-        match timeout(self.settings.connect_timeout, self.transport.dial(to)).await {
-            Ok(dialled) => dialled,
-            Err(_) => Err(io::Error::new(
+async fn dial(transport: &Transport, limit: Duration, to: SocketAddr) -> io::Result<BoxedIo> {
+    timeout(limit, transport.dial(to))
+        .await
+        .unwrap_or_else(|_| {
+            Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!(
-                    "no connection to {to} within {:?}",
-                    self.settings.connect_timeout
-                ),
-            )),
-        }
-    }
+                format!("no connection to {to} within {limit:?}"),
+            ))
+        })
 }
 
 impl MeshInner {
     /// Opens a tunnel on a connection shared with others of the same key.
     async fn open_tunnel(&self, route: &Route, tunnelled: &Tunnelled) -> Result<MeshStream, Error> {
         let credentials = self.ready().await?;
+        let next_hop = tunnelled.next_hop();
+        let request =
+            ConnectRequest::new(authority(tunnelled)?, account::connect_headers(self, route));
+        let lease = loop {
+            let lease = self.lease(tunnelled, &credentials).await?;
+            let sender = lease.sender();
+            let now = self.settings().wall_clock.now();
+            if sender.peer().is_none_or(|peer| peer.not_after() >= now) {
+                break lease;
+            }
+            // A new connection will show the certificate that the peer has now.
+            sender.retire();
+        };
+        let peer = lease.sender().peer().map(|peer| peer.identity().clone());
+        let (tunnel, _) = lease.connect(request).await?;
+        let own = account::own_address(self);
+        let context = match peer {
+            Some(peer) => ConnectionContext::tunnel(own, next_hop, peer),
+            None => ConnectionContext::plaintext(own, next_hop),
+        };
+        Ok(MeshStream::new(Io::Tunnel(tunnel), context))
+    }
+
+    /// A place on a connection to the next hop. The dial holds no handle: it may outlive the node.
+    async fn lease(
+        &self,
+        tunnelled: &Tunnelled,
+        credentials: &Credentials,
+    ) -> Result<Lease, mesh_hbone::Error> {
         let key = PoolKey {
             source: self.identity.clone(),
             expected: tunnelled.identities().to_vec(),
             next_hop: tunnelled.next_hop(),
         };
-        let request =
-            ConnectRequest::new(authority(tunnelled)?, account::connect_headers(self, route));
-        let node = Arc::clone(&self.node.inner);
-        let expected = tunnelled.identities().to_vec();
-        let next_hop = tunnelled.next_hop();
-        let lease = self
-            .node
-            .inner
-            .pool
-            .checkout(key, move || async move {
-                let io = node
-                    .dial_io(next_hop)
-                    .await
-                    .map_err(mesh_hbone::Error::dial)?;
-                let stream = tls::connect(io, &credentials, &expected).await?;
-                client::handshake(stream, &node.settings.hbone).await
-            })
-            .await?;
-        let (tunnel, _) = lease.connect(request).await?;
-        // Which of several was proven is told by the pool's connection only; with one it is known.
-        let context = match tunnelled.identities() {
-            [identity] => {
-                ConnectionContext::tunnel(account::own_address(self), next_hop, identity.clone())
+        let node = &self.node.inner;
+        let weak = Arc::downgrade(node);
+        let transport = node.transport.clone();
+        let credentials = credentials.clone();
+        let (expected, next_hop) = (key.expected.clone(), key.next_hop);
+        let limit = node.settings.connect_timeout;
+        let hbone = node.settings.hbone.clone();
+        let dial = move || async move {
+            let io = dial(&transport, limit, next_hop)
+                .await
+                .map_err(mesh_hbone::Error::dial)?;
+            let stream = tls::connect(io, &credentials, &expected).await?;
+            let peer = stream.peer().clone();
+            let (connection, sender) = client::handshake(stream, &hbone).await?;
+            if let Some(node) = weak.upgrade() {
+                node.sooner.notify_one();
             }
-            _ => ConnectionContext::plaintext(account::own_address(self), next_hop),
+            Ok((connection, sender.with_peer(peer)))
         };
-        Ok(MeshStream::new(Io::Tunnel(tunnel), context))
+        node.pool.checkout(key, dial).await
     }
 }
 

@@ -17,11 +17,6 @@ use crate::mesh::MeshInner;
 use crate::snapshot::{Hop, Route};
 use crate::{Error, ErrorKind};
 
-/// Longer than most servers keep an idle connection, so that it is seldom we who waste one.
-const IDLE: Duration = Duration::from_secs(90);
-/// How often all endpoints' idle connections are looked through.
-const SWEEP: Duration = Duration::from_secs(30);
-
 /// The protocol of a request on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -33,6 +28,7 @@ pub(super) enum Protocol {
 pub(crate) struct HttpPool {
     state: Mutex<State>,
     idle_per_endpoint: usize,
+    idle_timeout: Duration,
     budget: Mutex<RetryBudget>,
 }
 
@@ -40,7 +36,6 @@ pub(crate) struct HttpPool {
 struct State {
     http1: HashMap<Hop, Vec<Idle>>,
     http2: HashMap<Hop, Shared>,
-    swept: Option<Instant>,
 }
 
 struct Idle {
@@ -49,13 +44,42 @@ struct Idle {
 }
 
 /// One HTTP/2 connection, dialled once however many ask for it.
-type Shared = Arc<tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>>;
+type Shared = Arc<tokio::sync::Mutex<Option<Multiplexed>>>;
+
+#[derive(Clone)]
+struct Multiplexed {
+    sender: http2::SendRequest<RequestBody>,
+    used: Arc<Used>,
+}
+
+/// Alone when no request has it; the last one to leave notes the time.
+#[derive(Debug)]
+struct Used {
+    last: Mutex<Instant>,
+}
+
+/// A request on a shared connection.
+pub(super) struct Using(Arc<Used>);
+
+impl Using {
+    fn new(used: &Arc<Used>) -> Self {
+        Self(Arc::clone(used))
+    }
+}
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        let mut last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Instant::now();
+    }
+}
 
 impl HttpPool {
-    pub(crate) fn new(idle_per_endpoint: usize) -> Self {
+    pub(crate) fn new(idle_per_endpoint: usize, idle_timeout: Duration) -> Self {
         Self {
             state: Mutex::default(),
             idle_per_endpoint,
+            idle_timeout,
             budget: Mutex::new(RetryBudget::new()),
         }
     }
@@ -77,7 +101,7 @@ impl HttpPool {
     ) -> Result<Checkout, Error> {
         match protocol {
             Protocol::Http1 => self.http1(mesh, route).await,
-            Protocol::Http2 => self.http2(mesh, route).await.map(Checkout::Http2),
+            Protocol::Http2 => self.http2(mesh, route).await,
         }
     }
 
@@ -87,7 +111,7 @@ impl HttpPool {
             route: route.hop().clone(),
         };
         if let Some(sender) = self.take_idle(route.hop()) {
-            return Ok(Checkout::Http1(sender, home));
+            return Ok(Checkout::Http1(sender, home, Age::Used));
         }
         let stream = mesh.open(route).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
@@ -99,7 +123,7 @@ impl HttpPool {
             }
         });
         sender.ready().await.map_err(Error::from_hyper)?;
-        Ok(Checkout::Http1(sender, home))
+        Ok(Checkout::Http1(sender, home, Age::New))
     }
 
     fn take_idle(&self, route: &Hop) -> Option<http1::SendRequest<RequestBody>> {
@@ -107,7 +131,7 @@ impl HttpPool {
         let idle = state.http1.get_mut(route)?;
         // The newest first: the others may end by age.
         let sender = std::iter::from_fn(|| idle.pop())
-            .find(|idle| idle.sender.is_ready())
+            .find(|idle| idle.sender.is_ready() && idle.since.elapsed() < self.idle_timeout)
             .map(|idle| idle.sender);
         if idle.is_empty() {
             state.http1.remove(route);
@@ -115,15 +139,12 @@ impl HttpPool {
         sender
     }
 
-    async fn http2(
-        &self,
-        mesh: &Arc<MeshInner>,
-        route: &Route,
-    ) -> Result<http2::SendRequest<RequestBody>, Error> {
+    async fn http2(&self, mesh: &Arc<MeshInner>, route: &Route) -> Result<Checkout, Error> {
         let shared = Arc::clone(self.state().http2.entry(route.hop().clone()).or_default());
         let mut slot = shared.lock().await;
-        if let Some(sender) = slot.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+        if let Some(live) = slot.as_ref().filter(|live| !live.sender.is_closed()) {
+            let using = Using::new(&live.used);
+            return Ok(Checkout::Http2(live.sender.clone(), using, Age::Used));
         }
         let stream = mesh.open(route).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -136,42 +157,60 @@ impl HttpPool {
                 tracing::debug!(target: "mesh::outbound", %error, "HTTP/2 connection failed");
             }
         });
-        *slot = Some(sender.clone());
-        Ok(sender)
+        let used = Arc::new(Used {
+            last: Mutex::new(Instant::now()),
+        });
+        let using = Using::new(&used);
+        *slot = Some(Multiplexed {
+            sender: sender.clone(),
+            used,
+        });
+        Ok(Checkout::Http2(sender, using, Age::New))
     }
 
     fn check_in(&self, route: Hop, sender: http1::SendRequest<RequestBody>) {
         let now = Instant::now();
         let mut state = self.state();
-        state.sweep(now);
         let idle = state.http1.entry(route).or_default();
         if idle.len() < self.idle_per_endpoint {
             idle.push(Idle { sender, since: now });
         }
     }
-}
 
-impl State {
     /// Forgets what is closed or has been idle for long, endpoints that are no more included.
-    fn sweep(&mut self, now: Instant) {
-        if self
-            .swept
-            .is_some_and(|swept| now.duration_since(swept) < SWEEP)
-        {
-            return;
-        }
-        self.swept = Some(now);
-        self.http1.retain(|_, idle| {
-            idle.retain(|idle| idle.sender.is_ready() && now.duration_since(idle.since) < IDLE);
+    pub(crate) fn sweep(&self, now: Instant) {
+        let limit = self.idle_timeout;
+        let mut state = self.state();
+        state.http1.retain(|_, idle| {
+            idle.retain(|idle| idle.sender.is_ready() && now.duration_since(idle.since) < limit);
             !idle.is_empty()
         });
-        // A slot that somebody else holds is being dialled.
-        self.http2.retain(|_, shared| {
+        state.http2.retain(|_, shared| {
+            // A slot that somebody else holds is being dialled or looked at.
             Arc::strong_count(shared) > 1
                 || shared.try_lock().map_or(true, |slot| {
-                    slot.as_ref().is_some_and(|sender| !sender.is_closed())
+                    slot.as_ref()
+                        .is_some_and(|live| !live.sender.is_closed() && !live.is_idle(now, limit))
                 })
         });
+    }
+
+    /// Lets go of every connection that no request uses.
+    pub(crate) fn close_idle(&self) {
+        let mut state = self.state();
+        state.http1.clear();
+        state.http2.clear();
+    }
+}
+
+impl Multiplexed {
+    fn is_idle(&self, now: Instant, limit: Duration) -> bool {
+        let last = self
+            .used
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Arc::strong_count(&self.used) == 1 && now.duration_since(*last) >= limit
     }
 }
 
@@ -184,8 +223,16 @@ pub(super) struct Home {
 
 /// A connection that can take a request now.
 pub(super) enum Checkout {
-    Http1(http1::SendRequest<RequestBody>, Home),
-    Http2(http2::SendRequest<RequestBody>),
+    Http1(http1::SendRequest<RequestBody>, Home, Age),
+    Http2(http2::SendRequest<RequestBody>, Using, Age),
+}
+
+/// Whether a connection served requests before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Age {
+    New,
+    /// Its server may be closing it just now, which says nothing of the endpoint.
+    Used,
 }
 
 type Unsent = Option<Request<RequestBody>>;
@@ -197,15 +244,15 @@ impl Checkout {
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Returned), (Error, Unsent)> {
         match self {
-            Self::Http1(mut sender, home) => match sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Returned(Some((sender, home))))),
+            Self::Http1(mut sender, home, _) => match sender.try_send_request(request).await {
+                Ok(response) => Ok((response, Returned::Http1(sender, home))),
                 Err(mut error) => {
                     let unsent = error.take_message();
                     Err((Error::from_hyper(error.into_error()), unsent))
                 }
             },
-            Self::Http2(mut sender) => match sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Returned(None))),
+            Self::Http2(mut sender, using, _) => match sender.try_send_request(request).await {
+                Ok(response) => Ok((response, Returned::Http2(using))),
                 Err(mut error) => {
                     let unsent = error.take_message();
                     Err((Error::from_hyper(error.into_error()), unsent))
@@ -213,15 +260,24 @@ impl Checkout {
             },
         }
     }
+
+    pub(super) fn age(&self) -> Age {
+        match self {
+            Self::Http1(_, _, age) | Self::Http2(_, _, age) => *age,
+        }
+    }
 }
 
 /// A connection whose answer is still being read.
-pub(super) struct Returned(Option<(http1::SendRequest<RequestBody>, Home)>);
+pub(super) enum Returned {
+    Http1(http1::SendRequest<RequestBody>, Home),
+    Http2(#[expect(dead_code, reason = "dropped at the end of the answer")] Using),
+}
 
 impl Returned {
     /// Called when the answer was read to its end.
     pub(super) fn check_in(self) {
-        let Some((mut sender, home)) = self.0 else {
+        let Self::Http1(mut sender, home) = self else {
             return;
         };
         let Some(mesh) = home.mesh.upgrade() else {
@@ -246,14 +302,17 @@ impl Returned {
 
 impl Error {
     pub(crate) fn from_hyper(error: hyper::Error) -> Self {
-        let kind = if error.is_timeout() {
-            ErrorKind::RequestTimeout
-        } else if error.is_canceled() || error.is_closed() {
-            ErrorKind::Closed
-        } else {
-            ErrorKind::Reset
-        };
-        Self::new(kind).with_source(error)
+        if error.is_timeout() {
+            return Self::new(ErrorKind::RequestTimeout).with_source(error);
+        }
+        if error.is_user() {
+            // The application's own body failed, or its request cannot be sent like this.
+            return Self::new(ErrorKind::BadRequest).with_source(error);
+        }
+        if error.is_closed() {
+            return Self::new(ErrorKind::Closed).with_source(error);
+        }
+        Self::from(crate::BoxError::from(error))
     }
 }
 

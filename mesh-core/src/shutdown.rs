@@ -1,0 +1,89 @@
+//! The end of a workload's service, in order.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::Mesh;
+use crate::mesh::MeshInner;
+use crate::net::CutReason;
+
+/// How far a workload's service has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Serving,
+    /// Nothing new is accepted; what lives may finish.
+    Draining,
+    /// The deadline has passed.
+    Over,
+}
+
+impl Mesh {
+    /// Resolves when a drain begins: what axum's and tonic's graceful shutdown want.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        drain_begins(&self.inner)
+    }
+
+    /// Drains: stops accepting, tells peers to open no more tunnels, waits for live connections to
+    /// end, and cuts what is left at the deadline. Also begins the drain for [`draining`](Self::draining).
+    ///
+    /// Says what was cut. Calling it again waits for the same drain. Connections that the workload opened
+    /// itself are the application's to end, but for idle ones of [`http_client`](Self::http_client).
+    ///
+    /// # Cancel safety
+    ///
+    /// The drain has begun as soon as this was polled and goes on when the future is dropped, but
+    /// then nothing is cut at the deadline.
+    pub async fn shutdown(&self, deadline: Duration) -> Drained {
+        let mesh = &self.inner;
+        mesh.phase.send_if_modified(|phase| {
+            let begins = *phase == Phase::Serving;
+            *phase = (*phase).max(Phase::Draining);
+            begins
+        });
+        let before = mesh.registry.left();
+        let waited = timeout_at(Instant::now() + deadline, mesh.registry.emptied()).await;
+        let finished = mesh.registry.left() - before;
+        let cut = match waited {
+            Ok(()) => 0,
+            Err(_) => mesh.registry.cut_all(CutReason::Drain),
+        };
+        mesh.phase.send_replace(Phase::Over);
+        #[cfg(feature = "http")]
+        mesh.http.close_idle();
+        if cut > 0 {
+            tracing::warn!(target: "mesh::node", cut, "drain duration expired with pending connections, forcefully shutting down");
+        }
+        Drained { finished, cut }
+    }
+}
+
+/// What a drain came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    finished: usize,
+    cut: usize,
+}
+
+impl Drained {
+    /// How many inbound connections ended by themselves.
+    pub fn finished(&self) -> usize {
+        self.finished
+    }
+
+    /// How many were cut at the deadline.
+    pub fn cut(&self) -> usize {
+        self.cut
+    }
+}
+
+/// Resolves when the workload begins to drain, or is gone.
+pub(crate) fn drain_begins(mesh: &MeshInner) -> impl Future<Output = ()> + Send + Sync + use<> {
+    reaches(mesh.phase.subscribe(), Phase::Draining)
+}
+
+/// Resolves when the workload's service has come this far, or is gone.
+pub(crate) async fn reaches(mut phases: watch::Receiver<Phase>, wanted: Phase) {
+    let _ = phases.wait_for(|phase| *phase >= wanted).await;
+}
