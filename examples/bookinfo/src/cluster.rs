@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use mesh_core::admin::Admin;
 use mesh_core::config::File;
 use mesh_core::identity::CertificateSource;
 use mesh_core::layers::PeerIdentity;
@@ -149,6 +150,11 @@ impl Cluster {
     /// A further workload, which serves nothing.
     pub(crate) fn caller(&self, name: &str, account: &str) -> Result<Mesh, BoxError> {
         Ok(self.node.workload(NAMESPACE, name, account)?)
+    }
+
+    /// Answers questions about all services.
+    pub(crate) fn admin(&self) -> Admin {
+        self.node.admin()
     }
 
     pub(crate) fn mesh(&self, name: &str) -> &Mesh {

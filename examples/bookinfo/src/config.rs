@@ -1,6 +1,7 @@
 //! The command line and the environment: read here and nowhere else.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -24,6 +25,10 @@ pub(crate) struct Args {
     /// The folder of the development CA, created when absent, shared by processes.
     #[arg(long, global = true, default_value = ".mesh-dev")]
     ca_dir: PathBuf,
+
+    /// Where to answer questions about the mesh (loopback only: nobody has to say who they are), or `off`.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    admin: String,
 
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -53,6 +58,18 @@ impl Args {
             )
             .into())
         }
+    }
+
+    /// The address of the admin service, unless it is off.
+    pub(crate) fn admin(&self) -> Result<Option<SocketAddr>, BoxError> {
+        if self.admin == "off" {
+            return Ok(None);
+        }
+        let address = self
+            .admin
+            .parse()
+            .map_err(|_| format!("--admin {}: expected ip:port, or off", self.admin))?;
+        Ok(Some(address))
     }
 
     pub(crate) fn identity(&self) -> DevCa {

@@ -8,9 +8,11 @@ mod relay;
 mod scenes;
 mod services;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
 use crate::config::{Args, Command};
@@ -35,6 +37,10 @@ async fn main() -> ExitCode {
 
 /// All services in one process, until Ctrl-C.
 async fn stay_up(args: &Args) -> Result<(), BoxError> {
+    let admin = match args.admin()? {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let cluster =
         Cluster::start(args.file()?, args.identity(), cluster::Ports::AsConfigured).await?;
     config::say("");
@@ -43,6 +49,13 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
         "  Its manifests:   {}  (edit and save: changes take effect at once)",
         args.file()?.display()
     ));
+    if let Some(listener) = admin {
+        let address = listener.local_addr()?;
+        tokio::spawn(cluster.admin().serve(listener));
+        config::say(&format!(
+            "  What it knows:   http://{address}/  (config dump, explanations, metrics)"
+        ));
+    }
     config::say("  Each hop below is a tunnel with mutual TLS. Ctrl-C ends.");
     config::say("");
     cluster.print_hops();
@@ -50,6 +63,12 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
     config::say("draining");
     cluster.shutdown().await;
     Ok(())
+}
+
+async fn listen(admin: SocketAddr) -> Result<TcpListener, BoxError> {
+    TcpListener::bind(admin)
+        .await
+        .map_err(|error| format!("--admin {admin}: {error}; name another address, or off").into())
 }
 
 /// One service in this process, until Ctrl-C.

@@ -19,8 +19,8 @@
 //! several in the process, and `format=json` (or `Accept: application/json`) for tools.
 //!
 //! ```text
-//! $ curl '127.0.0.1:15000/explain?workload=default/ratings-v1&to=9080&from=plaintext&method=DELETE&path=/'
-//! DENIED: plaintext to 127.0.0.16:9080 of default/ratings-v1
+//! $ curl '127.0.0.1:15000/explain?workload=default/details-v1&to=9080&from=plaintext&path=/details/0'
+//! DENIED: plaintext to 127.0.1.2:9080 of default/details-v1: allow policies exist, but none allowed
 //! …
 //! ```
 //!

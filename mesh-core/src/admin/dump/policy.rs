@@ -216,3 +216,6 @@ pub(super) fn all<S: Serializer>(snapshot: &Arc<Snapshot>, to: S) -> Result<S::O
     let policies = policies.into_iter();
     to.collect_seq(policies.map(|(policy, scope)| PolicyDump::new(policy, scope)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,9 +169,11 @@ impl Asked {
         facts.push(("sourceIp", Fact::Text(source)));
         facts.push(("to", Fact::Text(destination.to_string())));
         if let Some(request) = &question.request {
-            let host = request.host.as_deref().unwrap_or("(no host)");
-            let line = format!("{} {host}{}", request.method, request.uri);
+            let line = format!("{} {}", request.method, request.uri);
             facts.push(("request", Fact::Text(line)));
+            if let Some(host) = &request.host {
+                facts.push(("host", Fact::Text(host.clone())));
+            }
         }
         let service = snapshot.service_of_inbound(record, destination.port(), None, None);
         if let Some(service) = service {
@@ -220,7 +222,7 @@ impl Asked {
         self.steps.push(if missing.is_empty() {
             let enforced = subject.mesh.policies.load();
             let count = enforced.policies().policies().len();
-            Step::new("policies", true, format!("all {count} are known"))
+            Step::new("policies", true, format!("all of them are known: {count}"))
         } else {
             let wait = subject.node.settings.policy_wait;
             let missing = missing.join(", ");
