@@ -3,6 +3,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderMap, Method};
 
 use crate::Identity;
+use crate::matcher;
 
 /// What is known of one attribute.
 ///
@@ -120,7 +121,9 @@ impl<'a> Attributes<'a> {
 pub struct RequestAttributes<'a> {
     pub(crate) method: &'a Method,
     pub(crate) host: Option<&'a str>,
-    pub(crate) path: &'a str,
+    path: &'a str,
+    /// Without its query.
+    pub(crate) path_alone: &'a str,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) remote_ip: Option<IpAddr>,
 }
@@ -138,6 +141,7 @@ impl<'a> RequestAttributes<'a> {
             method,
             host,
             path,
+            path_alone: matcher::without_query(path),
             headers,
             remote_ip: None,
         }

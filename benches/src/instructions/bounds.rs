@@ -2,11 +2,12 @@
 
 use super::{Count, Report};
 
-/// Of one evaluation, by how many policies of ten rules there are.
+/// Of one evaluation, in the mean over the ways in which a rule is found, by how many policies of ten
+/// rules there are.
 const EVALUATION: [(&str, f64); 3] = [
-    ("authorization 10", 5_000.0),
-    ("authorization 1000", 5_000.0),
-    ("authorization 10000", 6_000.0),
+    ("authorization 10", 1_000.0),
+    ("authorization 1000", 2_000.0),
+    ("authorization 10000", 5_000.0),
 ];
 /// Of one choice among 10 000 endpoints.
 const PICK: f64 = 6_000.0;
@@ -21,15 +22,19 @@ const COMPARED: [(&str, &str); 2] = [
 pub(super) fn broken(report: &Report) -> Vec<String> {
     let mut broken = Vec::new();
     let mut at_most = |count: f64, most: f64, what: String| {
-        if count > most {
+        // What is no number is no proof either.
+        if !(count <= most) {
             broken.push(format!(
                 "{what}: {count:.0} instructions, at most {most:.0}"
             ));
         }
     };
     for (run, most) in EVALUATION {
-        for (case, count) in cases(report, run) {
-            at_most(count.instructions, most, format!("{run}: {case}"));
+        for kind in ["request", "connection"] {
+            let of_kind = cases(report, run).filter(|(case, _)| case.starts_with(kind));
+            let counts: Vec<f64> = of_kind.map(|(_, count)| count.instructions).collect();
+            let mean = counts.iter().sum::<f64>() / counts.len() as f64;
+            at_most(mean, most, format!("{run}: {kind} in the mean"));
         }
     }
     for (case, count) in cases(report, COMPARED[0].1) {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::blocks::Blocks;
 use super::evaluate::{self, Lean, View};
-use super::nested::Blocks;
+use super::keyed;
 use crate::attributes::{Attribute, Attributes};
 use crate::matcher::{self, PathMatch, StringMatch};
 use crate::policy::{Expr, Matcher};
@@ -22,15 +23,15 @@ pub(super) enum Node {
 
 /// Many values of one attribute, of which any will do.
 pub(super) enum Set {
-    Principal(HashSet<Arc<str>>),
-    Namespace(HashSet<Arc<str>>),
+    Principal(keyed::Set<Arc<str>>),
+    Namespace(keyed::Set<Arc<str>>),
     /// As [`account_key`] writes them.
-    ServiceAccount(HashSet<Arc<str>>),
+    ServiceAccount(keyed::Set<Arc<str>>),
     SourceIp(Blocks<IpNet>),
     DestinationIp(Blocks<IpNet>),
     RemoteIp(Blocks<IpNet>),
-    DestinationPort(HashSet<u16>),
-    Path(HashSet<Arc<str>>),
+    DestinationPort(keyed::Set<u16>),
+    Path(keyed::Set<Arc<str>>),
 }
 
 /// From how many values on a list is looked up rather than walked.
@@ -183,9 +184,7 @@ impl Set {
             }
             Self::DestinationPort(set) => Some(set.contains(&attributes.destination.port())),
             Self::Path(set) => match &attributes.request {
-                Attribute::Present(request) => {
-                    Some(set.contains(matcher::without_query(request.path)))
-                }
+                Attribute::Present(request) => Some(set.contains(request.path_alone)),
                 Attribute::Absent => Some(false),
                 Attribute::Unknown => None,
             },

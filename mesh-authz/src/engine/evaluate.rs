@@ -86,7 +86,9 @@ pub(crate) fn is(
         Matcher::Method(value) => request(attributes, view, |request| {
             value.matches(request.method.as_str())
         }),
-        Matcher::Path(value) => request(attributes, view, |request| value.matches(request.path())),
+        Matcher::Path(value) => request(attributes, view, |request| {
+            value.matches_alone(request.path_alone)
+        }),
         Matcher::Header { name, value } => match request_of(attributes, view) {
             Attribute::Present(request) => header(request, name, value, lean),
             Attribute::Absent => Some(false),

@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::affixes::{Affixes, End};
+use super::blocks::Blocks;
 use super::compile::{self, Hidden, Node, Set};
 use super::evaluate::Lean;
-use super::nested::{Blocks, Nested, Prefix, Suffix};
+use super::keyed;
 use crate::attributes::{Attribute, Attributes};
-use crate::matcher::{self, PathMatch, StringMatch};
+use crate::matcher::{PathMatch, StringMatch};
 use crate::policy::{Action, Matcher, Policy};
 
 /// Which part of the policies an index is made of, and how they are read.
@@ -43,11 +45,22 @@ struct List {
 /// A rule ready for evaluation.
 pub(super) struct Compiled {
     when: Node,
+    /// What of the condition is known to hold once an anchor of the rule does.
+    proven: Proven,
     pub(super) refuses: bool,
     /// Its policy's place in the set.
     pub(super) policy: u32,
     /// Its place in the policy.
     pub(super) rule: u32,
+}
+
+/// The part of a condition that consists of anchors only, of which one is enough.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proven {
+    Nothing,
+    /// The first of the parts that all have to hold.
+    First,
+    All,
 }
 
 /// What a rule may be anchored to.
@@ -74,18 +87,18 @@ pub(super) struct Index {
     allows: bool,
     /// Ranks by anchor, each list in ascending order.
     lists: Box<[Rank]>,
-    principals: HashMap<Arc<str>, List>,
-    principal_prefixes: Nested<Prefix, List>,
-    principal_suffixes: Nested<Suffix, List>,
-    namespaces: HashMap<Arc<str>, List>,
-    accounts: HashMap<Arc<str>, List>,
-    trust_domains: HashMap<Arc<str>, List>,
+    principals: keyed::Map<Arc<str>, List>,
+    principal_prefixes: Affixes<List>,
+    principal_suffixes: Affixes<List>,
+    namespaces: keyed::Map<Arc<str>, List>,
+    accounts: keyed::Map<Arc<str>, List>,
+    trust_domains: keyed::Map<Arc<str>, List>,
     sources: Blocks<List>,
     destinations: Blocks<List>,
-    ports: HashMap<u16, List>,
-    names: HashMap<Arc<str>, List>,
-    paths: HashMap<Arc<str>, List>,
-    path_prefixes: Nested<Prefix, List>,
+    ports: keyed::Map<u16, List>,
+    names: keyed::Map<Arc<str>, List>,
+    paths: keyed::Map<Arc<str>, List>,
+    path_prefixes: Affixes<List>,
     /// Rules without an anchor.
     rest: List,
     /// How many rules the last search tried.
@@ -111,7 +124,7 @@ impl Index {
         Self::of(rules, allows)
     }
 
-    fn of(rules: Vec<Compiled>, allows: bool) -> Self {
+    fn of(mut rules: Vec<Compiled>, allows: bool) -> Self {
         let mut shared = HashMap::new();
         for rule in &rules {
             rule.when.each_anchor(&mut |anchor| {
@@ -120,9 +133,9 @@ impl Index {
         }
         let mut anchored: HashMap<Anchor, Vec<Rank>> = HashMap::new();
         let mut rest = Vec::new();
-        for (rule, rank) in rules.iter().zip(0..) {
-            match rule.when.anchors(false, &shared) {
-                Some((_, anchors)) => {
+        for (rule, rank) in rules.iter_mut().zip(0..) {
+            match rule.anchor(&shared) {
+                Some(anchors) => {
                     for anchor in anchors.into_iter().collect::<HashSet<_>>() {
                         anchored.entry(anchor).or_default().push(rank);
                     }
@@ -145,8 +158,8 @@ impl Index {
             let list = list(ranks);
             match anchor {
                 Anchor::Principal(text) => tables.principals.push((text, list)),
-                Anchor::PrincipalPrefix(text) => tables.prefixes.push((Prefix(text), list)),
-                Anchor::PrincipalSuffix(text) => tables.suffixes.push((Suffix(text), list)),
+                Anchor::PrincipalPrefix(text) => tables.prefixes.push((text, list)),
+                Anchor::PrincipalSuffix(text) => tables.suffixes.push((text, list)),
                 Anchor::Namespace(text) => tables.namespaces.push((text, list)),
                 Anchor::ServiceAccount(text) => tables.accounts.push((text, list)),
                 Anchor::TrustDomain(text) => tables.trust_domains.push((text, list)),
@@ -155,7 +168,7 @@ impl Index {
                 Anchor::Port(port) => tables.ports.push((port, list)),
                 Anchor::Sni(text) => tables.names.push((text, list)),
                 Anchor::Path(text) => tables.paths.push((text, list)),
-                Anchor::PathPrefix(text) => tables.path_prefixes.push((Prefix(text), list)),
+                Anchor::PathPrefix(text) => tables.path_prefixes.push((text, list)),
             }
         }
         let rest = list(rest);
@@ -164,8 +177,8 @@ impl Index {
             allows,
             lists: lists.into_boxed_slice(),
             principals: map(tables.principals),
-            principal_prefixes: Nested::new(tables.prefixes),
-            principal_suffixes: Nested::new(tables.suffixes),
+            principal_prefixes: Affixes::new(End::Front, tables.prefixes),
+            principal_suffixes: Affixes::new(End::Back, tables.suffixes),
             namespaces: map(tables.namespaces),
             accounts: map(tables.accounts),
             trust_domains: map(tables.trust_domains),
@@ -174,7 +187,7 @@ impl Index {
             ports: map(tables.ports),
             names: map(tables.names),
             paths: map(tables.paths),
-            path_prefixes: Nested::new(tables.path_prefixes),
+            path_prefixes: Affixes::new(End::Front, tables.path_prefixes),
             rest,
             #[cfg(test)]
             tried: 0.into(),
@@ -184,6 +197,11 @@ impl Index {
     #[cfg(test)]
     pub(super) fn tried(&self) -> u32 {
         self.tried.swap(0, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn ranks(&self, list: List) -> impl Iterator<Item = Rank> + '_ {
+        let ranks = &self.lists[list.start as usize..list.end as usize];
+        ranks.iter().copied()
     }
 
     /// Whether any ALLOW policy applies.
@@ -228,7 +246,7 @@ impl Index {
             best: length(&self.rules),
         };
         if self.hides_anchors(attributes) {
-            search.walk(0..length(&self.rules));
+            search.walk(0..length(&self.rules), false);
         } else {
             search.look_up();
         }
@@ -265,7 +283,7 @@ struct Search<'i, 'a> {
 
 impl Search<'_, '_> {
     /// Tries rules in ascending order, until one matches or a better match is known.
-    fn walk(&mut self, ranks: impl IntoIterator<Item = Rank>) {
+    fn walk(&mut self, ranks: impl IntoIterator<Item = Rank>, anchored: bool) {
         for rank in ranks {
             if rank >= self.best {
                 return;
@@ -283,19 +301,19 @@ impl Search<'_, '_> {
             } else {
                 self.permit
             };
-            if rule.when.holds(self.attributes, lean) {
+            if rule.holds(self.attributes, lean, anchored) {
                 self.best = rank;
                 return;
             }
         }
     }
 
+    /// Tries the rules of an anchor that holds.
     fn list(&mut self, list: List) {
-        let ranks = &self.index.lists[list.start as usize..list.end as usize];
-        self.walk(ranks.iter().copied());
+        self.walk(self.index.ranks(list), true);
     }
 
-    fn text(&mut self, table: &HashMap<Arc<str>, List>, text: &str) {
+    fn text(&mut self, table: &keyed::Map<Arc<str>, List>, text: &str) {
         if !table.is_empty()
             && let Some(list) = table.get(text)
         {
@@ -305,17 +323,14 @@ impl Search<'_, '_> {
 
     fn look_up(&mut self) {
         let (index, attributes) = (self.index, self.attributes);
-        self.list(index.rest);
+        self.walk(index.ranks(index.rest), false);
         if let Attribute::Present(identity) = attributes.identity {
             self.text(&index.principals, identity.principal());
             self.text(&index.accounts, compile::account_of(identity));
             self.text(&index.namespaces, identity.namespace());
             self.text(&index.trust_domains, identity.trust_domain());
-            for list in index.principal_prefixes.covering(identity.principal()) {
-                self.list(*list);
-            }
-            for list in index.principal_suffixes.covering(identity.principal()) {
-                self.list(*list);
+            for affixes in [&index.principal_prefixes, &index.principal_suffixes] {
+                affixes.of(identity.principal(), |list| self.list(*list));
             }
         }
         let destination = attributes.destination;
@@ -334,11 +349,10 @@ impl Search<'_, '_> {
             self.text(&index.names, name);
         }
         if let Attribute::Present(request) = &attributes.request {
-            let path = matcher::without_query(request.path);
-            self.text(&index.paths, path);
-            for list in index.path_prefixes.covering(path) {
-                self.list(*list);
-            }
+            self.text(&index.paths, request.path_alone);
+            index
+                .path_prefixes
+                .of(request.path_alone, |list| self.list(*list));
         }
     }
 }
@@ -346,8 +360,8 @@ impl Search<'_, '_> {
 #[derive(Default)]
 struct Tables {
     principals: Vec<(Arc<str>, List)>,
-    prefixes: Vec<(Prefix, List)>,
-    suffixes: Vec<(Suffix, List)>,
+    prefixes: Vec<(Arc<str>, List)>,
+    suffixes: Vec<(Arc<str>, List)>,
     namespaces: Vec<(Arc<str>, List)>,
     accounts: Vec<(Arc<str>, List)>,
     trust_domains: Vec<(Arc<str>, List)>,
@@ -356,10 +370,10 @@ struct Tables {
     ports: Vec<(u16, List)>,
     names: Vec<(Arc<str>, List)>,
     paths: Vec<(Arc<str>, List)>,
-    path_prefixes: Vec<(Prefix, List)>,
+    path_prefixes: Vec<(Arc<str>, List)>,
 }
 
-fn map<K: Hash + Eq>(entries: Vec<(K, List)>) -> HashMap<K, List> {
+fn map<K: Hash + Eq>(entries: Vec<(K, List)>) -> keyed::Map<K, List> {
     entries.into_iter().collect()
 }
 
@@ -396,6 +410,7 @@ fn compile_policy(
         if !when.is_false() {
             rules.push(Compiled {
                 when,
+                proven: Proven::Nothing,
                 refuses,
                 policy: at,
                 rule: rule_at,
@@ -404,7 +419,48 @@ fn compile_policy(
     }
 }
 
+impl Compiled {
+    /// Chooses anchors of which one has to hold if the condition does.
+    fn anchor(&mut self, shared: &HashMap<Anchor, u64>) -> Option<Vec<Anchor>> {
+        let (_, anchors) = self.when.anchors(false, shared)?;
+        if self.when.is_anchors() {
+            self.proven = Proven::All;
+        } else if let Node::All(parts) = &mut self.when {
+            let of = |part: &Node| part.anchors(false, shared).map(|(_, anchors)| anchors);
+            let chosen = parts
+                .iter()
+                .position(|part| of(part).as_ref() == Some(&anchors));
+            if let Some(at) = chosen.filter(|at| parts[*at].is_anchors()) {
+                parts[..=at].rotate_right(1);
+                self.proven = Proven::First;
+            }
+        }
+        Some(anchors)
+    }
+
+    /// Whether the condition holds, given that an anchor does where the rule was found by one.
+    fn holds(&self, attributes: &Attributes<'_>, lean: Lean, anchored: bool) -> bool {
+        match (&self.when, self.proven) {
+            (_, Proven::All) if anchored => true,
+            (Node::All(parts), Proven::First) if anchored => {
+                parts[1..].iter().all(|part| part.holds(attributes, lean))
+            }
+            (when, _) => when.holds(attributes, lean),
+        }
+    }
+}
+
 impl Node {
+    /// Whether each anchor in the condition is enough for it to hold, and nothing else is in it.
+    fn is_anchors(&self) -> bool {
+        match self {
+            Self::Any(parts) => parts.iter().all(Self::is_anchors),
+            Self::Is(matcher) => anchor(matcher).is_some(),
+            Self::In(set) => set.anchors().is_some(),
+            Self::All(_) | Self::Not(_) => false,
+        }
+    }
+
     /// Calls `found` with all anchors that stand where a rule may need them.
     fn each_anchor(&self, found: &mut dyn FnMut(Anchor)) {
         match self {
@@ -472,7 +528,7 @@ fn anchor(matcher: &Matcher) -> Option<Anchor> {
 
 impl Set {
     fn anchors(&self) -> Option<Vec<Anchor>> {
-        fn of<T: Clone>(set: &HashSet<T>, anchor: fn(T) -> Anchor) -> Vec<Anchor> {
+        fn of<T: Clone>(set: &keyed::Set<T>, anchor: fn(T) -> Anchor) -> Vec<Anchor> {
             set.iter().cloned().map(anchor).collect()
         }
         Some(match self {

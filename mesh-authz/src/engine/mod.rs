@@ -1,9 +1,11 @@
 //! The policies of one destination, compiled once and asked often.
 
+mod affixes;
+mod blocks;
 mod compile;
 pub(crate) mod evaluate;
 mod index;
-mod nested;
+mod keyed;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};

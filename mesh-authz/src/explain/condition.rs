@@ -145,7 +145,7 @@ fn actual(matcher: &Matcher, attributes: &Attributes<'_>, view: View) -> String 
             None => "there is none".to_owned(),
         }),
         Matcher::Method(_) => request(&|request| it_is(request.method.as_str())),
-        Matcher::Path(_) => request(&|request| it_is(request.path)),
+        Matcher::Path(_) => request(&|request| it_is(request.path())),
         Matcher::Header { name, .. } => request(&|request| {
             let values: Vec<String> = request
                 .headers

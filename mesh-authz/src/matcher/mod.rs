@@ -26,7 +26,11 @@ pub enum PathMatch {
 impl PathMatch {
     /// Whether a path matches; what follows its first `?` or `#` is not looked at.
     pub fn matches(&self, path: &str) -> bool {
-        let path = without_query(path);
+        self.matches_alone(without_query(path))
+    }
+
+    /// Whether a path without its query matches.
+    pub(crate) fn matches_alone(&self, path: &str) -> bool {
         match self {
             Self::String(value) => value.matches(path),
             Self::Template(template) => template.matches(path),
@@ -45,5 +49,6 @@ impl fmt::Display for PathMatch {
 
 /// The path before its query or fragment.
 pub(crate) fn without_query(path: &str) -> &str {
-    path.split(['?', '#']).next().unwrap_or(path)
+    let end = path.bytes().position(|byte| matches!(byte, b'?' | b'#'));
+    end.map_or(path, |end| &path[..end])
 }
