@@ -23,7 +23,7 @@ pub(super) fn broken(report: &Report) -> Vec<String> {
     let mut broken = Vec::new();
     let mut at_most = |count: f64, most: f64, what: String| {
         // What is no number is no proof either.
-        if !(count <= most) {
+        if count.is_nan() || count > most {
             broken.push(format!(
                 "{what}: {count:.0} instructions, at most {most:.0}"
             ));
