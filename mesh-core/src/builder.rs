@@ -207,6 +207,15 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
+    /// Sets how many plaintext connections of the above may live at once, per workload: half of
+    /// [`max_connections`](Self::max_connections) unless set. Anybody can open them, so they must not
+    /// take the room of tunnels.
+    #[must_use]
+    pub fn max_plaintext_connections(mut self, connections: usize) -> Self {
+        self.settings.max_plaintext_connections = Some(connections.min(Semaphore::MAX_PERMITS));
+        self
+    }
+
     /// Sets how many inbound sockets may live at once in all workloads of the node: 50 000 unless set.
     /// One more is closed.
     #[must_use]
@@ -232,9 +241,10 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
-    /// Sets how long a client of [`HttpListener::serve`](crate::HttpListener::serve) may take for its
-    /// first byte, and for the head of each HTTP/1.1 request, idle time before it included: 30 s unless
-    /// set, as hyper.
+    /// Sets how long a client of an HTTP listener may take for its first byte and, with
+    /// [`HttpListener::serve`](crate::HttpListener::serve), for the head of each HTTP/1.1 request, idle
+    /// time before it included: 30 s unless set, as hyper. Other servers have settings of their own for
+    /// the latter.
     #[must_use]
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.settings.header_timeout = timeout;

@@ -171,7 +171,11 @@ impl MeshInner {
         let tasks = Tasks::new(node.inner.tasks.runtime().clone());
         let settings = &node.inner.settings;
         let limit = settings.max_connections;
-        let places = Places::new(limit, &node.inner.sockets);
+        let places = Places::new(
+            limit,
+            node.inner.settings.plaintext_limit(),
+            &node.inner.sockets,
+        );
         #[cfg(feature = "http")]
         let http = HttpPool::new(
             settings.idle_connections_per_endpoint,

@@ -35,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) forward_unlistened: bool,
     pub(crate) listener_queue: usize,
     pub(crate) max_connections: usize,
+    pub(crate) max_plaintext_connections: Option<usize>,
     pub(crate) max_node_connections: usize,
     pub(crate) admission: AdmissionLimits,
     pub(crate) close_expired: bool,
@@ -70,6 +71,7 @@ impl Default for Settings {
             forward_unlistened: false,
             listener_queue: 1024,
             max_connections: 10_000,
+            max_plaintext_connections: None,
             max_node_connections: 50_000,
             admission: AdmissionLimits::default(),
             close_expired: false,
@@ -93,6 +95,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    pub(crate) fn plaintext_limit(&self) -> usize {
+        let half = self.max_connections.div_ceil(2);
+        self.max_plaintext_connections.unwrap_or(half)
+    }
+
     pub(crate) fn tls_options(&self) -> mesh_hbone::tls::Options {
         let clock = self.wall_clock.clone();
         mesh_hbone::tls::Options::default()

@@ -88,9 +88,15 @@ pub(crate) fn say(line: &str) {
 }
 
 /// Logs to standard error: warnings, or what `RUST_LOG` asks for.
-pub(crate) fn init_logging() {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,mesh::config=info,mesh::access=off"));
+///
+/// The scenes provoke all that is worth a warning, and tell of it themselves.
+pub(crate) fn init_logging(scenes: bool) {
+    let usual = if scenes {
+        "error,mesh::access=off"
+    } else {
+        "warn,mesh::config=info,mesh::access=off"
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -20,7 +20,7 @@ use crate::config::{Args, Command};
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    config::init_logging();
+    config::init_logging(args.once);
     let outcome = match (&args.command, args.once) {
         (Some(Command::Serve { service }), _) => serve(&args, service).await,
         (None, true) => scenes::play().await,

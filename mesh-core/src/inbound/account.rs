@@ -163,7 +163,7 @@ pub(crate) fn accounted(
     match judgement {
         Judgement::PerRequest => {
             stream.context().set_labels(labels.clone());
-            stream
+            stream.with_first_byte_within(mesh.settings().header_timeout)
         }
         Judgement::L4 => {
             let log = log(mesh, stream.context(), labels);

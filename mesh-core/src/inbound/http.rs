@@ -7,11 +7,11 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use mesh_authz::matcher::PathNormalization;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::listener::MeshListener;
-use super::prompt::Prompt;
 use super::registry::Judgement;
 use crate::error::BoxError;
 use crate::layers::{Inbound, InboundLayer, ObserveLayer};
@@ -49,6 +49,22 @@ pub struct HttpLayer {
 }
 
 impl HttpLayer {
+    /// Sets how paths are normalised before they are judged and forwarded: Istio's default,
+    /// [`PathNormalization::Base`], unless set.
+    #[must_use]
+    pub fn path_normalization(mut self, normalization: PathNormalization) -> Self {
+        self.inbound = self.inbound.path_normalization(normalization);
+        self
+    }
+
+    /// Sets how many proxies in front of the application are trusted to have written
+    /// `x-forwarded-for`: none unless set, and the connection's peer is the remote address.
+    #[must_use]
+    pub fn trusted_hops(mut self, hops: usize) -> Self {
+        self.inbound = self.inbound.trusted_hops(hops);
+        self
+    }
+
     /// The layers for all requests of one connection: for servers that build a service per connection.
     pub fn for_connection(&self, context: ConnectionContext) -> InboundLayer {
         self.inbound.clone().for_connection(context)
@@ -237,7 +253,7 @@ impl HttpListener {
             let layer = layer.for_connection(stream.context().clone());
             let service = TowerToHyperService::new(layer.layer(service.clone()));
             let connection = server
-                .serve_connection(TokioIo::new(Prompt::new(stream, limit)), service)
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
                 .into_owned();
             let watched = graceful.watch(connection);
             connections.spawn(async move {

@@ -7,8 +7,6 @@ mod http;
 mod listener;
 mod places;
 mod plaintext;
-#[cfg(feature = "http")]
-mod prompt;
 mod registry;
 mod validity;
 

@@ -76,7 +76,7 @@ impl Sockets {
                     };
                     let local = socket.local_addr();
                     let Some(mesh) = weak.upgrade() else { break };
-                    let Some(place) = mesh.places.take() else {
+                    let Some(place) = mesh.places.take_plaintext() else {
                         account::early_refused(source, local, &acceptor::too_many());
                         continue;
                     };

@@ -2,9 +2,11 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use mesh_hbone::Tunnel;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::{BoxedIo, CutReason};
 use crate::ConnectionContext;
@@ -26,6 +28,8 @@ pub struct MeshStream {
     context: ConnectionContext,
     registered: Option<Registered>,
     account: Option<Box<dyn Account>>,
+    /// Until when the peer has to have said something.
+    first_byte: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
@@ -48,6 +52,7 @@ impl MeshStream {
             context,
             registered: None,
             account: None,
+            first_byte: None,
         }
     }
 
@@ -58,6 +63,13 @@ impl MeshStream {
 
     pub(crate) fn with_account(mut self, account: Box<dyn Account>) -> Self {
         self.account = Some(account);
+        self
+    }
+
+    /// Bounds the wait for the peer's first byte, by which servers tell HTTP/1.1 from HTTP/2: they
+    /// wait for it without a bound of their own.
+    pub(crate) fn with_first_byte_within(mut self, limit: Duration) -> Self {
+        self.first_byte = Some(Box::pin(sleep(limit)));
         self
     }
 
@@ -84,7 +96,13 @@ impl MeshStream {
             .map_or(Ok(()), |entry| entry.cut().check())
     }
 
-    fn wait_read(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+    fn wait_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(deadline) = &mut self.first_byte
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            let silent = "the client said nothing in time";
+            return self.failed(io::Error::new(io::ErrorKind::TimedOut, silent));
+        }
         if let Some(entry) = &self.registered {
             entry.cut().register_reader(cx);
         }
@@ -139,6 +157,7 @@ impl AsyncRead for MeshStream {
         };
         match result {
             Poll::Ready(Ok(())) => {
+                this.first_byte = None;
                 if let Some(account) = &mut this.account {
                     account.read(buf.filled().len() - before);
                 }

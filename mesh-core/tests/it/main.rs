@@ -44,6 +44,7 @@ mod layers_observe;
 mod layers_retry;
 mod layers_timeout;
 mod layers_tokens;
+mod listener_limits;
 mod require;
 mod snapshot_applies_batches;
 mod snapshot_attaches_policies;
