@@ -208,7 +208,7 @@ impl fmt::Display for WithoutSecrets<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Matcher::Header { name, .. } if SECRETS.contains(name) => {
-                write!(f, "header {name} is a secret")
+                write!(f, "header {name} is what the policy says")
             }
             matcher => fmt::Display::fmt(matcher, f),
         }

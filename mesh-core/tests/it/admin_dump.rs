@@ -335,7 +335,7 @@ spec:
         "source namespace is shop",
         "method is GET",
         "destination port is 80",
-        "header authorization is a secret",
+        "header authorization is what the policy says",
     ] {
         assert!(whole.contains(part), "{whole}");
     }
