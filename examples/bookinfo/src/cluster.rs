@@ -1,6 +1,7 @@
 //! The services with their meshes: what a cluster would be.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +65,7 @@ pub(crate) struct Cluster {
     meshes: BTreeMap<&'static str, Mesh>,
     hops: broadcast::Sender<Hop>,
     servers: Vec<JoinHandle<()>>,
+    page: Option<SocketAddr>,
 }
 
 impl Cluster {
@@ -113,6 +115,7 @@ impl Cluster {
             meshes: BTreeMap::new(),
             hops: broadcast::Sender::new(4096),
             servers: Vec::new(),
+            page: None,
         })
     }
 
@@ -130,6 +133,9 @@ impl Cluster {
         };
         let router = self.watched(&mesh, router);
         let http = mesh.listen_http(PORT).await?;
+        if name == "productpage-v1" {
+            self.page = Some(http.listener.local_addr());
+        }
         let draining = mesh.draining();
         self.servers.push(tokio::spawn(async move {
             let server = axum::serve(http.listener, http.layer.wrap(router));
@@ -159,6 +165,11 @@ impl Cluster {
 
     pub(crate) fn mesh(&self, name: &str) -> &Mesh {
         &self.meshes[name]
+    }
+
+    /// Where a browser finds the page, if it is served here.
+    pub(crate) fn page(&self) -> Option<String> {
+        self.page.map(|page| format!("http://{page}/productpage"))
     }
 
     pub(crate) fn hops(&self) -> broadcast::Receiver<Hop> {

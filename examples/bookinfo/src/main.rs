@@ -43,8 +43,9 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
     };
     let cluster =
         Cluster::start(args.file()?, args.identity(), cluster::Ports::AsConfigured).await?;
+    let page = cluster.page().unwrap_or_default();
     config::say("");
-    config::say("  Bookinfo is up:  http://127.0.0.1:9080/productpage");
+    config::say(&format!("  Bookinfo is up:  {page}"));
     config::say(&format!(
         "  Its manifests:   {}  (edit and save: changes take effect at once)",
         args.file()?.display()
@@ -74,7 +75,10 @@ async fn listen(admin: SocketAddr) -> Result<TcpListener, BoxError> {
 /// One service in this process, until Ctrl-C.
 async fn serve(args: &Args, service: &str) -> Result<(), BoxError> {
     let cluster = Cluster::start_one(args.file()?, args.identity(), service).await?;
-    config::say(&format!("{service} is up; Ctrl-C ends"));
+    match cluster.page() {
+        Some(page) => config::say(&format!("{service} is up: {page}; Ctrl-C ends")),
+        None => config::say(&format!("{service} is up; Ctrl-C ends")),
+    }
     cluster.print_hops();
     tokio::signal::ctrl_c().await?;
     cluster.shutdown().await;
