@@ -10,6 +10,7 @@ h1{color:#1d5fbf;margin:8px 0 4px}
 .grid{display:grid;grid-template-columns:1fr 1fr;gap:32px}
 dl{display:grid;grid-template-columns:auto 1fr;gap:4px 16px} dt{color:#667} dd{margin:0}
 blockquote{margin:0 0 16px;padding:12px 16px;background:#fff;border-left:4px solid #1d5fbf;border-radius:4px}
+blockquote p{margin:0 0 8px} @media(max-width:700px){.grid{grid-template-columns:1fr}}
 cite{color:#667;display:block;margin-top:6px} .stars{font-size:20px;letter-spacing:2px}
 .error{background:#fde8e8;border-left-color:#c0392b} footer{color:#667;font-size:13px;margin-top:24px}";
 
@@ -90,7 +91,7 @@ fn render_rating(rating: &Value) -> String {
     let colour = if rating["color"] == "red" {
         "#c0392b"
     } else {
-        "#1c2733"
+        "#000"
     };
     let (full, empty) = ("★".repeat(stars), "☆".repeat(5 - stars));
     format!(

@@ -28,6 +28,19 @@ mod admin_dump;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod admin_explain;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+#[path = "../../../mesh-hbone/tests/it/envoy.rs"]
+mod envoy;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod envoy_meets_mesh;
 mod handler;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_dev_ca;
