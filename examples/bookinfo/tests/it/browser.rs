@@ -111,7 +111,7 @@ async fn the_page_is_shown_with_its_stars() {
         return;
     };
     let stage = Stage::new(4);
-    let mut program = stage.start(&[]);
+    let mut program = stage.start_all();
     program.says(&["Bookinfo is up:"]).await;
     let url = format!("http://{}/productpage", stage.page());
     let mut shown = Vec::new();

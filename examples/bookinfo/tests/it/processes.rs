@@ -7,9 +7,10 @@ const ID: &str = "spiffe://cluster.local/ns/default/sa/";
 #[tokio::test]
 async fn an_edit_takes_effect_and_is_announced() {
     let stage = Stage::new(1);
-    let mut program = stage.start(&[]);
+    let mut program = stage.start_all();
     let page = format!("http://{}/productpage", stage.page());
     program.says(&["Bookinfo is up:", &page]).await;
+    program.says(&["What it knows:", &stage.admin()]).await;
     stage
         .page_that("the page is whole", |page| page.contains("PublisherA"))
         .await;

@@ -59,6 +59,16 @@ impl Stage {
         self.folder.path()
     }
 
+    /// Starts all services in one process.
+    pub(crate) fn start_all(&self) -> Program {
+        self.start(&["--admin", &self.admin()])
+    }
+
+    /// Where the mesh answers questions.
+    pub(crate) fn admin(&self) -> String {
+        format!("{}.1:15000", self.network)
+    }
+
     /// Starts the program on this stage.
     pub(crate) fn start(&self, args: &[&str]) -> Program {
         let mut child = Command::new(env!("CARGO_BIN_EXE_bookinfo"))
