@@ -100,7 +100,8 @@ impl Loader {
 
     /// Takes all files as they are now, and says what changed.
     ///
-    /// What a file that is no longer among them held is removed. Of two objects with one name the
+    /// What a file that is no longer among them held is removed; a file that is there and has become
+    /// empty is refused, since what is being written looks like that. Of two objects with one name the
     /// first counts, by path and then by line; of two files with one path the last.
     pub fn load(&mut self, files: Vec<(PathBuf, Vec<u8>)>) -> Loaded {
         let files: BTreeMap<PathBuf, Vec<u8>> = files.into_iter().collect();
@@ -114,7 +115,10 @@ impl Loader {
         let mut fresh = BTreeMap::new();
         let mut refused = Vec::new();
         for (path, content) in &files {
-            match load.file(path, content) {
+            // What is written in place is empty for a while, and stays so on a full disk.
+            let had = self.files.get(path).is_some_and(|had| !had.is_empty());
+            let read = load.file(path, content, had);
+            match read {
                 Ok(entries) => {
                     fresh.insert(path.clone(), entries);
                 }
@@ -212,7 +216,9 @@ struct Pending {
 
 impl Load<'_> {
     /// Reads a file; fails when nothing of it can be used.
-    fn file(&mut self, path: &Path, content: &[u8]) -> Result<Vec<Entry>, Invalid> {
+    ///
+    /// One that `had` objects may not be empty: removing it is how to say that they are gone.
+    fn file(&mut self, path: &Path, content: &[u8], had: bool) -> Result<Vec<Entry>, Invalid> {
         let text = std::str::from_utf8(content).map_err(|error| {
             let before = &content[..error.valid_up_to()];
             let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
@@ -221,12 +227,18 @@ impl Load<'_> {
         })?;
         // All of the file has to be read before any of it counts.
         let mut pending = Vec::new();
+        let mut is_empty = true;
         let mut left = self.settings.max_nodes();
         for (before, document) in tree::documents(text) {
             for node in tree::parse(before, document, left)? {
+                is_empty = false;
                 left = left.saturating_sub(node.count());
                 self.document(&node, &mut pending)?;
             }
+        }
+        if is_empty && had {
+            let message = "the file is empty and held objects before; expected them, or no file";
+            return Err(Invalid::new(1, String::new(), message.into()));
         }
         let mut entries = Vec::new();
         for object in pending {
@@ -357,6 +369,10 @@ fn join(
     }
     made.extend(with_endpoints(workloads, &services));
     let assembled = assemble::assemble(&objects, settings);
+    for (object, field, message) in assembled.dangling {
+        let (file, line) = &origins[object];
+        problems.push(Problem::new(file, Invalid::new(*line, field, message)));
+    }
     skipped.extend(assembled.idle);
     for (object, update) in assembled.resources {
         let (file, line) = &origins[object];

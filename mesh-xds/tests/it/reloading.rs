@@ -153,6 +153,30 @@ fn a_file_that_is_gone_takes_its_objects_along() {
     );
 }
 
+/// A writer that truncates first, a full disk, an editor that crashed.
+#[test]
+fn a_file_that_became_empty_keeps_its_objects() {
+    let held = pod("a", "10.0.0.1") + &policy("p", "a", "DENY");
+    for empty in ["", " \n\t", "# nothing yet\n", "---\n", "---\n# nothing\n---\n"] {
+        let mut loader = Loader::new(Settings::default());
+        load(&mut loader, &held);
+        for _ in 0..2 {
+            let loaded = load(&mut loader, empty);
+            assert!(loaded.batch().is_empty(), "{empty:?}");
+            let said = loaded.problems().iter().map(ToString::to_string);
+            assert_eq!(
+                said.collect::<Vec<_>>(),
+                ["mesh.yaml:1: the file is empty and held objects before; expected them, or no file"],
+                "{empty:?}"
+            );
+        }
+        assert_eq!(loader.resources().count(), 2);
+        assert_eq!(loader.load(Vec::new()).batch().removed().len(), 2);
+        // One that never held anything may be empty.
+        assert!(load(&mut loader, empty).problems().is_empty(), "{empty:?}");
+    }
+}
+
 /// A mesh of a few objects, some broken, in one or two files.
 fn files() -> impl Strategy<Value = Vec<(PathBuf, Vec<u8>)>> {
     let object = prop_oneof![
