@@ -34,7 +34,7 @@ impl<T> From<Option<T>> for Attribute<T> {
 /// What a decision is made about, borrowed from the connection and the request.
 ///
 /// A new value knows the connection's addresses; what a request would tell is unknown until
-/// [`with_request`](Self::with_request).
+/// [`with_request`](Self::with_request), and the TLS server name until [`with_sni`](Self::with_sni).
 ///
 /// # Examples
 ///
@@ -64,7 +64,7 @@ impl<'a> Attributes<'a> {
             source: canonical(source),
             destination: canonical(destination),
             identity: Attribute::Absent,
-            sni: Attribute::Absent,
+            sni: Attribute::Unknown,
             request: Attribute::Unknown,
         }
     }
@@ -102,6 +102,10 @@ impl<'a> Attributes<'a> {
     }
 
     /// Sets the TLS server name seen inside the tunnel.
+    ///
+    /// Unknown unless somebody has looked, so that a DENY rule on it denies and an ALLOW rule on it does
+    /// not allow; absent is for whoever has seen that the connection begins without TLS, as one does
+    /// on which a request was read in plain. Envoy has an empty name there, which no value matches.
     #[must_use]
     pub fn with_sni(mut self, sni: Attribute<&'a str>) -> Self {
         self.sni = sni;

@@ -21,7 +21,7 @@ fn what_was_not_told() {
     let address = "10.0.0.1:1".parse().unwrap();
     let attributes = Attributes::new(address, address);
     assert_eq!(attributes.identity(), Attribute::Absent);
-    assert_eq!(attributes.sni(), Attribute::Absent);
+    assert_eq!(attributes.sni(), Attribute::Unknown);
     assert!(matches!(attributes.request(), Attribute::Unknown));
     assert_eq!(Attribute::from(None::<u8>), Attribute::Absent);
     assert_eq!(Attribute::from(Some(1)), Attribute::Present(1));

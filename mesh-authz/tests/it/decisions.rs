@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mesh_authz::matcher::StringMatch;
 use mesh_authz::policy::{Action, Expr, Matcher, Policy, PolicyName, Rule};
 use mesh_authz::{Attribute, Attributes, Identity, PolicySet, Reason};
 
@@ -286,4 +287,35 @@ fn explanations_keep_secrets() {
         told.contains("header x-a is Bearer* (it is \"shown\")"),
         "{told}"
     );
+}
+
+/// Nobody reads the ClientHello inside a tunnel: at L4 the condition is lost, as for a request's.
+#[test]
+fn server_names_that_nobody_looked_at() {
+    let sni = || Expr::Is(Matcher::Sni(StringMatch::Exact("a.com".into())));
+    let not = |expr| Expr::Not(Box::new(expr));
+    for condition in [sni, || Expr::Is(Matcher::Sni(StringMatch::Present))] {
+        for expr in [condition(), not(condition())] {
+            let narrowed = Expr::All(vec![port(1), expr]);
+            let deny = set([policy("deny", Action::Deny, vec![narrowed.clone()])]);
+            assert_eq!(deny.evaluate_l4(&to(1)).reason(), Reason::Denied);
+            assert!(deny.evaluate_l4(&to(2)).is_allowed());
+            assert!(deny.could_allow(&to(1)).is_allowed());
+            let allow = set([policy("allow", Action::Allow, vec![narrowed])]);
+            assert_eq!(allow.evaluate_l4(&to(1)).reason(), Reason::NoneAllowed);
+            assert!(allow.could_allow(&to(1)).is_allowed());
+        }
+    }
+    // Whoever has looked is believed.
+    let deny = set([policy("deny", Action::Deny, vec![sni()])]);
+    for (seen, allowed) in [
+        (Attribute::Present("a.com"), false),
+        (Attribute::Present("b.com"), true),
+        (Attribute::Absent, true),
+        (Attribute::Unknown, false),
+    ] {
+        let attributes = to(1).with_sni(seen);
+        assert_eq!(deny.evaluate_l4(&attributes).is_allowed(), allowed, "{seen:?}");
+        assert_eq!(deny.evaluate(&attributes).is_allowed(), allowed, "{seen:?}");
+    }
 }

@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Uri};
 use mesh_authz::matcher::PathNormalization;
-use mesh_authz::{Attributes, Decision, RequestAttributes};
+use mesh_authz::{Attribute, Attributes, Decision, RequestAttributes};
 use tower_service::Service;
 use tracing::{debug, enabled};
 
@@ -83,7 +83,11 @@ fn judge(
     if let Some(client) = facts::remote_ip(&head.headers, settings.trusted_hops) {
         request = request.with_remote_ip(client);
     }
-    let attributes = context.attributes().with_request(request);
+    // The request was read in plain: nothing inside the tunnel named a TLS server.
+    let attributes = context
+        .attributes()
+        .with_sni(Attribute::Absent)
+        .with_request(request);
     let decision = enforced.policies().evaluate(&attributes);
     if enforced.has_dry_run() {
         report_dry_run(enforced, &attributes);
