@@ -18,6 +18,8 @@
 //! * The annotation `hbone-port: "15018"` of a Pod or WorkloadEntry says where it takes HBONE, when several
 //!   share a machine. It implies that the workload takes HBONE itself, as the label
 //!   `networking.istio.io/tunnel: http` does.
+//! * A waypoint that a label names and no Gateway makes stays in the way, so that callers fail; istiod
+//!   lets them go around it.
 //! * `exportTo: ["."]` of a ServiceEntry makes it visible in its namespace alone.
 //! * A selector chooses by the labels that are there; istiod lets every selector choose an endpoint
 //!   of a ServiceEntry that has no labels at all.
@@ -39,6 +41,13 @@
 //! names file, line and field. Where there is no last good version of an object that carries security, the
 //! narrowest thing that it could mean stands for it: what an AuthorizationPolicy selects is denied, what a
 //! PeerAuthentication selects is STRICT, and what a RequestAuthentication selects refuses tokens.
+//! Of a Namespace, the labels that can be read count.
+//!
+//! A file that held objects and has become empty is refused as well: a file that is being written, or
+//! could not be, looks like that. Removing the file is how to say that its objects are gone.
+//!
+//! A label `istio.io/use-waypoint` that names no Gateway is a problem too, and holds: callers are sent
+//! to the waypoint that would be there, and fail, rather than around it.
 //!
 //! # Examples
 //!

@@ -88,6 +88,27 @@ impl Meta {
     }
 }
 
+impl Meta {
+    /// Labels and annotations as far as they can be read, of `metadata` that was refused.
+    pub(crate) fn read_partly(at: &Cursor<'_>) -> Result<Self> {
+        let mut fields = at.fields()?;
+        Ok(Self {
+            labels: fields.get("labels").map_or_else(Labels::new, readable),
+            annotations: fields.get("annotations").map_or_else(Labels::new, readable),
+            ..Self::default()
+        })
+    }
+}
+
+/// The texts of a mapping. What is no text is there and empty, so that nothing that asks for a certain
+/// value has it, and what is asked to be absent is not.
+fn readable(at: Cursor<'_>) -> Labels {
+    let entries = at.entries().unwrap_or_default().into_iter();
+    entries
+        .map(|(key, value)| (Arc::clone(key), value.text().unwrap_or_default()))
+        .collect()
+}
+
 /// Namespace and name. An object that needs a namespace and names none is in `default`, as with kubectl.
 pub(crate) fn names(fields: &mut Fields<'_>, namespaced: bool) -> Result<(Arc<str>, Arc<str>)> {
     let name = object_name(&fields.need("name")?)?;

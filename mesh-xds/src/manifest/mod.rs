@@ -42,6 +42,8 @@ pub(crate) enum Object {
 /// One object of a file, before it is read.
 pub(crate) struct Item<'a> {
     kind: Kind,
+    kind_name: Arc<str>,
+    namespace: Arc<str>,
     name: Arc<str>,
     key: String,
     wrong_version: Option<Invalid>,
@@ -132,7 +134,9 @@ pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Res
     found.push(Found::Item(Item {
         kind: known,
         key: format!("{kind} {namespace}/{name}"),
-        name: kind,
+        kind_name: kind,
+        namespace,
+        name,
         wrong_version,
         at: document.clone(),
     }));
@@ -194,7 +198,7 @@ impl Item<'_> {
                     format_args!(
                         "{} of {SECURITY} is not known, and passing it over could widen access; \
                          expected AuthorizationPolicy, PeerAuthentication or RequestAuthentication",
-                        self.name
+                        self.kind_name
                     ),
                 ));
             }
@@ -202,11 +206,18 @@ impl Item<'_> {
     }
 
     /// What stands for an object that carries security, could not be read, and has no last good
-    /// version: the narrowest thing that it could have been.
+    /// version: the narrowest thing that it could have been. Its metadata counts as far as it can be
+    /// read, of which [`find`] has made sure for the names. Of a Namespace, that is all there is.
     pub(crate) fn closed(&self, settings: &Settings) -> Option<Object> {
-        let meta = self.meta().ok()?;
+        let meta = self.meta().unwrap_or_else(|_| {
+            let mut meta = self.partial_meta().unwrap_or_default();
+            meta.namespace = Arc::clone(&self.namespace);
+            meta.name = Arc::clone(&self.name);
+            meta
+        });
         let mut fields = self.at.fields().ok()?;
         match self.kind {
+            Kind::Namespace => Some(Object::Namespace(meta)),
             Kind::AuthorizationPolicy => {
                 security::AuthorizationPolicy::closed(meta, &mut fields, settings)
                     .map(Object::AuthorizationPolicy)
@@ -224,5 +235,9 @@ impl Item<'_> {
     fn meta(&self) -> Result<Meta> {
         let metadata = self.at.fields()?.need("metadata")?;
         Meta::read(&metadata, self.kind.is_namespaced())
+    }
+
+    fn partial_meta(&self) -> Result<Meta> {
+        Meta::read_partly(&self.at.fields()?.need("metadata")?)
     }
 }

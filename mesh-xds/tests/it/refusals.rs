@@ -434,6 +434,89 @@ fn peer_authentication_that_was_never_right_is_strict() {
     assert_eq!(bound, Some(vec![strict]));
 }
 
+/// `labels: {v: 1}` is what people write; it must not cost the policy.
+#[test]
+fn metadata_that_is_not_right_fails_closed_as_well() {
+    let metadata = [
+        "labels: {v: 1}",
+        "labels: [v]",
+        "annotations: {v: true}",
+        "ownerReferences: 1",
+        "creationTimestamp: 1",
+    ];
+    let selector = "spec:\n  selector: {matchLabels: {app: store}}\n";
+    for odd in metadata {
+        let object = |kind: &str, rest: &str| {
+            format!(
+                "{POD}---\napiVersion: security.istio.io/v1\nkind: {kind}\n\
+                 metadata: {{name: x, namespace: shop, {odd}}}\n{selector}{rest}"
+            )
+        };
+        let (loader, problems) = loaded(&object("AuthorizationPolicy", "  action: ALLOW"));
+        assert_eq!(problems.len(), 1, "{odd}: {problems:?}");
+        let name = PolicyName::new("shop", "x");
+        let stands = loader.resources().find_map(|update| match update {
+            Update::Policy(policy) if *policy.policy().name() == name => Some(policy),
+            _ => None,
+        });
+        let stands = stands.unwrap_or_else(|| panic!("{odd}: nothing stands for it"));
+        assert_eq!(*stands.policy().action(), Action::Deny, "{odd}");
+        assert_eq!(*stands.scope(), Scope::Workload, "{odd}");
+        let bound = |loader: &Loader| {
+            loader.resources().find_map(|update| match update {
+                Update::Workload(workload) => Some((
+                    workload.authorization_policies().to_vec(),
+                    workload.request_authentications().to_vec(),
+                )),
+                _ => None,
+            })
+        };
+        assert_eq!(bound(&loader), Some((vec![name], vec![])), "{odd}");
+
+        let (loader, _) = loaded(&object("PeerAuthentication", "  mtls: {mode: DISABLE}"));
+        let strict = PolicyName::new("istio-system", "istio_converted_static_strict");
+        assert_eq!(bound(&loader), Some((vec![strict], vec![])), "{odd}");
+
+        let (loader, _) = loaded(&object(
+            "RequestAuthentication",
+            "  jwtRules: [{issuer: a}]",
+        ));
+        let name = ObjectName::new("shop", "x");
+        let stands =
+            RequestAuthentication::new(name.clone(), Scope::Workload, vec![JwtRule::new("")]);
+        assert!(
+            loader
+                .resources()
+                .any(|update| *update == stands.clone().into()),
+            "{odd}"
+        );
+        assert_eq!(bound(&loader), Some((vec![], vec![name])), "{odd}");
+    }
+}
+
+#[test]
+fn a_dry_run_with_odd_labels_denies_nothing() {
+    let odd = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, labels: {v: 1}, annotations: {istio.io/dry-run: 'true'}}\n";
+    let (loader, problems) = loaded(odd);
+    assert_eq!(problems.len(), 1);
+    assert_eq!(loader.resources().count(), 0);
+}
+
+#[test]
+fn a_namespace_keeps_the_labels_that_can_be_read() {
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {v: 1, istio.io/dataplane-mode: ambient, istio.io/use-waypoint: 7}}\n---\n";
+    let (loader, problems) = loaded(&format!("{namespace}{POD}"));
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    let pod = loader.resources().find_map(|update| match update {
+        Update::Workload(workload) => Some(workload),
+        _ => None,
+    });
+    let pod = pod.unwrap();
+    assert_eq!(pod.protocol(), TunnelProtocol::Hbone);
+    // Which waypoint is not known, but there is one.
+    assert!(pod.waypoint().is_some());
+}
+
 #[test]
 fn lines_count_from_the_start_of_the_file() {
     let node = "apiVersion: v1\nkind: Node\nmetadata: {name: NAME}\n";

@@ -27,6 +27,8 @@ pub(crate) struct Assembled {
     pub(crate) resources: Vec<(usize, Update)>,
     /// Objects that are right and still make nothing, each with the reason.
     pub(crate) idle: Vec<String>,
+    /// What an object asks for that does not exist: its index, the field and the message.
+    pub(crate) dangling: Vec<(usize, String, String)>,
 }
 
 /// An object with its index.
@@ -37,6 +39,8 @@ struct World<'a> {
     settings: &'a Settings,
     network: Arc<str>,
     namespaces: BTreeMap<Arc<str>, Labels>,
+    /// The objects of `namespaces`.
+    namespace_objects: Vec<Numbered<'a, Meta>>,
     nodes: HashMap<&'a str, Locality>,
     services: Vec<Numbered<'a, Service>>,
     slices: Vec<Numbered<'a, EndpointSlice>>,
@@ -66,6 +70,7 @@ pub(crate) fn assemble(objects: &[&Object], settings: &Settings) -> Assembled {
     world.make_workload_entries(&mut made);
     world.make_slices(&mut made);
     world.make_policies(&mut made);
+    world.name_missing_waypoints(&mut made);
     made
 }
 
@@ -75,6 +80,7 @@ impl<'a> World<'a> {
             settings,
             network: settings.network().into(),
             namespaces: BTreeMap::new(),
+            namespace_objects: Vec::new(),
             nodes: HashMap::new(),
             services: Vec::new(),
             slices: Vec::new(),
@@ -95,6 +101,7 @@ impl<'a> World<'a> {
         for (at, object) in objects.iter().enumerate() {
             match object {
                 Object::Namespace(meta) => {
+                    world.namespace_objects.push((at, meta));
                     world
                         .namespaces
                         .insert(Arc::clone(&meta.name), meta.labels.clone());

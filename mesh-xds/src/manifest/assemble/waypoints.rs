@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Assembled, World};
 use crate::manifest::gateway::Gateway;
-use crate::manifest::meta::Meta;
+use crate::manifest::meta::{Labels, Meta};
 use crate::model::{GatewayAddress, GatewayDestination, ServiceName, WaypointFor, Workload};
 
 /// What a waypoint would stand in front of.
@@ -19,27 +19,35 @@ pub(super) enum Traffic {
 /// The class of Gateways that stand for gateways of other networks.
 const REMOTE_CLASS: &str = "istio-remote";
 
+const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+
+/// The port at which every waypoint takes HBONE unless its Gateway says otherwise.
+const HBONE_PORT: u16 = 15008;
+
 impl World<'_> {
     /// The waypoint that an object uses: as its own label says, else its namespace's.
+    ///
+    /// One that does not exist is used all the same, at the Service that would be made for it: a
+    /// caller that cannot reach it fails, where one that never heard of it would go around it and
+    /// around its policies. istiod leaves it out.
     ///
     /// <https://istio.io/latest/docs/ambient/usage/waypoint/>
     pub(super) fn waypoint(&self, meta: &Meta, traffic: Traffic) -> Option<GatewayAddress> {
         if is_gateway(meta) {
             return None;
         }
-        let own = meta.label("istio.io/use-waypoint");
-        let (name, namespace) = match own {
-            Some(name) => (name, meta.label("istio.io/use-waypoint-namespace")),
-            None => (
-                self.namespace_label(&meta.namespace, "istio.io/use-waypoint")?,
-                self.namespace_label(&meta.namespace, "istio.io/use-waypoint-namespace"),
-            ),
+        let (namespace, name) = match used(&meta.labels, &meta.namespace) {
+            Some(own) => own,
+            None => used(self.namespaces.get(&meta.namespace)?, &meta.namespace)?,
         };
         if name == "none" {
             return None;
         }
-        let namespace = namespace.unwrap_or(&meta.namespace);
-        let (_, gateway) = self.gateways.get(&(namespace, name))?;
+        let Some((_, gateway)) = self.gateways.get(&(namespace, name)) else {
+            let service = ServiceName::new(namespace, self.hostname(namespace, name));
+            let destination = GatewayDestination::Hostname(service);
+            return Some(GatewayAddress::new(destination, HBONE_PORT));
+        };
         let listener = gateway.hbone()?;
         let serves = match gateway.waypoint_for {
             WaypointFor::All => true,
@@ -54,6 +62,33 @@ impl World<'_> {
             return None;
         }
         Some(self.address(gateway, listener.port))
+    }
+
+    /// Names the labels that ask for a waypoint which does not exist.
+    pub(super) fn name_missing_waypoints(&self, made: &mut Assembled) {
+        let of_objects = (self.services.iter().map(|(at, it)| (*at, &it.meta)))
+            .chain(self.service_entries.iter().map(|(at, it)| (*at, &it.meta)))
+            .chain(self.pods.iter().map(|(at, it)| (*at, &it.meta)))
+            .chain(self.workload_entries.iter().map(|(at, it)| (*at, &it.meta)))
+            .filter(|(_, meta)| !is_gateway(meta))
+            .map(|(at, meta)| (at, &meta.labels, &*meta.namespace));
+        let of_namespaces = self
+            .namespace_objects
+            .iter()
+            .map(|(at, meta)| (*at, &meta.labels, &*meta.name));
+        for (at, labels, namespace) in of_objects.chain(of_namespaces) {
+            let Some((namespace, name)) = used(labels, namespace) else {
+                continue;
+            };
+            if name != "none" && !self.gateways.contains_key(&(namespace, name)) {
+                let message = format!(
+                    "there is no Gateway {namespace}/{name}; until there is, what should go through \
+                     it is refused"
+                );
+                made.dangling
+                    .push((at, format!("metadata.labels[{USE_WAYPOINT}]"), message));
+            }
+        }
     }
 
     /// Where a waypoint is: as its status says, else at the Service that is made for it.
@@ -131,6 +166,16 @@ impl World<'_> {
         }
         by_network
     }
+}
+
+/// Namespace and name of the waypoint that labels name, of an object in the given namespace or of that
+/// namespace.
+fn used<'l>(labels: &'l Labels, namespace: &'l str) -> Option<(&'l str, &'l str)> {
+    let name = labels.get(USE_WAYPOINT)?;
+    let namespace = labels
+        .get("istio.io/use-waypoint-namespace")
+        .map_or(namespace, |namespace| namespace);
+    Some((namespace, name))
 }
 
 /// Whether the object is part of a gateway or waypoint itself, so that none stands in front of it.
