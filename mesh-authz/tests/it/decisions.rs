@@ -315,7 +315,11 @@ fn server_names_that_nobody_looked_at() {
         (Attribute::Unknown, false),
     ] {
         let attributes = to(1).with_sni(seen);
-        assert_eq!(deny.evaluate_l4(&attributes).is_allowed(), allowed, "{seen:?}");
+        assert_eq!(
+            deny.evaluate_l4(&attributes).is_allowed(),
+            allowed,
+            "{seen:?}"
+        );
         assert_eq!(deny.evaluate(&attributes).is_allowed(), allowed, "{seen:?}");
     }
 }

@@ -36,8 +36,7 @@ const NO_LABELS: &str = "istiod lets every selector choose an endpoint that has 
 const NAMED_PORT: &str =
     "a container's port without protocol is TCP; nobody had filled it in for istiod";
 const EXPORT_TO: &str = "exportTo [.] of a ServiceEntry is visibility Namespace";
-const MISSING_WAYPOINT: &str =
-    "a waypoint that a label names and no Gateway makes stays in the way; istiod lets callers around it";
+const MISSING_WAYPOINT: &str = "a waypoint that a label names and no Gateway makes stays in the way; istiod lets callers around it";
 const WHOLE_POLICIES: &str = "istiod withholds AUDIT, CUSTOM and dry-run policies";
 
 impl Exceptions {

@@ -440,10 +440,16 @@ status: {podIP: 10.0.0.2}
     assert_eq!(workload(&loader, "w").waypoint(), None);
     // It holds until the Gateway is there, which then says whom it is for.
     let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: way, namespace: shop}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15009, protocol: HBONE}]}\n";
-    let loaded = loader.load(vec![("mesh.yaml".into(), format!("{text}{gateway}").into())]);
+    let loaded = loader.load(vec![(
+        "mesh.yaml".into(),
+        format!("{text}{gateway}").into(),
+    )]);
     assert_eq!(loaded.problems().len(), 1);
     let b = service(&loader, "b.shop.svc.cluster.local");
-    assert_eq!(b.waypoint().map(GatewayAddress::hbone_mtls_port), Some(15009));
+    assert_eq!(
+        b.waypoint().map(GatewayAddress::hbone_mtls_port),
+        Some(15009)
+    );
     assert_eq!(workload(&loader, "p").waypoint(), None);
 }
 

@@ -157,7 +157,13 @@ fn a_file_that_is_gone_takes_its_objects_along() {
 #[test]
 fn a_file_that_became_empty_keeps_its_objects() {
     let held = pod("a", "10.0.0.1") + &policy("p", "a", "DENY");
-    for empty in ["", " \n\t", "# nothing yet\n", "---\n", "---\n# nothing\n---\n"] {
+    for empty in [
+        "",
+        " \n\t",
+        "# nothing yet\n",
+        "---\n",
+        "---\n# nothing\n---\n",
+    ] {
         let mut loader = Loader::new(Settings::default());
         load(&mut loader, &held);
         for _ in 0..2 {
@@ -166,7 +172,9 @@ fn a_file_that_became_empty_keeps_its_objects() {
             let said = loaded.problems().iter().map(ToString::to_string);
             assert_eq!(
                 said.collect::<Vec<_>>(),
-                ["mesh.yaml:1: the file is empty and held objects before; expected them, or no file"],
+                [
+                    "mesh.yaml:1: the file is empty and held objects before; expected them, or no file"
+                ],
                 "{empty:?}"
             );
         }
