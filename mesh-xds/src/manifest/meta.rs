@@ -93,8 +93,8 @@ impl Meta {
     pub(crate) fn read_partly(at: &Cursor<'_>) -> Result<Self> {
         let mut fields = at.fields()?;
         Ok(Self {
-            labels: fields.get("labels").map_or_else(Labels::new, readable),
-            annotations: fields.get("annotations").map_or_else(Labels::new, readable),
+            labels: fields.get("labels").as_ref().map_or_else(Labels::new, readable),
+            annotations: fields.get("annotations").as_ref().map_or_else(Labels::new, readable),
             ..Self::default()
         })
     }
@@ -102,7 +102,7 @@ impl Meta {
 
 /// The texts of a mapping. What is no text is there and empty, so that nothing that asks for a certain
 /// value has it, and what is asked to be absent is not.
-fn readable(at: Cursor<'_>) -> Labels {
+fn readable(at: &Cursor<'_>) -> Labels {
     let entries = at.entries().unwrap_or_default().into_iter();
     entries
         .map(|(key, value)| (Arc::clone(key), value.text().unwrap_or_default()))

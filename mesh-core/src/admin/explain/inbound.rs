@@ -310,7 +310,10 @@ impl Asked {
                     Step::new("token", true, "none where tokens are looked for")
                 });
                 let facts = RequestAttributes::new(method, host.as_deref(), uri.path(), headers);
-                let attributes = attributes.with_request(facts);
+                // As the layer has it that judges requests.
+                let attributes = attributes
+                    .with_sni(Attribute::Absent)
+                    .with_request(facts);
                 let decision = set.evaluate(&attributes);
                 self.steps.push(Step::new(
                     "request",
