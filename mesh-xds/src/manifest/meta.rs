@@ -93,8 +93,14 @@ impl Meta {
     pub(crate) fn read_partly(at: &Cursor<'_>) -> Result<Self> {
         let mut fields = at.fields()?;
         Ok(Self {
-            labels: fields.get("labels").as_ref().map_or_else(Labels::new, readable),
-            annotations: fields.get("annotations").as_ref().map_or_else(Labels::new, readable),
+            labels: fields
+                .get("labels")
+                .as_ref()
+                .map_or_else(Labels::new, readable),
+            annotations: fields
+                .get("annotations")
+                .as_ref()
+                .map_or_else(Labels::new, readable),
             ..Self::default()
         })
     }

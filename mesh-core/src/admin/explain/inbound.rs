@@ -311,9 +311,7 @@ impl Asked {
                 });
                 let facts = RequestAttributes::new(method, host.as_deref(), uri.path(), headers);
                 // As the layer has it that judges requests.
-                let attributes = attributes
-                    .with_sni(Attribute::Absent)
-                    .with_request(facts);
+                let attributes = attributes.with_sni(Attribute::Absent).with_request(facts);
                 let decision = set.evaluate(&attributes);
                 self.steps.push(Step::new(
                     "request",
