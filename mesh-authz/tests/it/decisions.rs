@@ -130,7 +130,7 @@ fn absent_identity() {
     let identity = Identity::new("td", "a", "x").unwrap();
     let principal = || {
         Expr::Is(Matcher::Principal(
-            mesh_authz::matcher::StringMatch::Present,
+            StringMatch::Present,
         ))
     };
     let strict = set([policy(
@@ -221,14 +221,14 @@ fn what_a_set_needs() {
 #[test]
 fn explanations_name_what_failed() {
     let identity = Identity::new("td", "a", "x").unwrap();
-    let namespace = mesh_authz::matcher::StringMatch::Exact("b".into());
+    let namespace = StringMatch::Exact("b".into());
     let set = set([policy(
         "clients",
         Action::Allow,
         vec![Expr::All(vec![
             port(1),
             Expr::Not(Box::new(Expr::Is(Matcher::Namespace(namespace)))),
-            Expr::Is(Matcher::Method(mesh_authz::matcher::StringMatch::Exact(
+            Expr::Is(Matcher::Method(StringMatch::Exact(
                 "GET".into(),
             ))),
         ])],
