@@ -128,11 +128,7 @@ fn empty() {
 #[test]
 fn absent_identity() {
     let identity = Identity::new("td", "a", "x").unwrap();
-    let principal = || {
-        Expr::Is(Matcher::Principal(
-            StringMatch::Present,
-        ))
-    };
+    let principal = || Expr::Is(Matcher::Principal(StringMatch::Present));
     let strict = set([policy(
         "strict",
         Action::Deny,
@@ -228,9 +224,7 @@ fn explanations_name_what_failed() {
         vec![Expr::All(vec![
             port(1),
             Expr::Not(Box::new(Expr::Is(Matcher::Namespace(namespace)))),
-            Expr::Is(Matcher::Method(StringMatch::Exact(
-                "GET".into(),
-            ))),
+            Expr::Is(Matcher::Method(StringMatch::Exact("GET".into()))),
         ])],
     )]);
     let attributes = to(1).with_identity(Attribute::Present(&identity));
