@@ -216,7 +216,13 @@ pub(crate) async fn against_bare_client(
 /// A tunnel of ours to a bare h2 client's streams.
 pub(crate) async fn to_bare_client() -> (Tunnel, SendStream<Bytes>, RecvStream, SendRequest<Bytes>)
 {
-    let (mut send, mut incoming) = against_bare_client(Config::default()).await;
+    to_bare_client_with(Config::default()).await
+}
+
+pub(crate) async fn to_bare_client_with(
+    config: Config,
+) -> (Tunnel, SendStream<Bytes>, RecvStream, SendRequest<Bytes>) {
+    let (mut send, mut incoming) = against_bare_client(config).await;
     let (response, body) = send.send_request(connect("10.0.0.7:80"), false).unwrap();
     let tunnel = incoming
         .recv()
