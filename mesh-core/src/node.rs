@@ -134,7 +134,7 @@ impl Node {
             vouches: Box::new(vouches),
             admission: tls::Admission::new(settings.admission.clone()),
             sockets: Arc::new(Semaphore::new(settings.max_node_connections)),
-            pool: Pool::new(settings.hbone.clone()),
+            pool: Pool::new(settings.hbone.clone()).on_runtime(runtime.clone()),
             metrics: Metrics::with_settings(settings.metrics.clone()),
             gate: Gate::new(),
             random: Random::new(settings.rng_seed),

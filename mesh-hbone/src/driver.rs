@@ -30,6 +30,8 @@ pub(crate) struct SharedIo<IO> {
 
 struct Shared<IO> {
     io: IO,
+    /// Whether bytes were read since this was last asked.
+    heard: bool,
     /// h2 keeps only the text of an I/O error.
     failure: Option<Error>,
 }
@@ -39,12 +41,20 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
         Pin::new(&mut io).defer_flushes();
         Self {
             vectored: io.is_write_vectored(),
-            shared: Arc::new(Mutex::new(Shared { io, failure: None })),
+            shared: Arc::new(Mutex::new(Shared {
+                io,
+                heard: false,
+                failure: None,
+            })),
         }
     }
 
     pub(crate) fn poll_flush_now(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|io| io.poll_flush_now(cx))
+    }
+
+    fn take_heard(&self) -> bool {
+        std::mem::take(&mut lock(&self.shared).heard)
     }
 
     fn with<T>(
@@ -85,7 +95,12 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.with(|io| io.poll_read(cx, buf))
+        let before = buf.filled().len();
+        let read = self.with(|io| io.poll_read(cx, buf));
+        if buf.filled().len() > before {
+            lock(&self.shared).heard = true;
+        }
+        read
     }
 }
 
@@ -267,6 +282,8 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             result.map_err(|error| from_h2(error, self.side))?;
             self.waiting_for_pong = false;
             self.keepalive.answered(Instant::now());
+        } else if self.io.take_heard() {
+            self.keepalive.heard(Instant::now());
         }
         Ok(())
     }

@@ -60,6 +60,14 @@ impl KeepAlive {
         }
     }
 
+    /// Something else came from the peer: it is there, and its answer may be queued behind it, or our
+    /// PING behind what we sent. The wait for the answer begins anew.
+    pub fn heard(&mut self, now: Instant) {
+        if let State::Waiting { until } = &mut self.state {
+            *until = now + self.timeout;
+        }
+    }
+
     /// The answer to the PING is here. Ignored when none was sent.
     pub fn answered(&mut self, now: Instant) {
         if matches!(self.state, State::Waiting { .. }) {

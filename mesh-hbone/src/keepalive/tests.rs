@@ -35,6 +35,27 @@ fn has_one_ping_out_at_most() {
 }
 
 #[test]
+fn a_peer_that_says_other_things_is_not_given_up() {
+    let (start, mut keepalive) = start();
+    let sent = start + INTERVAL;
+    assert_eq!(keepalive.poll(sent), Action::Ping);
+    let heard = sent + Duration::from_secs(6);
+    keepalive.heard(heard);
+    assert_eq!(
+        keepalive.poll(sent + TIMEOUT),
+        Action::Wait(heard + TIMEOUT)
+    );
+    assert_eq!(keepalive.poll(heard + TIMEOUT), Action::GiveUp);
+}
+
+#[test]
+fn what_is_heard_while_no_ping_is_out_changes_nothing() {
+    let (start, mut keepalive) = start();
+    keepalive.heard(start + Duration::from_secs(1));
+    assert_eq!(keepalive.poll(start), Action::Wait(start + INTERVAL));
+}
+
+#[test]
 fn gives_up_without_an_answer() {
     let (start, mut keepalive) = start();
     assert_eq!(keepalive.poll(start + INTERVAL), Action::Ping);

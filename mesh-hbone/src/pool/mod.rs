@@ -11,8 +11,9 @@ use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -43,6 +44,7 @@ pub struct Pool<K> {
 struct Inner<K> {
     state: Mutex<State<K>>,
     dial_timeout: std::time::Duration,
+    runtime: OnceLock<Handle>,
 }
 
 struct State<K> {
@@ -131,8 +133,17 @@ where
                     janitor: false,
                 }),
                 dial_timeout: config.dial_timeout,
+                runtime: OnceLock::new(),
             }),
         }
+    }
+
+    /// Runs the pool's connections on this runtime from now on; each on its first caller's unless set.
+    /// Only the first call counts.
+    #[must_use]
+    pub fn on_runtime(self, runtime: Handle) -> Self {
+        let _ = self.inner.runtime.set(runtime);
+        self
     }
 
     /// A place on a connection of `key`: of one that is there, or of the one that `dial` makes.
@@ -266,7 +277,7 @@ where
             id,
             done: false,
         };
-        state.tasks.spawn(async move {
+        let drive = async move {
             let dialled = match timeout(limit, dial()).await {
                 Ok(dialled) => dialled,
                 Err(_) => Err(Error::new(ErrorKind::Timeout, Side::Upstream)
@@ -282,7 +293,11 @@ where
                 }
                 Err(error) => dialling.failed(&error),
             }
-        });
+        };
+        match self.runtime.get() {
+            Some(runtime) => state.tasks.spawn_on(drive, runtime),
+            None => state.tasks.spawn(drive),
+        };
     }
 
     /// Makes sure that somebody looks after idle connections.
@@ -291,7 +306,8 @@ where
             return;
         };
         // A tunnel may be dropped outside of a runtime; then the next checkout tends.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let own = self.runtime.get().cloned();
+        let Some(runtime) = own.or_else(|| Handle::try_current().ok()) else {
             return;
         };
         state.janitor = true;
