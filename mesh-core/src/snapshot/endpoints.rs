@@ -206,6 +206,7 @@ impl Endpoints {
     }
 
     /// Chooses an endpoint at random, by weight, among those that the service's mode prefers.
+    #[inline(never)] // Its instructions are counted by its name.
     pub(super) fn choose(
         &self,
         wanted: &Wanted<'_>,
@@ -220,12 +221,13 @@ impl Endpoints {
         if spans.is_empty() && !excluded.is_empty() {
             spans = tree.preferred(wanted, &[]);
         }
+        let spans = spans.as_slice();
         let total = spans.iter().map(width).sum::<u64>();
         if total == 0 {
             return None;
         }
         let mut offset = below(total, rng());
-        for span in &spans {
+        for span in spans {
             if offset < width(span) {
                 return tree.at(span.start + offset);
             }
@@ -267,6 +269,27 @@ fn width(span: &Span) -> u64 {
     span.end - span.start
 }
 
+/// Spans in order, none of them empty. Mostly there is one: a choice asks for no memory then.
+enum Spans {
+    One(Span),
+    Many(Vec<Span>),
+}
+
+impl Spans {
+    const NONE: Self = Self::Many(Vec::new());
+
+    fn as_slice(&self) -> &[Span] {
+        match self {
+            Self::One(span) => std::slice::from_ref(span),
+            Self::Many(spans) => spans,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
+}
+
 impl Tree {
     /// Where these workloads stand, in order.
     fn spans_of(&self, workloads: &[Arc<WorkloadRecord>]) -> Vec<Span> {
@@ -284,7 +307,7 @@ impl Tree {
     }
 
     /// The endpoints of the best rank that has any weight left, as spans of it.
-    fn preferred(&self, wanted: &Wanted<'_>, excluded: &[Span]) -> Vec<Span> {
+    fn preferred(&self, wanted: &Wanted<'_>, excluded: &[Span]) -> Spans {
         let scopes = &self.order().0;
         match wanted.service.load_balancing_mode() {
             LoadBalancingMode::Strict => self.matching(wanted.source, scopes.len(), excluded),
@@ -294,14 +317,14 @@ impl Tree {
     }
 
     /// Those that have at least the first `count` scopes in common with the source.
-    fn matching(&self, source: &Place, count: usize, excluded: &[Span]) -> Vec<Span> {
+    fn matching(&self, source: &Place, count: usize, excluded: &[Span]) -> Spans {
         let order = self.order();
         let span =
             self.span(|endpoint| order.compare_places(&endpoint.workload.place, source, count));
         without(span, excluded)
     }
 
-    fn by_rank(&self, source: &Place, excluded: &[Span]) -> Vec<Span> {
+    fn by_rank(&self, source: &Place, excluded: &[Span]) -> Spans {
         let scopes = &self.order().0;
         let networks_first = scopes.first() == Some(&LocalityScope::Network);
         // Where the network counts first, endpoints of others are ranked by what follows it.
@@ -313,7 +336,7 @@ impl Tree {
             }
         }
         if !networks_first {
-            return Vec::new();
+            return Spans::NONE;
         }
         let networks = self.networks();
         for count in (1..=scopes.len()).rev() {
@@ -323,13 +346,13 @@ impl Tree {
                     network: Arc::clone(network),
                     ..source.clone()
                 };
-                spans.extend(self.matching(&place, count, excluded));
+                spans.extend_from_slice(self.matching(&place, count, excluded).as_slice());
             }
             if !spans.is_empty() {
-                return spans;
+                return Spans::Many(spans);
             }
         }
-        Vec::new()
+        Spans::NONE
     }
 
     /// The networks of the endpoints, where the order begins with them: one search for each.
@@ -347,7 +370,13 @@ impl Tree {
 }
 
 /// What is left of a span without these, which are in order and do not overlap.
-fn without(span: Span, holes: &[Span]) -> Vec<Span> {
+fn without(span: Span, holes: &[Span]) -> Spans {
+    if holes.is_empty() {
+        return match span.is_empty() {
+            true => Spans::NONE,
+            false => Spans::One(span),
+        };
+    }
     let mut left = Vec::with_capacity(holes.len() + 1);
     let mut start = span.start;
     for hole in holes {
@@ -362,5 +391,5 @@ fn without(span: Span, holes: &[Span]) -> Vec<Span> {
     if start < span.end {
         left.push(start..span.end);
     }
-    left
+    Spans::Many(left)
 }
