@@ -1,7 +1,9 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use mesh_xds::file::{Change, Limits, Loaded, Loader, Settings, Watcher};
+use mesh_xds::model::{ResourceName, Verdict};
 
 use super::{ConfigLink, ConfigSource};
 use crate::{Error, ErrorKind};
@@ -64,6 +66,7 @@ impl ConfigSource for File {
         let mut work = Work {
             watcher: Watcher::new(self.path, Limits::new().with_interval(self.every)),
             loader: Loader::new(settings),
+            refused: BTreeMap::new(),
         };
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -92,6 +95,8 @@ impl ConfigSource for File {
 struct Work {
     watcher: Watcher,
     loader: Loader,
+    /// What the mesh refused and has not accepted since: a later batch does not speak of it again.
+    refused: BTreeMap<ResourceName, Verdict>,
 }
 
 impl Work {
@@ -102,7 +107,7 @@ impl Work {
         Ok(Some(self.loader.load(files)))
     }
 
-    fn take_effect(&self, link: &ConfigLink, loaded: Loaded) -> Result<(), Error> {
+    fn take_effect(&mut self, link: &ConfigLink, loaded: Loaded) -> Result<(), Error> {
         let complete = loaded.is_complete();
         let (batch, problems, skipped) = loaded.into_parts();
         for kind in skipped {
@@ -117,8 +122,17 @@ impl Work {
         link.source_problem(None)?;
         let changed = batch.updates().len() + batch.removed().len();
         let verdicts = link.apply(batch)?;
-        let refused = verdicts
-            .iter()
+        for verdict in verdicts {
+            match verdict.result() {
+                Ok(()) => self.refused.remove(verdict.resource()),
+                Err(_) => self.refused.insert(verdict.resource().clone(), verdict),
+            };
+        }
+        self.refused
+            .retain(|name, _| self.loader.origin(name).is_some());
+        let refused = self
+            .refused
+            .values()
             .filter_map(|verdict| self.loader.refusal(verdict));
         problems.extend(refused.map(|problem| problem.to_string()));
         tracing::info!(target: "mesh::config", changed, problems = problems.len(), "configuration files applied");
