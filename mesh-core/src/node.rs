@@ -296,7 +296,7 @@ impl NodeInner {
         let node = Arc::downgrade(self);
         self.supervise(
             "certificate source",
-            keep_certificate(node, name, bundles, sender),
+            keep_certificate(node, identity.clone(), bundles, sender),
         );
         (receiver, want)
     }
@@ -361,23 +361,36 @@ pub(crate) fn certificate_name(identity: &Identity) -> String {
 
 async fn keep_certificate(
     node: Weak<NodeInner>,
-    name: String,
+    identity: Identity,
     mut bundles: crate::identity::CertificateStream,
     sender: watch::Sender<CertificateState>,
 ) -> Result<(), Error> {
+    let name = certificate_name(&identity);
     loop {
         let next = tokio::select! {
             next = bundles.next() => next,
             // Nobody wants them any more.
-            () = sender.closed() => None,
-        };
-        let Some(next) = next else {
-            return Ok(());
+            () = sender.closed() => return Ok(()),
         };
         let Some(node) = node.upgrade() else {
             return Ok(());
         };
+        let Some(next) = next else {
+            let reason = "its source has ended";
+            // A good certificate is one until it expires.
+            if sender.borrow().credentials.is_none() {
+                node.gate.pend(&name, reason);
+            }
+            sender.send_modify(|state| state.error = Some(reason.into()));
+            return Ok(());
+        };
         let outcome = next.map_err(|error| report(&error)).and_then(|bundle| {
+            if *bundle.identity() != identity {
+                return Err(format!(
+                    "the source gave one of {} instead",
+                    bundle.identity()
+                ));
+            }
             let current = sender.borrow().credentials.clone();
             match current {
                 Some(credentials) => credentials.replace(bundle).map(|()| credentials),

@@ -38,18 +38,24 @@ pub type CertificateStream = Pin<Box<dyn Stream<Item = Result<Bundle, Error>> + 
 ///
 /// # Examples
 ///
-/// A source that has its certificates already, and never renews them:
+/// A source that has its one certificate already, and never renews it. It says no to other identities,
+/// as a mesh would: a certificate of another identity than was asked for is never used.
 ///
 /// ```
 /// use mesh_core::authz::Identity;
 /// use mesh_core::hbone::tls::Bundle;
-/// use mesh_core::identity::{CertificateSource, CertificateStream};
+/// use mesh_core::identity::{CertificateSource, CertificateStream, Error, ErrorKind};
 ///
 /// struct Fixed(Bundle);
 ///
 /// impl CertificateSource for Fixed {
-///     fn watch(&self, _identity: Identity) -> CertificateStream {
-///         Box::pin(tokio_stream::once(Ok(self.0.clone())))
+///     fn watch(&self, identity: Identity) -> CertificateStream {
+///         let item = if *self.0.identity() == identity {
+///             Ok(self.0.clone())
+///         } else {
+///             Err(Error::new(ErrorKind::WrongIdentity, identity.to_string()))
+///         };
+///         Box::pin(tokio_stream::once(item))
 ///     }
 /// }
 /// ```

@@ -137,6 +137,7 @@ impl Mesh {
     /// # Errors
     ///
     /// [`ErrorKind::NotReady`] or [`ErrorKind::NoRecord`] after the start time-out,
+    /// [`ErrorKind::Identity`] when the record has another identity than the builder was given,
     /// [`ErrorKind::Bind`] when a port cannot be bound, with the address.
     ///
     /// # Cancel safety
@@ -155,6 +156,15 @@ impl Mesh {
         let mesh = &self.inner;
         mesh.ready().await?;
         let record = mesh.record_known().await?;
+        if let Some(expected) = record.identity()
+            && *expected != mesh.identity
+        {
+            return Err(Error::new(ErrorKind::Identity).with_detail(format!(
+                "the certificate of {} would prove {}, but clients expect {expected} of its record: \
+                 give the builder the record's service account and trust domain",
+                mesh.id, mesh.identity
+            )));
+        }
         let settings = mesh.settings();
         let addresses: Vec<IpAddr> = match settings.bind {
             Some(address) => vec![address],
