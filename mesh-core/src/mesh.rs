@@ -223,14 +223,17 @@ impl MeshInner {
             return;
         };
         if let Some(set) = view.in_force() {
-            let tokens = snapshot.request_authentication(record.uid());
-            let tokens = TokenLocations::from_locations(tokens.iter().flat_map(|all| all.iter()));
+            let rules = snapshot.request_authentication(record.uid());
+            let tokens = TokenLocations::from_rules(rules.iter().flat_map(|all| all.iter()));
             let mut last = lock(&self.view);
             let same = last.as_ref().is_some_and(|last| last.judges_like(&view))
                 && *self.policies.load().tokens() == tokens;
             *last = Some(view.clone());
             drop(last);
             if !same {
+                // Here, and not in the task of the connection that asks first.
+                set.compile_l4();
+                set.compile_l7();
                 self.policies
                     .store(Enforced::new(PolicySet::clone(set)).with_tokens(tokens));
                 self.registry.sweep(set);

@@ -127,10 +127,10 @@ impl Places {
         for location in locations {
             match location {
                 TokenLocation::Header { name, prefix } => {
-                    self.headers.push((name.clone(), prefix.clone()));
+                    push_new(&mut self.headers, (name.clone(), prefix.clone()));
                 }
-                TokenLocation::QueryParam(name) => self.params.push(name.clone()),
-                TokenLocation::Cookie(name) => self.cookies.push(name.clone()),
+                TokenLocation::QueryParam(name) => push_new(&mut self.params, name.clone()),
+                TokenLocation::Cookie(name) => push_new(&mut self.cookies, name.clone()),
                 // A place of a kind that is not known here cannot be looked at. Istio's default
                 // places are looked at instead of none.
                 _ => self.add(&TokenLocation::defaults()),
@@ -169,6 +169,13 @@ impl Places {
                 self.cookies.iter().any(|cookie| cookie.as_bytes() == name)
             })
         })
+    }
+}
+
+/// Rules often share their places.
+fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
+    if !list.contains(&item) {
+        list.push(item);
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mesh_authz::policy::Policy;
 use mesh_xds::model::{
-    AttachedPolicy, ObjectName, Rejection, RequestAuthentication, ResourceName, Scope, ServiceName,
-    Target, TokenLocation,
+    AttachedPolicy, JwtRule, ObjectName, Rejection, RequestAuthentication, ResourceName, Scope,
+    ServiceName, Target,
 };
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
@@ -46,7 +46,7 @@ struct Entry {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Attachment {
     Policy(Arc<Policy>),
-    Tokens(Arc<[TokenLocation]>),
+    Tokens(Arc<[JwtRule]>),
 }
 
 /// What a thing is attached to, other than by being listed.
@@ -218,8 +218,7 @@ impl Tables {
         if rule.name().name().is_empty() {
             return Err(Rejection::new("name: expected not to be empty"));
         }
-        let locations = rule.rules().iter().flat_map(|rule| rule.locations());
-        let attachment = Attachment::Tokens(locations.cloned().collect());
+        let attachment = Attachment::Tokens(rule.rules().iter().cloned().collect());
         let name = ResourceName::RequestAuthentication(rule.name().clone());
         self.attach(name, attachment, rule.scope(), changes);
         Ok(())

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mesh_authz::PolicySet;
-use mesh_authz::policy::{Policy, PolicyName};
-use mesh_xds::model::{ResourceName, Scope, TokenLocation};
+use mesh_authz::policy::{Action, Policy, PolicyName};
+use mesh_xds::model::{JwtRule, ResourceName, Scope};
 use rpds::HashTrieMapSync;
 
 use super::attach::{Attachment, Collected, Stamp};
@@ -25,11 +25,12 @@ pub enum PolicyView {
     /// All are here.
     Ready(Arc<PolicySet>),
     /// The workload lists some that are not here yet. New connections wait for them; connections
-    /// that live stay with the previous set.
+    /// that live stay with the previous set and the refusals that are here.
     Pending {
         /// What is listed and neither here nor removed.
         missing: Vec<ResourceName>,
-        /// The set that was in force before; `None` if none ever was.
+        /// The last complete set, and with it all policies here that refuse: what is missing may be
+        /// missing for ever, and must not hold up a denial. `None` if no set was ever complete.
         previous: Option<Arc<PolicySet>>,
     },
 }
@@ -82,8 +83,8 @@ impl Snapshot {
         Some(self.memo(uid)?.view)
     }
 
-    /// Where requests to a workload may carry tokens; none when nothing asks for tokens.
-    pub fn request_authentication(&self, uid: &str) -> Option<Arc<[TokenLocation]>> {
+    /// The rules on tokens that requests to a workload may carry; none when nothing asks for tokens.
+    pub fn request_authentication(&self, uid: &str) -> Option<Arc<[JwtRule]>> {
         Some(self.memo(uid)?.tokens)
     }
 
@@ -133,7 +134,9 @@ struct Memo {
     view: PolicyView,
     /// The members of the set that the view has in force.
     members: Option<Members>,
-    tokens: Arc<[TokenLocation]>,
+    /// The members of the last set that was complete.
+    complete: Option<Members>,
+    tokens: Arc<[JwtRule]>,
 }
 
 impl Memo {
@@ -147,6 +150,21 @@ impl Memo {
 /// Compared by pointer, and kept alive by the list, so that no policy is mistaken for another.
 #[derive(Clone)]
 struct Members(Arc<[Arc<Policy>]>);
+
+impl Members {
+    /// These, and what refuses among `others`.
+    fn with_refusals_of(&self, others: &Self) -> Self {
+        let refuses = |policy: &&Arc<Policy>| {
+            matches!(policy.action(), Action::Deny | Action::Custom { .. })
+                && !self.0.iter().any(|own| Arc::ptr_eq(own, policy))
+        };
+        let mut refusals = others.0.iter().filter(refuses).peekable();
+        if refusals.peek().is_none() {
+            return self.clone();
+        }
+        Self(self.0.iter().chain(refusals).cloned().collect())
+    }
+}
 
 impl PartialEq for Members {
     fn eq(&self, other: &Self) -> bool {
@@ -185,11 +203,11 @@ impl PolicyCache {
         for (_, attachment) in attached {
             match attachment {
                 Attachment::Policy(policy) => policies.push(Arc::clone(policy)),
-                Attachment::Tokens(locations) => tokens.extend_from_slice(locations),
+                Attachment::Tokens(rules) => tokens.extend_from_slice(rules),
             }
         }
         let members = Members(policies.into());
-        let tokens: Arc<[TokenLocation]> = distinct(tokens).into();
+        let tokens: Arc<[JwtRule]> = distinct(tokens).into();
         let mut answer = None;
         self.kept.rcu(|kept| {
             let mut kept = Kept::clone(kept);
@@ -208,21 +226,22 @@ impl Kept {
         workload: &Arc<WorkloadRecord>,
         members: &Members,
         missing: &[ResourceName],
-        tokens: &Arc<[TokenLocation]>,
+        tokens: &Arc<[JwtRule]>,
     ) -> Memo {
         let version = snapshot.tables.version;
         let last = self.memos.get(workload.uid()).cloned();
         let last = last.as_ref();
-        let (view, members) = if missing.is_empty() {
+        let (view, members, complete) = if missing.is_empty() {
             let view = PolicyView::Ready(self.set(members));
-            (view, Some(members.clone()))
+            (view, Some(members.clone()), Some(members.clone()))
         } else {
-            let previous = last.and_then(|last| last.view.in_force().cloned());
+            let complete = last.and_then(|last| last.complete.clone());
+            let in_force = complete.as_ref().map(|last| last.with_refusals_of(members));
             let view = PolicyView::Pending {
                 missing: missing.to_vec(),
-                previous,
+                previous: in_force.as_ref().map(|members| self.set(members)),
             };
-            (view, last.and_then(|last| last.members.clone()))
+            (view, in_force, complete)
         };
         // An answer for an older snapshot does not replace one for a newer.
         let outdated = last.is_some_and(|last| last.version > version);
@@ -236,6 +255,7 @@ impl Kept {
             workload: Arc::clone(workload),
             view,
             members,
+            complete,
             tokens,
         };
         if !outdated {
@@ -279,11 +299,11 @@ impl Kept {
     }
 }
 
-fn distinct(locations: Vec<TokenLocation>) -> Vec<TokenLocation> {
-    let mut distinct: Vec<TokenLocation> = Vec::with_capacity(locations.len());
-    for location in locations {
-        if !distinct.contains(&location) {
-            distinct.push(location);
+fn distinct(rules: Vec<JwtRule>) -> Vec<JwtRule> {
+    let mut distinct: Vec<JwtRule> = Vec::with_capacity(rules.len());
+    for rule in rules {
+        if !distinct.contains(&rule) {
+            distinct.push(rule);
         }
     }
     distinct

@@ -58,6 +58,13 @@ mod layers_retry;
 mod layers_timeout;
 mod layers_tokens;
 mod listener_limits;
+#[cfg(all(
+    feature = "file",
+    feature = "http",
+    feature = "dev-ca",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod node_fails_closed;
 mod require;
 mod snapshot_applies_batches;
 mod snapshot_attaches_policies;

@@ -175,6 +175,31 @@ fn a_new_list_takes_effect_together_with_its_policies() {
     assert_eq!(names(&ready(&here, "one")), ["a", "b"]);
 }
 
+/// A typo in one list must not hold up a denial for the whole mesh.
+#[test]
+fn a_denial_binds_while_another_policy_is_missing() {
+    let first = load(vec![
+        policy("a", Scope::Workload).into(),
+        workload("one", &["a"]).into(),
+    ]);
+    ready(&first, "one");
+    let pending = apply(&first, vec![workload("one", &["a", "typo"]).into()]);
+    let (_, before) = missing(&pending, "one");
+    for scope in [Scope::Mesh, Scope::Namespace("default".into())] {
+        let denied = apply(&pending, vec![changed("deny", scope).into()]);
+        let (_, in_force) = missing(&denied, "one");
+        assert_eq!(names(&in_force.unwrap()), ["a", "deny"]);
+        let (was, is) = (pending.policies("one"), denied.policies("one"));
+        assert!(!was.unwrap().judges_like(&is.unwrap()));
+        // What only permits waits, and a denial that is lifted binds no more.
+        let lifted = remove(&denied, vec![gone("deny")]);
+        let lifted = apply(&lifted, vec![policy("allow", Scope::Mesh).into()]);
+        let (_, in_force) = missing(&lifted, "one");
+        assert_eq!(names(&in_force.unwrap()), ["a"]);
+    }
+    assert_eq!(names(&before.unwrap()), ["a"]);
+}
+
 #[test]
 fn without_an_earlier_set_there_is_none_to_go_by() {
     let snapshot = load(vec![workload("one", &["a"]).into()]);
@@ -339,7 +364,8 @@ fn tokens_are_looked_for_where_any_request_authentication_says() {
     ]);
     let parameters = |snapshot: &Snapshot| -> Vec<String> {
         let tokens = snapshot.request_authentication("one").unwrap();
-        let parameters = tokens.iter().map(|location| match location {
+        let locations = tokens.iter().flat_map(|rule| rule.locations());
+        let parameters = locations.map(|location| match location {
             TokenLocation::QueryParam(name) => name.to_string(),
             other => panic!("unexpected {other:?}"),
         });
@@ -503,7 +529,15 @@ proptest! {
                         let before = last[number].as_ref();
                         prop_assert_eq!(previous.is_some(), before.is_some());
                         if let (Some(previous), Some(before)) = (previous, before) {
-                            prop_assert!(Arc::ptr_eq(&previous, before));
+                            let mut in_force: Vec<_> = before.policies().to_vec();
+                            for (name, _) in expected.iter().filter(|(_, denies)| *denies) {
+                                let name = policy_name(POLICIES[*name]);
+                                let (here, _) = snapshot.policy(&name).unwrap();
+                                if !in_force.iter().any(|old| Arc::ptr_eq(old, here)) {
+                                    in_force.push(Arc::clone(here));
+                                }
+                            }
+                            prop_assert_eq!(previous.policies(), in_force);
                         }
                     }
                     other => panic!("unexpected {other:?}"),
