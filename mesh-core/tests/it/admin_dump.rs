@@ -411,7 +411,7 @@ async fn a_workload_that_waits_is_pending() {
 #[tokio::test]
 async fn live_connections_stand_with_their_workload() {
     let node = node(vec![Workload::new("uid-1", "shop", "store-1").into()]);
-    let mesh: Mesh = node.workload("shop", "store-1", "store").unwrap();
+    let mesh: Mesh = node.workload("shop", "store-1", "default").unwrap();
     let mut listener = mesh.listen(0).await.unwrap();
     let client = TcpStream::connect(listener.local_addr()).await.unwrap();
     let server = listener.accept().await.unwrap();

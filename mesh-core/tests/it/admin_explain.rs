@@ -46,6 +46,11 @@ spec:
   selector: {app: reviews}
   ports: [{name: http, port: 9080, targetPort: 9080}]
 ---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: default}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
 apiVersion: v1
 kind: Service
 metadata: {name: details, namespace: default, labels: {istio.io/use-waypoint: waypoint}}

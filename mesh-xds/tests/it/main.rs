@@ -2,6 +2,7 @@
 
 mod istiod_recordings;
 mod manifests;
+mod missing_waypoints;
 mod refusals;
 mod reloading;
 mod watching;
