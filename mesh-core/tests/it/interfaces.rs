@@ -8,7 +8,10 @@ use mesh_core::layers::{
     RefuseTokensLayer, RetryLayer, TimeoutLayer, TokenLocations,
 };
 use mesh_core::testing::Caller;
-use mesh_core::{Policies, authz::PolicySet, telemetry::Metrics};
+use mesh_core::{
+    ConnectionContext, Mesh, MeshBody, MeshClient, MeshConnector, MeshListener, MeshStream, Node,
+    Policies, authz::PolicySet, telemetry::Metrics,
+};
 use tower::{BoxError, Layer, Service};
 
 use crate::handler::Handler;
@@ -104,6 +107,84 @@ async fn servers_layers_fit_tonic() {
 fn a_caller_fits_generated_clients() {
     fn channel<T: tonic::client::GrpcService<tonic::body::Body>>(_: T) {}
     channel(Caller::new(tonic::service::Routes::default()).into_service());
+}
+
+/// axum and tokio: what a listener is, and its streams are.
+#[test]
+fn listeners_and_streams_fit_servers() {
+    use tokio::io::{AsyncRead, AsyncWrite};
+    fn stream<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>() {}
+    stream::<MeshStream>();
+    // tonic: `serve_with_incoming`, but for `Connected`, which needs the feature.
+    fn incoming<I, IO, IE>()
+    where
+        I: futures_util::Stream<Item = Result<IO, IE>> + Send + 'static,
+        IE: Into<BoxError>,
+    {
+    }
+    incoming::<MeshListener, MeshStream, std::io::Error>();
+    shareable::<Option<Mesh>>(None);
+    shareable::<Option<Node>>(None);
+    shareable::<Option<ConnectionContext>>(None);
+}
+
+#[cfg(feature = "axum")]
+#[test]
+fn a_listener_fits_axum() {
+    fn listener<L: axum::serve::Listener<Io = MeshStream>>() {}
+    listener::<MeshListener>();
+}
+
+#[cfg(feature = "tonic")]
+#[test]
+fn a_stream_fits_tonic_s_servers() {
+    fn connected<C: tonic::transport::server::Connected<ConnectInfo = ConnectionContext>>() {}
+    connected::<MeshStream>();
+}
+
+/// hyper-util and tonic: `Client::builder(..).build(connector)`, `connect_with_connector`.
+#[test]
+fn the_connector_fits_clients_with_pools_of_their_own() {
+    fn hyper<C: hyper_util::client::legacy::connect::Connect + Clone + Send + Sync + 'static>() {}
+    hyper::<MeshConnector>();
+    fn tonic<C>()
+    where
+        C: Service<http::Uri> + Send + 'static,
+        C::Response: hyper::rt::Read + hyper::rt::Write + Send + Unpin,
+        C::Future: Send,
+        BoxError: From<C::Error> + Send,
+    {
+    }
+    tonic::<MeshConnector>();
+    fn connection<S: hyper_util::client::legacy::connect::Connection>() {}
+    connection::<MeshStream>();
+}
+
+/// tower, tonic's generated clients, and kube: `Client::new(service, ..)`.
+#[test]
+fn the_client_fits_code_that_wants_a_service() {
+    fn service<S, B>()
+    where
+        S: Service<Request<B>, Response = Response<MeshBody>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+    {
+    }
+    service::<MeshClient, http_body_util::Empty<bytes::Bytes>>();
+    service::<MeshClient, axum::body::Body>();
+    service::<MeshClient, tonic::body::Body>();
+    fn channel<T: tonic::client::GrpcService<tonic::body::Body, ResponseBody = MeshBody>>()
+    where
+        <T::ResponseBody as http_body::Body>::Error: Into<BoxError> + Send,
+    {
+    }
+    channel::<MeshClient>();
+    fn body<B: http_body::Body<Data = bytes::Bytes> + Send + Unpin + 'static>()
+    where
+        B::Error: Into<BoxError>,
+    {
+    }
+    body::<MeshBody>();
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::handler::{Handler, REVIEWS, get, policy, to};
 
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -26,7 +26,7 @@ impl io::Write for Lines {
 }
 
 /// What this thread logs while the guard lives.
-fn capture(filter: &str) -> (Lines, tracing::subscriber::DefaultGuard) {
+pub(crate) fn capture(filter: &str) -> (Lines, tracing::subscriber::DefaultGuard) {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -38,9 +38,13 @@ fn capture(filter: &str) -> (Lines, tracing::subscriber::DefaultGuard) {
 }
 
 impl Lines {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
     #[track_caller]
-    fn has(&self, parts: &[&str]) {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+    pub(crate) fn has(&self, parts: &[&str]) {
+        let text = self.text();
         let line = text
             .lines()
             .find(|line| parts.iter().all(|part| line.contains(part)));

@@ -174,8 +174,10 @@ impl Root {
         let certificate = params.signed_by(&key, &issuer);
         let private = PrivatePkcs8KeyDer::from(key.serialize_der());
         key.zeroize();
+        // With the root, which a peer that trusts another one can then name.
+        let leaf = certificate.map_err(failed)?.der().clone();
         Bundle::new(
-            vec![certificate.map_err(failed)?.der().clone()],
+            vec![leaf, self.issuer.clone()],
             PrivateKeyDer::from(private),
             self.trusted.clone(),
             &[],

@@ -1,0 +1,397 @@
+//! Inbound connections: who is admitted, what the others are told, and what happens when policies change.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mesh_core::authz::policy::Action;
+use mesh_core::authz::policy::PolicyName;
+use mesh_core::xds::model::{ResourceName, Scope};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::handler::to;
+use crate::mesh_world::{
+    PORT, World, caller, connect_to, echo, ping, policy, refusal, scoped_policy, until,
+};
+
+#[tokio::test]
+async fn a_connect_is_answered_as_ztunnel_answers() {
+    let world = World::new(50);
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let sender = world.bare_client("client", 2, "server").await;
+    let own = |port| SocketAddr::new(world.ip(2), port);
+    sender.connect(connect_to(own(PORT))).await.unwrap();
+    sender
+        .connect(connect_to(format!(
+            "server.default.svc.cluster.local:{PORT}"
+        )))
+        .await
+        .unwrap();
+    assert_eq!(
+        refusal(&sender, own(PORT + 1)).await,
+        503,
+        "nothing listens"
+    );
+    assert_eq!(
+        refusal(&sender, SocketAddr::new(world.ip(7), PORT)).await,
+        400,
+        "not ours"
+    );
+    assert_eq!(
+        refusal(&sender, "other.default.svc.cluster.local:80").await,
+        503,
+        "no such service"
+    );
+
+    world
+        .control
+        .set(vec![policy("none", Action::Allow, vec![])])
+        .await;
+    assert_eq!(refusal(&sender, own(PORT)).await, 401);
+    // Who may not connect learns nothing of who listens.
+    assert_eq!(refusal(&sender, own(PORT + 1)).await, 401);
+}
+
+#[tokio::test]
+async fn an_application_that_is_only_partly_ours_is_forwarded_to() {
+    let world = World::with(51, |node| node.forward_unlistened(true));
+    let (client, server) = world.pair().await;
+    let _listener = server.listen(PORT).await.unwrap();
+    let application = TcpListener::bind(SocketAddr::new(world.ip(2), 9999))
+        .await
+        .unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = application.accept().await {
+            let mut said = [0; 4];
+            stream.read_exact(&mut said).await.unwrap();
+            stream.write_all(&said).await.unwrap();
+        }
+    });
+    let target = SocketAddr::new(world.ip(2), 9999).to_string();
+    ping(&mut client.connect(&target).await.unwrap())
+        .await
+        .unwrap();
+    world
+        .control
+        .set(vec![policy("none", Action::Allow, vec![])])
+        .await;
+    assert!(client.connect(&target).await.unwrap_err().is_denied());
+}
+
+#[tokio::test]
+async fn an_l4_listener_takes_l7_policies_in_their_reduction() {
+    let world = World::new(52);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let target = format!("server:{PORT}");
+    let get = || to(|operation| operation.methods = vec!["GET".into()]);
+    client.connect(&target).await.unwrap();
+    // An ALLOW with L7 parts allows nobody.
+    world
+        .control
+        .set(vec![policy("p", Action::Allow, vec![get()])])
+        .await;
+    assert!(client.connect(&target).await.unwrap_err().is_denied());
+    // A DENY loses them and denies everybody.
+    world
+        .control
+        .set(vec![policy("p", Action::Deny, vec![get()])])
+        .await;
+    assert!(client.connect(&target).await.unwrap_err().is_denied());
+    world
+        .control
+        .set(vec![policy(
+            "p",
+            Action::Allow,
+            vec![get(), caller("client")],
+        )])
+        .await;
+    client.connect(&target).await.unwrap();
+}
+
+async fn plaintext(to: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(to).await?;
+    stream.write_all(b"ping").await?;
+    stream.read_exact(&mut [0; 4]).await.map(drop)
+}
+
+#[tokio::test]
+async fn plaintext_is_taken_unless_policy_or_the_builder_refuses_it() {
+    let world = World::new(53);
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let port = SocketAddr::new(world.ip(2), PORT);
+    plaintext(port).await.unwrap();
+    world
+        .control
+        .set(vec![policy("mtls", Action::Allow, vec![caller("*")])])
+        .await;
+    plaintext(port).await.unwrap_err();
+
+    let world = World::with(54, |node| node.strict());
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    plaintext(SocketAddr::new(world.ip(2), PORT))
+        .await
+        .unwrap_err();
+    ping(&mut client.connect(format!("server:{PORT}")).await.unwrap())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_full_queue_is_503_and_frees_itself() {
+    let world = World::with(55, |node| node.listener_queue(4));
+    let (_, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let sender = world.bare_client("client", 2, "server").await;
+    let target = SocketAddr::new(world.ip(2), PORT);
+    let mut admitted = Vec::new();
+    for _ in 0..4 {
+        admitted.push(sender.connect(connect_to(target)).await.unwrap());
+    }
+    for _ in 0..4 {
+        assert_eq!(refusal(&sender, target).await, 503);
+    }
+    let _taken = listener.accept().await.unwrap();
+    sender.connect(connect_to(target)).await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_beyond_the_bound_are_503_or_closed() {
+    let world = World::with(56, |node| node.max_connections(4));
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    // One socket for all tunnels.
+    let sender = world.bare_client("client", 2, "server").await;
+    let target = SocketAddr::new(world.ip(2), PORT);
+    let mut admitted = Vec::new();
+    for _ in 0..4 {
+        admitted.push(sender.connect(connect_to(target)).await.unwrap());
+    }
+    for _ in 0..4 {
+        assert_eq!(refusal(&sender, target).await, 503);
+        plaintext(target).await.unwrap_err();
+    }
+    drop(admitted);
+    for _ in 0..100 {
+        if plaintext(target).await.is_ok() {
+            return;
+        }
+    }
+    panic!("the places never became free");
+}
+
+#[tokio::test]
+async fn sockets_that_wait_for_policies_are_bounded() {
+    let world = World::with(57, |node| node.max_connections(8));
+    let (_, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let waits = world
+        .workload("server", 2)
+        .with_authorization_policies(vec![PolicyName::new("default", "late")]);
+    world.control.set(vec![waits.into()]).await;
+    let target = SocketAddr::new(world.ip(2), PORT);
+    let mut open = Vec::new();
+    for _ in 0..16 {
+        open.extend(TcpStream::connect(target).await.ok());
+    }
+    // Some were closed before the client had looked.
+    let mut closed = 16 - open.len();
+    for stream in &mut open {
+        let read = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut [0; 1])).await;
+        closed += usize::from(read.is_ok());
+    }
+    assert_eq!(closed, 8);
+    world
+        .control
+        .set(vec![scoped_policy(
+            "late",
+            Action::Deny,
+            vec![],
+            Scope::Workload,
+        )])
+        .await;
+    for _ in 0..8 {
+        listener.accept().await.unwrap();
+    }
+}
+
+/// Invariant 5: a list takes effect together with its policies.
+#[tokio::test]
+async fn a_listed_policy_that_is_not_here_holds_new_connections_and_leaves_live_ones() {
+    let world = World::with(58, |node| node.policy_wait(Duration::from_millis(60)));
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let target = format!("server:{PORT}");
+    let mut live = client.connect(&target).await.unwrap();
+    let late = PolicyName::new("default", "late");
+    let listed = world
+        .workload("server", 2)
+        .with_authorization_policies(vec![late.clone()]);
+    world.control.set(vec![listed.into()]).await;
+    assert!(client.connect(&target).await.unwrap_err().is_denied());
+    ping(&mut live).await.unwrap();
+
+    // It comes while somebody waits.
+    let comes = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let allow = scoped_policy(
+            "late",
+            Action::Allow,
+            vec![caller("client")],
+            Scope::Workload,
+        );
+        world.control.set(vec![allow]).await;
+    };
+    let (admitted, ()) = tokio::join!(client.connect(&target), comes);
+    ping(&mut admitted.unwrap()).await.unwrap();
+
+    let nobody = scoped_policy(
+        "late",
+        Action::Allow,
+        vec![caller("nobody")],
+        Scope::Workload,
+    );
+    world.control.set(vec![nobody]).await;
+    assert!(ping(&mut live).await.is_err());
+    assert!(client.connect(&target).await.unwrap_err().is_denied());
+    // Removed by name while it is still listed: it is gone, not awaited.
+    world
+        .control
+        .apply(vec![], vec![ResourceName::Policy(late)])
+        .await;
+    ping(&mut client.connect(&target).await.unwrap())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_change_of_attachment_judges_live_connections_again() {
+    let world = World::new(59);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let only = scoped_policy(
+        "only",
+        Action::Allow,
+        vec![caller("nobody")],
+        Scope::Workload,
+    );
+    world.control.set(vec![only]).await;
+    let target = format!("server:{PORT}");
+    let mut live = client.connect(&target).await.unwrap();
+    ping(&mut live).await.unwrap();
+    // The policy stays what it was; the workload lists it now.
+    let listed = world
+        .workload("server", 2)
+        .with_authorization_policies(vec![PolicyName::new("default", "only")]);
+    world.control.set(vec![listed.into()]).await;
+    assert!(ping(&mut live).await.is_err());
+    assert!(client.connect(&target).await.unwrap_err().is_denied());
+    world
+        .control
+        .set(vec![world.workload("server", 2).into()])
+        .await;
+    ping(&mut client.connect(&target).await.unwrap())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_comes_back_is_served_again() {
+    let world = World::with(60, |node| node.policy_wait(Duration::from_millis(40)));
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let sender = world.bare_client("client", 2, "server").await;
+    let target = SocketAddr::new(world.ip(2), PORT);
+    let (mut live, _) = sender.connect(connect_to(target)).await.unwrap();
+    world
+        .control
+        .apply(vec![], vec![ResourceName::Workload("uid/server".into())])
+        .await;
+    assert_eq!(refusal(&sender, target).await, 503);
+    live.write_all(b"still").await.unwrap();
+    live.read_exact(&mut [0; 5]).await.unwrap();
+    world
+        .control
+        .set(vec![world.workload("server", 2).into()])
+        .await;
+    sender.connect(connect_to(target)).await.unwrap();
+}
+
+/// Connections open while a policy goes back and forth: when it denies, none is left that it denies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_connection_slips_through_a_change_of_policy() {
+    let world = Arc::new(World::new(61));
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut openers = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        openers.spawn(async move {
+            let mut open = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                open.extend(client.connect(format!("server:{PORT}")).await.ok());
+                if open.len() > 12 {
+                    open.remove(0);
+                }
+            }
+            open
+        });
+    }
+    let allow = |account| policy("p", Action::Allow, vec![caller(account)]);
+    for _ in 0..50 {
+        world.control.set(vec![allow("client")]).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        world.control.set(vec![allow("nobody")]).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut seen = 0;
+    while let Some(open) = openers.join_next().await {
+        for mut stream in open.unwrap() {
+            seen += 1;
+            assert!(ping(&mut stream).await.is_err());
+        }
+    }
+    assert!(seen > 0, "the test opened nothing");
+}
+
+#[tokio::test]
+async fn a_dropped_listener_gives_its_port_back_at_once() {
+    let world = World::new(62);
+    let (client, server) = world.pair().await;
+    for _ in 0..20 {
+        let listener = server.listen(PORT).await.unwrap();
+        assert!(server.listen(PORT).await.is_err(), "one listener a port");
+        drop(listener);
+    }
+    let error = client.connect(format!("server:{PORT}")).await.unwrap_err();
+    assert_eq!(error.reply().status(), 503);
+}
+
+#[tokio::test]
+async fn the_last_handle_closes_every_socket() {
+    let world = World::new(63);
+    let (client, server) = world.pair().await;
+    let listener = server.listen(PORT).await.unwrap();
+    let silent = TcpStream::connect(SocketAddr::new(world.ip(2), 15008))
+        .await
+        .unwrap();
+    let mut stream = client.connect(format!("server:{PORT}")).await.unwrap();
+    drop((listener, server));
+    // A peer that says nothing, and one with a tunnel, keep nothing alive.
+    assert!(stream.read(&mut [0; 1]).await.is_err());
+    let addresses = [PORT, 15008].map(|port| SocketAddr::new(world.ip(2), port));
+    until("the ports are free", || {
+        addresses
+            .iter()
+            .all(|address| std::net::TcpListener::bind(address).is_ok())
+    })
+    .await;
+    drop(silent);
+}

@@ -1,0 +1,233 @@
+//! What both ends of a known pair report: metrics with all labels, and the access log.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower::service_fn;
+
+use crate::layers_logs::capture;
+use crate::mesh_world::{PORT, World, echo, until};
+
+type Series = (BTreeMap<String, String>, f64);
+
+/// The series of a name by reporter.
+fn series(world: &World, name: &str, reporter: &str) -> Vec<Series> {
+    let text = world.node.metrics().encode();
+    let lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+    let parsed = lines.map(|line| {
+        let (labels, value) = line.rsplit_once("} ").unwrap();
+        let labels = labels.split("\",").map(|label| {
+            let (key, value) = label.split_once("=\"").unwrap();
+            (key.to_owned(), value.trim_end_matches('"').to_owned())
+        });
+        (labels.collect::<BTreeMap<_, _>>(), value.parse().unwrap())
+    });
+    parsed
+        .filter(|(labels, _)| labels["reporter"] == reporter)
+        .collect()
+}
+
+/// Waits for the one series and says its labels, without the reporter.
+async fn one(world: &World, name: &str, reporter: &str, value: f64) -> BTreeMap<String, String> {
+    until(&format!("{name} of {reporter} is {value}"), || {
+        series(world, name, reporter)
+            .iter()
+            .any(|(_, found)| *found == value)
+    })
+    .await;
+    let mut all = series(world, name, reporter);
+    assert_eq!(all.len(), 1, "{all:?}");
+    let (mut labels, _) = all.remove(0);
+    labels.remove("reporter");
+    labels
+}
+
+fn pair_labels() -> BTreeMap<String, String> {
+    [
+        ("source_workload", "client"),
+        ("source_canonical_service", "client"),
+        ("source_canonical_revision", "v1"),
+        ("source_workload_namespace", "default"),
+        (
+            "source_principal",
+            "spiffe://cluster.local/ns/default/sa/client",
+        ),
+        ("source_app", "client"),
+        ("source_version", "v1"),
+        ("source_cluster", "Kubernetes"),
+        ("destination_service", "server.default.svc.cluster.local"),
+        ("destination_service_namespace", "default"),
+        ("destination_service_name", "server"),
+        ("destination_workload", "server"),
+        ("destination_canonical_service", "server"),
+        ("destination_canonical_revision", "v1"),
+        ("destination_workload_namespace", "default"),
+        (
+            "destination_principal",
+            "spiffe://cluster.local/ns/default/sa/server",
+        ),
+        ("destination_app", "server"),
+        ("destination_version", "v1"),
+        ("destination_cluster", "Kubernetes"),
+        ("connection_security_policy", "mutual_tls"),
+        ("response_flags", "-"),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
+}
+
+fn with(mut labels: BTreeMap<String, String>, more: &[(&str, &str)]) -> BTreeMap<String, String> {
+    labels.extend(
+        more.iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
+    );
+    labels
+}
+
+const REGIONS: [(&str, &str); 4] = [
+    ("source_region", "unknown"),
+    ("source_zone", "unknown"),
+    ("destination_region", "unknown"),
+    ("destination_zone", "unknown"),
+];
+
+#[tokio::test]
+async fn both_ends_of_a_connection_report_it_alike() {
+    let (lines, _guard) = capture("info");
+    let world = World::new(110);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let mut stream = client.connect(format!("server:{PORT}")).await.unwrap();
+    stream.write_all(&[7; 1000]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer.len(), 1000);
+    drop(stream);
+    let tcp = with(
+        with(pair_labels(), &REGIONS),
+        &[("request_protocol", "tcp")],
+    );
+    for reporter in ["source", "destination"] {
+        for (name, value) in [
+            ("istio_tcp_connections_opened_total", 1.0),
+            ("istio_tcp_connections_closed_total", 1.0),
+            ("istio_tcp_received_bytes_total", 1000.0),
+            ("istio_tcp_sent_bytes_total", 1000.0),
+        ] {
+            assert_eq!(
+                one(&world, name, reporter, value).await,
+                tcp,
+                "{name} {reporter}"
+            );
+        }
+    }
+    let ends = [
+        ("src.addr=127.110.0.1:0 ", "outbound"),
+        ("src.addr=127.0.0.1:", "inbound"),
+    ];
+    for (source, direction) in ends {
+        lines.has(&[
+            "connection complete",
+            source,
+            &format!("direction=\"{direction}\""),
+            "src.workload=\"client\"",
+            "src.identity=\"spiffe://cluster.local/ns/default/sa/client\"",
+            "dst.addr=127.110.0.2:15008",
+            "dst.hbone_addr=\"127.110.0.2:9080\"",
+            "dst.service=\"server.default.svc.cluster.local\"",
+            "dst.identity=\"spiffe://cluster.local/ns/default/sa/server\"",
+            "bytes_sent=1000",
+            "bytes_recv=1000",
+        ]);
+    }
+}
+
+#[tokio::test]
+async fn both_ends_of_a_request_report_it_alike() {
+    let world = World::new(111);
+    let (client, server) = world.pair().await;
+    let http = server.listen_http(PORT).await.unwrap();
+    tokio::spawn(
+        http.serve(service_fn(|_: Request<hyper::body::Incoming>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        })),
+    );
+    for _ in 0..3 {
+        let request = Request::get("http://server:9080/")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        let response = client.http_client().request(request).await.unwrap();
+        response.into_body().collect().await.unwrap();
+    }
+    let expected = with(
+        pair_labels(),
+        &[("request_protocol", "http"), ("response_code", "200")],
+    );
+    for reporter in ["source", "destination"] {
+        let labels = one(&world, "istio_requests_total", reporter, 3.0).await;
+        for (key, value) in &expected {
+            assert_eq!(
+                labels.get(key),
+                Some(value),
+                "{key} of {reporter} in {labels:?}"
+            );
+        }
+        one(
+            &world,
+            "istio_request_duration_milliseconds_count",
+            reporter,
+            3.0,
+        )
+        .await;
+    }
+    assert!(series(&world, "istio_tcp_connections_opened_total", "destination").is_empty());
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_reported_with_its_flag() {
+    use mesh_core::authz::policy::Action;
+    let world = World::new(112);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    world
+        .control
+        .set(vec![crate::mesh_world::policy(
+            "none",
+            Action::Allow,
+            vec![],
+        )])
+        .await;
+    client.connect(format!("server:{PORT}")).await.unwrap_err();
+    let labels = one(
+        &world,
+        "istio_tcp_connections_failed_total",
+        "destination",
+        1.0,
+    )
+    .await;
+    assert_eq!(labels["response_flags"], "DENY");
+    assert_eq!(
+        labels["source_principal"],
+        "spiffe://cluster.local/ns/default/sa/client"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn series_that_nobody_uses_are_forgotten_by_themselves() {
+    let transport = mesh_core::Transport::new(
+        |_| std::future::ready(Err(std::io::ErrorKind::ConnectionRefused.into())),
+        |_| std::future::ready(Err(std::io::ErrorKind::Unsupported.into())),
+    );
+    let world = World::with(113, |node| node.transport(transport));
+    let (client, _) = world.pair().await;
+    client.connect(format!("server:{PORT}")).await.unwrap_err();
+    assert!(world.node.metrics().series() > 0);
+    tokio::time::sleep(std::time::Duration::from_secs(12 * 60)).await;
+    assert_eq!(world.node.metrics().series(), 0);
+}
