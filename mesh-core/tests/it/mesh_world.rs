@@ -209,15 +209,15 @@ pub(crate) fn identity(account: &str) -> mesh_core::authz::Identity {
     mesh_core::authz::Identity::new("cluster.local", "default", account).unwrap()
 }
 
-pub(crate) fn connect_to(authority: impl ToString) -> ConnectRequest {
+pub(crate) fn connect_to(authority: impl std::fmt::Display) -> ConnectRequest {
     ConnectRequest::new(
-        authority.to_string().parse().unwrap(),
+        format!("{authority}").parse().unwrap(),
         ConnectHeaders::default(),
     )
 }
 
 /// The status with which a tunnel is refused.
-pub(crate) async fn refusal(sender: &Sender, authority: impl ToString) -> u16 {
+pub(crate) async fn refusal(sender: &Sender, authority: impl std::fmt::Display) -> u16 {
     let error = sender.connect(connect_to(authority)).await.unwrap_err();
     error
         .status()
@@ -241,7 +241,7 @@ pub(crate) fn scoped_policy(name: &str, action: Action, rules: Vec<Rule>, scope:
 /// A rule for callers with this service account.
 pub(crate) fn caller(account: &str) -> Rule {
     crate::handler::from(|source| {
-        source.principals = vec![format!("cluster.local/ns/default/sa/{account}").into()];
+        source.principals = vec![format!("cluster.local/ns/default/sa/{account}")];
     })
 }
 
