@@ -1,5 +1,5 @@
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use mesh_core::authz::PolicySet;
 use mesh_core::authz::policy::istio::{AuthorizationPolicy, Rule};
@@ -27,6 +27,10 @@ impl io::Write for Lines {
 
 /// What this thread logs while the guard lives.
 pub(crate) fn capture(filter: &str) -> (Lines, tracing::subscriber::DefaultGuard) {
+    // While there is one subscriber only, tracing asks the thread that first meets an event whether it is
+    // wanted, and that may be another test's, which has none.
+    static SECOND: OnceLock<tracing::Dispatch> = OnceLock::new();
+    SECOND.get_or_init(|| tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new()));
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use mesh_core::authz::policy::Action;
 use mesh_core::authz::policy::PolicyName;
 use mesh_core::xds::model::{ResourceName, Scope};
@@ -185,6 +186,7 @@ async fn connections_beyond_the_bound_are_503_or_closed() {
     panic!("the places never became free");
 }
 
+/// Half of the sockets may be plaintext that has not been admitted: the rest is for tunnels.
 #[tokio::test]
 async fn sockets_that_wait_for_policies_are_bounded() {
     let world = World::with(57, |node| node.max_connections(8));
@@ -200,12 +202,15 @@ async fn sockets_that_wait_for_policies_are_bounded() {
         open.extend(TcpStream::connect(target).await.ok());
     }
     // Some were closed before the client had looked.
-    let mut closed = 16 - open.len();
-    for stream in &mut open {
-        let read = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut [0; 1])).await;
-        closed += usize::from(read.is_ok());
-    }
-    assert_eq!(closed, 8);
+    let early = 16 - open.len();
+    let mut closed = vec![false; open.len()];
+    until("all but four are closed", || {
+        for (stream, closed) in open.iter_mut().zip(&mut closed) {
+            *closed |= stream.read(&mut [0; 1]).now_or_never().is_some();
+        }
+        early + closed.iter().filter(|closed| **closed).count() == 12
+    })
+    .await;
     world
         .control
         .set(vec![scoped_policy(
@@ -215,7 +220,7 @@ async fn sockets_that_wait_for_policies_are_bounded() {
             Scope::Workload,
         )])
         .await;
-    for _ in 0..8 {
+    for _ in 0..4 {
         listener.accept().await.unwrap();
     }
 }
