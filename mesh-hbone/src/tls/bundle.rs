@@ -72,20 +72,7 @@ impl Bundle {
             .map_err(|error| invalid("leaf certificate").with_source(error))?;
         let facts =
             Facts::of(leaf).map_err(|error| invalid("leaf certificate").with_source(error))?;
-        if roots.is_empty() {
-            return Err(invalid(
-                "trust roots: expected at least one certificate, found none",
-            ));
-        }
-        let anchors = roots
-            .iter()
-            .enumerate()
-            .map(|(index, root)| {
-                let anchor = webpki::anchor_from_trusted_cert(root)
-                    .map_err(|error| invalid(format!("root {index}")).with_source(error))?;
-                Ok(anchor.to_owned())
-            })
-            .collect::<Result<_, Error>>()?;
+        let anchors = anchors_of(&roots)?;
         let crls = crl::parse(crls)?;
         let fingerprints = roots.iter().map(|root| Fingerprint::of(root)).collect();
         Ok(Self {
@@ -207,6 +194,21 @@ impl Facts {
             not_after: time(validity.not_after.timestamp()),
         })
     }
+}
+
+/// The trust anchors of roots, of which there has to be one.
+pub(super) fn anchors_of(roots: &[CertificateDer<'_>]) -> Result<Vec<TrustAnchor<'static>>, Error> {
+    if roots.is_empty() {
+        return Err(invalid(
+            "trust roots: expected at least one certificate, found none",
+        ));
+    }
+    let anchor = |(index, root)| {
+        let anchor = webpki::anchor_from_trusted_cert(root)
+            .map_err(|error| invalid(format!("root {index}")).with_source(error))?;
+        Ok(anchor.to_owned())
+    };
+    roots.iter().enumerate().map(anchor).collect()
 }
 
 /// No peer would accept it as a leaf.

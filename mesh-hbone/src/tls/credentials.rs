@@ -33,8 +33,8 @@ pub struct Options {
     pub(super) flush_at: usize,
     pub(super) read_buffer: usize,
     pub(super) spare_read_buffers: usize,
-    cipher: CipherPreference,
-    clock: Arc<dyn TimeProvider>,
+    pub(super) cipher: CipherPreference,
+    pub(super) clock: Arc<dyn TimeProvider>,
 }
 
 impl Default for Options {
@@ -107,7 +107,7 @@ impl Options {
         self
     }
 
-    fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self) -> Result<(), Error> {
         let wrong = |detail: &'static str| {
             Err(Error::new(ErrorKind::InvalidSettings, Side::Us).with_detail(detail))
         };
@@ -323,20 +323,8 @@ impl fmt::Debug for Credentials {
 
 impl Active {
     fn new(provider: &Provider, bundle: Bundle, options: &Options) -> Result<Self, Error> {
-        let crypto = provider.prefer(options.cipher);
-        if crypto.cipher_suites.is_empty() || crypto.kx_groups.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidSettings, Side::Us).with_detail(
-                "provider: expected TLS 1.3 with AES-GCM and X25519MLKEM768, X25519, P-256 or P-384",
-            ));
-        }
-        let key = crypto
-            .key_provider
-            .load_private_key(bundle.key().clone_key())
-            .map_err(|error| invalid("private key").with_source(error))?;
-        let certified = CertifiedKey::new(bundle.chain().to_vec(), key);
-        certified
-            .keys_match()
-            .map_err(|error| invalid("private key: expected the leaf's key").with_source(error))?;
+        let crypto = usable(provider, options)?;
+        let certificate = certified(&bundle, &crypto)?;
         let rules = Rules::new(
             crypto.signature_verification_algorithms,
             bundle.clone(),
@@ -345,9 +333,39 @@ impl Active {
         Ok(Self {
             bundle: Arc::new(bundle),
             rules: Arc::new(rules),
-            certificate: Arc::new(SingleCertAndKey::from(certified)),
+            certificate,
             crypto,
             clock: Arc::clone(&options.clock),
         })
     }
+}
+
+/// The provider's cryptography as `options` have it.
+pub(super) fn usable(
+    provider: &Provider,
+    options: &Options,
+) -> Result<Arc<rustls::crypto::CryptoProvider>, Error> {
+    let crypto = provider.prefer(options.cipher);
+    if crypto.cipher_suites.is_empty() || crypto.kx_groups.is_empty() {
+        return Err(Error::new(ErrorKind::InvalidSettings, Side::Us).with_detail(
+            "provider: expected TLS 1.3 with AES-GCM and X25519MLKEM768, X25519, P-256 or P-384",
+        ));
+    }
+    Ok(crypto)
+}
+
+/// What is presented to a peer.
+pub(super) fn certified(
+    bundle: &Bundle,
+    crypto: &rustls::crypto::CryptoProvider,
+) -> Result<Arc<SingleCertAndKey>, Error> {
+    let key = crypto
+        .key_provider
+        .load_private_key(bundle.key().clone_key())
+        .map_err(|error| invalid("private key").with_source(error))?;
+    let certified = CertifiedKey::new(bundle.chain().to_vec(), key);
+    certified
+        .keys_match()
+        .map_err(|error| invalid("private key: expected the leaf's key").with_source(error))?;
+    Ok(Arc::new(SingleCertAndKey::from(certified)))
 }

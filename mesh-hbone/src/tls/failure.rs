@@ -3,13 +3,13 @@
 use rustls::AlertDescription;
 
 use super::session::Failure;
-use super::verify::Verifier;
+use super::verify_error::VerifyError;
 use crate::{Error, ErrorKind, Side};
 
-/// Of a handshake. Nothing of a request can have been sent, so trying again is safe.
-pub(super) fn of_handshake(failure: Failure, verifier: &Verifier, side: Side) -> Error {
-    let error = match (verifier.outcome(), failure) {
-        (Some(Err(found)), _) => Error::new(found.kind(), side).with_source(found.clone()),
+/// Of a handshake; `found` is what was wrong with the peer's certificate. Nothing of a request can have been sent, so trying again is safe.
+pub(super) fn of_handshake(failure: Failure, found: Option<&VerifyError>, side: Side) -> Error {
+    let error = match (found, failure) {
+        (Some(found), _) => Error::new(found.kind(), side).with_source(found.clone()),
         (_, Failure::Io(error)) => Error::from_io(error, side),
         (_, Failure::Truncated) => {
             Error::new(ErrorKind::Truncated, side).with_detail("during the TLS handshake")

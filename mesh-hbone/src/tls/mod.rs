@@ -5,6 +5,7 @@
 //!
 //! A [`Bundle`] is what a certificate source gives; [`Credentials`] hold the current one; [`connect`],
 //! [`accept`] and [`accept_with`] make a [`TlsStream`], whose [`Peer`] is known by its certificate.
+//! A [`NamedClient`] is for servers outside the mesh's identities, such as its control plane.
 //!
 //! # Examples
 //!
@@ -31,8 +32,10 @@ mod bundle;
 mod client_hello;
 mod credentials;
 mod crl;
+mod encrypted;
 mod failure;
 mod fingerprint;
+mod named;
 mod provider;
 mod read_buffer;
 mod session;
@@ -54,6 +57,7 @@ pub use admission::{Admission, AdmissionLimits, accept_with};
 pub use bundle::Bundle;
 pub use credentials::{Credentials, Options};
 pub use fingerprint::Fingerprint;
+pub use named::{NamedClient, NamedStream};
 pub use provider::{CipherPreference, Provider};
 pub use stream::{Peer, TlsStream};
 pub use verify_error::VerifyError;
@@ -95,7 +99,7 @@ where
     // SNI is off, so this name is never sent: the one that istio/ztunnel uses.
     let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
     let tls = ClientConnection::new(Arc::new(config), nobody).map_err(internal)?;
-    let session = Session::new(io, tls.into(), credentials);
+    let session = session(io, tls.into(), credentials);
     let limit = credentials.options().handshake_timeout;
     timeout(limit, handshake(session, &verifier, Side::Upstream))
         .await
@@ -130,9 +134,16 @@ where
     let tls: Connection = ServerConnection::new(Arc::new(config))
         .map_err(internal)?
         .into();
-    let mut session = Session::new(io, tls, credentials);
+    let mut session = session(io, tls, credentials);
     session.start_with(first);
     handshake(session, &verifier, Side::Downstream).await
+}
+
+fn session<IO>(io: IO, tls: Connection, credentials: &Credentials) -> Session<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    Session::new(io, tls, credentials.options(), credentials.read_buffers())
 }
 
 async fn handshake<IO>(
@@ -145,7 +156,12 @@ where
 {
     poll_fn(|cx| session.poll_handshake(cx))
         .await
-        .map_err(|failure| failure::of_handshake(failure, verifier, side))?;
+        .map_err(|failure| {
+            let found = verifier
+                .outcome()
+                .and_then(|outcome| outcome.as_ref().err());
+            failure::of_handshake(failure, found, side)
+        })?;
     if session.tls().alpn_protocol() != Some(credentials::ALPN) {
         return Err(Error::new(ErrorKind::NoProtocol, side).retry_safe());
     }

@@ -2,13 +2,14 @@
 
 use std::io::{self, BufRead, IoSlice, Write};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustls::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::credentials::{Credentials, RECORD};
-use super::read_buffer::Incoming;
+use super::credentials::{Options, RECORD};
+use super::read_buffer::{Incoming, ReadBuffers};
 
 /// What TLS 1.3 adds to a record: header, content type, AES-GCM tag.
 const RECORD_OVERHEAD: usize = 5 + 1 + 16;
@@ -51,14 +52,18 @@ pub(super) struct Session<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
-    pub(super) fn new(io: IO, mut tls: Connection, credentials: &Credentials) -> Self {
-        let options = credentials.options();
+    pub(super) fn new(
+        io: IO,
+        mut tls: Connection,
+        options: &Options,
+        read_buffers: &Arc<ReadBuffers>,
+    ) -> Self {
         // Our own bound comes first; rustls' is the backstop with room for a last record.
         tls.set_buffer_limit(Some(options.send_buffer + 2 * RECORD));
         Self {
             io,
             tls,
-            incoming: Incoming::new(credentials.read_buffers().clone()),
+            incoming: Incoming::new(Arc::clone(read_buffers)),
             queued: 0,
             send_buffer: options.send_buffer,
             flush_at: options.flush_at,

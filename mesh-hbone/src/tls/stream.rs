@@ -14,9 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::bundle::Facts;
 use super::credentials::Credentials;
-use super::failure;
-use super::session::{Failure, Session};
-use crate::{DeferredFlush, Error, ErrorKind, Side};
+use super::encrypted::Encrypted;
+use super::session::Session;
+use crate::{DeferredFlush, Error, Side};
 
 /// Who is at the other end, as its certificate proves. Cloning is one reference count.
 #[derive(Clone)]
@@ -53,7 +53,9 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// As a handshake: [`ErrorKind::Revoked`], [`ErrorKind::Expired`], [`ErrorKind::UnknownIssuer`].
+    /// As a handshake: [`ErrorKind::Revoked`](crate::ErrorKind::Revoked),
+    /// [`ErrorKind::Expired`](crate::ErrorKind::Expired),
+    /// [`ErrorKind::UnknownIssuer`](crate::ErrorKind::UnknownIssuer).
     pub fn judge_again(&self, credentials: &Credentials) -> Result<(), Error> {
         let PeerInner { chain, side, .. } = &*self.inner;
         credentials.judge(chain, *side)
@@ -102,18 +104,14 @@ impl fmt::Debug for Peer {
 ///
 /// A read or write that is dropped while pending has taken and lost nothing.
 pub struct TlsStream<IO> {
-    session: Session<IO>,
+    io: Encrypted<IO>,
     peer: Peer,
-    side: Side,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     pub(super) fn new(session: Session<IO>, peer: Peer, side: Side) -> Self {
-        Self {
-            session,
-            peer,
-            side,
-        }
+        let io = Encrypted { session, side };
+        Self { io, peer }
     }
 
     /// Who is at the other end.
@@ -123,18 +121,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
 
     /// The transport, for its addresses; bytes read or written there break the stream.
     pub fn get_ref(&self) -> &IO {
-        self.session.io()
+        self.io.session.io()
     }
 
     /// The key exchange that was negotiated.
     pub fn key_exchange(&self) -> Option<NamedGroup> {
-        let group = self.session.tls().negotiated_key_exchange_group()?;
+        let group = self.io.session.tls().negotiated_key_exchange_group()?;
         Some(group.name())
     }
 
     /// The cipher suite that was negotiated.
     pub fn cipher_suite(&self) -> Option<CipherSuite> {
-        let suite = self.session.tls().negotiated_cipher_suite()?;
+        let suite = self.io.session.tls().negotiated_cipher_suite()?;
         Some(suite.suite())
     }
 }
@@ -145,25 +143,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let side = this.side;
-        this.session
-            .poll_read(cx, buf)
-            .map_err(|failure| match failure {
-                Failure::Io(error) => error,
-                Failure::Truncated => io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    Error::new(ErrorKind::Truncated, side),
-                ),
-                Failure::Tls(error) => {
-                    let error = failure::of_session(error, side);
-                    let kind = match error.kind() {
-                        ErrorKind::Refused => io::ErrorKind::ConnectionAborted,
-                        _ => io::ErrorKind::InvalidData,
-                    };
-                    io::Error::new(kind, error)
-                }
-            })
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
     }
 }
 
@@ -173,7 +153,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().session.poll_write(cx, &[IoSlice::new(buf)])
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -181,29 +161,29 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().session.poll_write(cx, bufs)
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().session.poll_flush(cx)
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().session.poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> DeferredFlush for TlsStream<IO> {
     fn defer_flushes(self: Pin<&mut Self>) {
-        self.get_mut().session.defer_flushes();
+        Pin::new(&mut self.get_mut().io).defer_flushes();
     }
 
     fn poll_flush_now(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().session.poll_flush_now(cx)
+        Pin::new(&mut self.get_mut().io).poll_flush_now(cx)
     }
 }
 
@@ -211,7 +191,7 @@ impl<IO> fmt::Debug for TlsStream<IO> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsStream")
             .field("peer", &self.peer)
-            .field("side", &self.side)
+            .field("side", &self.io.side)
             .finish_non_exhaustive()
     }
 }

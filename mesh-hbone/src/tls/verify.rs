@@ -7,8 +7,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{CertRevocationList, EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::bundle::{Bundle, system_time};
@@ -81,10 +81,39 @@ impl Rules {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), VerifyError> {
-        let crls: Vec<_> = self.bundle.crls().iter().collect();
+        Trust {
+            algorithms: self.algorithms,
+            anchors: self.bundle.anchors(),
+            roots: self.bundle.root_fingerprints(),
+            crls: self.bundle.crls(),
+        }
+        .chain(leaf, presented, now, usage)
+    }
+}
+
+/// Whom to believe.
+#[derive(Debug)]
+pub(super) struct Trust<'a> {
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+    pub(super) anchors: &'a [TrustAnchor<'static>],
+    /// Of the certificates that `anchors` were made of, for errors.
+    pub(super) roots: &'a [Fingerprint],
+    pub(super) crls: &'a [CertRevocationList<'static>],
+}
+
+impl Trust<'_> {
+    /// Checks chain, validity, usage and revocation.
+    pub(super) fn chain(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        presented: (&CertificateDer<'_>, &[CertificateDer<'_>]),
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<(), VerifyError> {
+        let crls: Vec<_> = self.crls.iter().collect();
         leaf.verify_for_usage(
             self.algorithms.all,
-            self.bundle.anchors(),
+            self.anchors,
             presented.1,
             now,
             usage,
@@ -122,7 +151,7 @@ impl Rules {
             Err(_) => ("?".to_owned(), false),
         };
         VerifyError::UnknownIssuer {
-            roots: self.bundle.root_fingerprints().to_vec(),
+            roots: self.roots.to_vec(),
             issuer,
             last: Fingerprint::of(last),
             last_is_root,
@@ -223,7 +252,7 @@ impl Verifier {
 }
 
 /// TLS 1.2 is never negotiated.
-fn no_tls12() -> rustls::Error {
+pub(super) fn no_tls12() -> rustls::Error {
     rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)
 }
 

@@ -22,6 +22,14 @@ pub enum VerifyError {
         /// Who it should have been: any of these.
         expected: Vec<Identity>,
     },
+    /// The server has another name, where one is known by its name: see [`NamedClient`](super::NamedClient).
+    #[non_exhaustive]
+    UnexpectedName {
+        /// The names that its certificate has.
+        got: Vec<String>,
+        /// The names of which one would have done.
+        expected: Vec<String>,
+    },
     /// The peer belongs to another trust domain.
     #[non_exhaustive]
     UnexpectedTrustDomain {
@@ -89,7 +97,9 @@ impl VerifyError {
 
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
-            Self::UnexpectedIdentity { .. } => ErrorKind::UnexpectedIdentity,
+            Self::UnexpectedIdentity { .. } | Self::UnexpectedName { .. } => {
+                ErrorKind::UnexpectedIdentity
+            }
             Self::UnexpectedTrustDomain { .. } => ErrorKind::UnexpectedTrustDomain,
             Self::UnknownIssuer { .. } => ErrorKind::UnknownIssuer,
             Self::Expired { .. } => ErrorKind::Expired,
@@ -108,6 +118,7 @@ impl VerifyError {
             Self::UnexpectedIdentity { .. } | Self::UnexpectedTrustDomain { .. } => {
                 CertificateError::ApplicationVerificationFailure
             }
+            Self::UnexpectedName { .. } => CertificateError::NotValidForName,
             Self::UnknownIssuer { .. } => CertificateError::UnknownIssuer,
             Self::Expired { .. } => CertificateError::Expired,
             Self::NotYetValid { .. } => CertificateError::NotValidYet,
@@ -125,6 +136,12 @@ impl fmt::Display for VerifyError {
         match self {
             Self::UnexpectedIdentity { got, expected } => {
                 write!(f, "got {got}, expected one of {expected:?}")
+            }
+            Self::UnexpectedName { got, expected } => {
+                write!(
+                    f,
+                    "its certificate is for {got:?}, expected one of {expected:?}"
+                )
             }
             Self::UnexpectedTrustDomain { got, expected } => {
                 write!(f, "got {got}, expected a trust domain of {expected:?}")

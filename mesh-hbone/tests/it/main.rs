@@ -13,6 +13,7 @@ mod require;
 mod tls_admission;
 mod tls_bundle;
 mod tls_handshake;
+mod tls_named;
 mod tls_stream;
 mod tls_swap;
 mod tls_verification;
