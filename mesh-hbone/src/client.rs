@@ -12,11 +12,12 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
 use tokio::io::AsyncReadExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::authority::Authority;
 use crate::config::Config;
 use crate::driver::{Driver, SharedIo, from_h2};
+use crate::frames::Frames;
 use crate::headers::{Baggage, ConnectHeaders, read_baggage};
 use crate::tls::Peer;
 use crate::tunnel::{Outboxes, Slot};
@@ -58,7 +59,7 @@ pub async fn handshake<IO>(io: IO, config: &Config) -> Result<(Connection, Sende
 where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
-    let io = SharedIo::new(io);
+    let io = SharedIo::new(io, Frames::new(config, 0));
     match timeout(config.handshake_timeout, start(io.clone(), config)).await {
         Ok(Ok(started)) => Ok(started),
         Ok(Err(error)) => Err(last_words(io, error).await.retry_safe()),
@@ -132,7 +133,10 @@ where
                 Some(Ok(())) | None => Ok(()),
             })
         })
-        .await
+        .await?;
+        let since = Instant::now();
+        poll_fn(|cx| driver.poll_ended(cx, since)).await;
+        Ok(())
     };
     let sender = Sender {
         send,

@@ -30,6 +30,9 @@ pub struct Config {
     pub(crate) data_frame_budget: Option<usize>,
     pub(crate) max_pending_resets: usize,
     pub(crate) max_error_resets: usize,
+    pub(crate) max_resets: u32,
+    pub(crate) max_control_frames: u32,
+    pub(crate) header_timeout: Duration,
     pub(crate) ping_interval: Duration,
     pub(crate) ping_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
@@ -58,6 +61,9 @@ impl Default for Config {
             data_frame_budget: None,
             max_pending_resets: 20,
             max_error_resets: 1024,
+            max_resets: 50,
+            max_control_frames: 200,
+            header_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
@@ -164,6 +170,34 @@ impl Config {
         self
     }
 
+    /// Tunnels that the peer may reset per second, over 10 s: ten times as many at once. More close the
+    /// connection with ENHANCE_YOUR_CALM (CVE-2023-44487). Default: 50; at least 1.
+    #[must_use]
+    pub fn max_resets_per_second(mut self, resets: u32) -> Self {
+        self.max_resets = resets.max(1);
+        self
+    }
+
+    /// Frames that carry nothing and that the peer may send per 10 s: SETTINGS, PING, PRIORITY, empty
+    /// DATA, GOAWAY and unknown ones, answers included. More close the connection with
+    /// ENHANCE_YOUR_CALM (CVE-2019-9512, CVE-2019-9515, CVE-2019-9518). Default: 200; at least 1.
+    ///
+    /// h2 answers one PING and one SETTINGS at a time and so bounds their memory; this bounds their
+    /// work.
+    #[must_use]
+    pub fn max_control_frames(mut self, frames: u32) -> Self {
+        self.max_control_frames = frames.max(1);
+        self
+    }
+
+    /// Time that the peer has to finish a header block, its CONTINUATION frames included, once it has
+    /// begun. Default: 10 s. Nothing else can come on the connection meanwhile.
+    #[must_use]
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        self.header_timeout = timeout;
+        self
+    }
+
     /// Time from the start, and from the answer to the last PING, to the next PING. Default: 10 s.
     #[must_use]
     pub fn ping_interval(mut self, interval: Duration) -> Self {
@@ -236,6 +270,8 @@ impl Config {
 
     /// Time that the peer has to end its side of a tunnel that was dropped after its shutdown, before
     /// the stream is reset. Default: 10 s. Until then the stream counts as open.
+    ///
+    /// It is also the time that the peer has to close a connection of which we have closed our side.
     #[must_use]
     pub fn linger(mut self, time: Duration) -> Self {
         self.linger = time;

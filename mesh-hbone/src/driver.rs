@@ -4,12 +4,14 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Config;
+use crate::frames::Frames;
 use crate::keepalive::{Action, KeepAlive};
 use crate::tunnel::Outboxes;
 use crate::{DeferredFlush, Error, ErrorKind, Side};
@@ -34,10 +36,13 @@ struct Shared<IO> {
     heard: bool,
     /// h2 keeps only the text of an I/O error.
     failure: Option<Error>,
+    frames: Frames,
+    /// What the peer sent too much of: nothing more is read.
+    excess: Option<&'static str>,
 }
 
 impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
-    pub(crate) fn new(mut io: IO) -> Self {
+    pub(crate) fn new(mut io: IO, frames: Frames) -> Self {
         Pin::new(&mut io).defer_flushes();
         Self {
             vectored: io.is_write_vectored(),
@@ -45,6 +50,8 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
                 io,
                 heard: false,
                 failure: None,
+                frames,
+                excess: None,
             })),
         }
     }
@@ -57,18 +64,39 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
         std::mem::take(&mut lock(&self.shared).heard)
     }
 
+    /// What the peer sent too much of.
+    fn excess(&self) -> Option<&'static str> {
+        lock(&self.shared).excess
+    }
+
+    /// Since when the peer owes the rest of a header block.
+    fn block_since(&self) -> Option<Instant> {
+        lock(&self.shared).frames.block_since()
+    }
+
+    /// Reads what comes after the end of HTTP/2 and forgets it, until the peer has ended too.
+    ///
+    /// A socket that is closed before that is reset by what comes, and with it goes what the peer's
+    /// host has not acknowledged yet: the last bytes of tunnels that ended well.
+    pub(crate) fn poll_peer_ends(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let shared = &mut *lock(&self.shared);
+        for _ in 0..MAX_TURNS {
+            let mut bytes = [0; 1024];
+            let mut buf = ReadBuf::new(&mut bytes);
+            let read = ready!(Pin::new(&mut shared.io).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     fn with<T>(
         &self,
         operation: impl FnOnce(Pin<&mut IO>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let shared = &mut *lock(&self.shared);
-        let result = operation(Pin::new(&mut shared.io));
-        if let Poll::Ready(Err(error)) = &result
-            && let Some(error) = error.get_ref().and_then(|source| source.downcast_ref())
-        {
-            shared.failure = Some(Error::clone(error));
-        }
-        result
+        lock(&self.shared).with(operation)
     }
 
     /// Why the connection failed: what the transport said, if it said more than h2 understood.
@@ -77,6 +105,21 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
             Some(failure) if error.is_io() => failure,
             _ => from_h2(error, side),
         }
+    }
+}
+
+impl<IO: Unpin> Shared<IO> {
+    fn with<T>(
+        &mut self,
+        operation: impl FnOnce(Pin<&mut IO>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let result = operation(Pin::new(&mut self.io));
+        if let Poll::Ready(Err(error)) = &result
+            && let Some(error) = error.get_ref().and_then(|source| source.downcast_ref())
+        {
+            self.failure = Some(Error::clone(error));
+        }
+        result
     }
 }
 
@@ -95,10 +138,17 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let shared = &mut *lock(&self.shared);
+        if shared.excess.is_some() {
+            // The driver, whose turn is next, ends the connection.
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        let read = self.with(|io| io.poll_read(cx, buf));
-        if buf.filled().len() > before {
-            lock(&self.shared).heard = true;
+        let read = shared.with(|io| io.poll_read(cx, buf));
+        let new = &buf.filled()[before..];
+        if !new.is_empty() {
+            shared.heard = true;
+            shared.excess = shared.frames.arrived(new, Instant::now).err();
         }
         read
     }
@@ -161,6 +211,8 @@ pub(crate) struct Driver<IO> {
     keepalive: KeepAlive,
     timer: Pin<Box<Sleep>>,
     outboxes: Arc<Outboxes>,
+    header_timeout: Duration,
+    linger: Duration,
     side: Side,
 }
 
@@ -189,8 +241,22 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             keepalive: KeepAlive::new(now, config.ping_interval, config.ping_timeout),
             timer: Box::pin(sleep_until(now + config.ping_interval)),
             outboxes: Arc::new(Outboxes::new()),
+            header_timeout: config.header_timeout,
+            linger: config.linger,
             side,
         }
+    }
+
+    /// After the end of HTTP/2: waits until the peer has ended too, or for as long as it may take.
+    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>, since: Instant) -> Poll<()> {
+        if self.io.poll_peer_ends(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let until = since + self.linger;
+        if self.timer.deadline() != until {
+            self.timer.as_mut().reset(until);
+        }
+        self.timer.as_mut().poll(cx)
     }
 
     pub(crate) fn outboxes(&self) -> &Arc<Outboxes> {
@@ -229,12 +295,22 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Result<Turn, Error> {
+        if let Some(what) = self.io.excess() {
+            return Err(
+                Error::new(ErrorKind::Flooded, self.side).with_detail(format!("too many {what}"))
+            );
+        }
         let mut again = self.outboxes.send();
         let lingering = self.outboxes.end_lingering(cx);
+        let block = self.io.block_since().map(|at| at + self.header_timeout);
         loop {
             let now = Instant::now();
             if deadline.is_some_and(|deadline| deadline <= now) {
                 return Ok(Turn::Deadline);
+            }
+            if block.is_some_and(|block| block <= now) {
+                return Err(Error::new(ErrorKind::Timeout, self.side)
+                    .with_detail("the peer did not finish its headers"));
             }
             self.poll_ping(cx)?;
             let wake = match self.keepalive.poll(now) {
@@ -256,7 +332,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             if again {
                 return Ok(Turn::Again);
             }
-            let also = deadline.into_iter().chain(lingering);
+            let also = deadline.into_iter().chain(lingering).chain(block);
             let wake = also.fold(wake, Instant::min);
             if self.timer.deadline() != wake {
                 self.timer.as_mut().reset(wake);
@@ -288,7 +364,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         Ok(())
     }
 
-    fn flush(&self, cx: &mut Context<'_>) -> Result<(), Error> {
+    pub(crate) fn flush(&self, cx: &mut Context<'_>) -> Result<(), Error> {
         match self.io.poll_flush_now(cx) {
             Poll::Ready(Err(error)) => Err(Error::from_io(error, self.side)),
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),

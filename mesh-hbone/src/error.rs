@@ -85,6 +85,8 @@ pub enum ErrorKind {
     GoingAway,
     /// The peer violated HTTP/2, or said that we did.
     Http2,
+    /// The peer sent more resets or frames without content than the settings allow.
+    Flooded,
     /// The connection under a tunnel is gone.
     Closed,
 }
@@ -242,6 +244,7 @@ impl ErrorKind {
             Self::Reset => "the peer reset the tunnel",
             Self::GoingAway => "the peer takes no more tunnels on this connection",
             Self::Http2 => "HTTP/2 failed",
+            Self::Flooded => "the peer floods the connection",
             Self::Closed => "the connection is closed",
         }
     }

@@ -16,6 +16,7 @@ pub mod copy;
 mod driver;
 mod error;
 mod flush;
+mod frames;
 pub mod headers;
 pub mod keepalive;
 pub mod pool;
@@ -25,4 +26,4 @@ mod tunnel;
 
 pub use error::{Error, ErrorKind, Side};
 pub use flush::DeferredFlush;
-pub use tunnel::Tunnel;
+pub use tunnel::{ResetHandle, Tunnel};

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::authority::Authority;
 use crate::config::Config;
 use crate::driver::{Driver, SharedIo, from_h2};
+use crate::frames::{Frames, PREFACE};
 use crate::headers::{Baggage, ConnectHeaders, write_baggage};
 use crate::tunnel::Outboxes;
 use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
@@ -48,7 +49,7 @@ where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
     let streams = config.max_incoming_streams;
-    let io = SharedIo::new(io);
+    let io = SharedIo::new(io, Frames::new(config, PREFACE));
     let handshake = h2::server::Builder::new()
         .initial_window_size(config.stream_window)
         .initial_connection_window_size(config.window_of(streams))
@@ -90,6 +91,11 @@ enum State<IO> {
         driver: Driver<IO>,
         /// Until when the first CONNECT has to be here.
         first: Option<Instant>,
+    },
+    /// All was said; the peer may still be reading it.
+    Ended {
+        driver: Driver<IO>,
+        since: Instant,
     },
     Closed,
 }
@@ -178,10 +184,31 @@ where
                             Poll::Ready(Some(Ok(request)))
                         }
                         Ok(Some(Some(Err(error)))) => Poll::Ready(Some(Err(driver.error(error)))),
-                        Ok(Some(None)) => Poll::Ready(None),
+                        Ok(Some(None)) => {
+                            let State::Open { driver, .. } =
+                                std::mem::replace(&mut self.state, State::Closed)
+                            else {
+                                return Poll::Ready(None);
+                            };
+                            let since = Instant::now();
+                            self.state = State::Ended { driver, since };
+                            continue;
+                        }
                         Ok(None) => Poll::Ready(Some(Err(timed_out("no CONNECT")))),
-                        Err(error) => Poll::Ready(Some(Err(error))),
+                        Err(error) => {
+                            if error.kind() == ErrorKind::Flooded {
+                                // As far as the transport takes it now.
+                                h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                                let _ = h2.poll_accept(cx);
+                                driver.flush(cx).ok();
+                            }
+                            Poll::Ready(Some(Err(error)))
+                        }
                     };
+                }
+                State::Ended { driver, since } => {
+                    ready!(driver.poll_ended(cx, *since));
+                    return Poll::Ready(None);
                 }
                 State::Closed => return Poll::Ready(None),
             }

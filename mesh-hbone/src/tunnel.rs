@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -120,11 +120,15 @@ impl Tunnel {
     ///
     /// Reads and writes fail afterwards. Does nothing to a tunnel of which both directions have ended.
     pub fn abort(&mut self) {
-        let mut outbox = lock(&self.outbox);
-        if let Some(send) = &mut outbox.send {
-            send.send_reset(Reason::CONNECT_ERROR);
+        lock(&self.outbox).reset();
+    }
+
+    /// A handle by which another task can [`abort`](Self::abort) this tunnel, whether or not anybody
+    /// reads or writes it.
+    pub fn reset_handle(&self) -> ResetHandle {
+        ResetHandle {
+            outbox: Arc::downgrade(&self.outbox),
         }
-        outbox.pending.clear();
     }
 
     fn read_error(&self, error: h2::Error) -> io::Error {
@@ -155,7 +159,37 @@ impl Tunnel {
     }
 }
 
+/// Resets a [`Tunnel`] that somebody else holds. It keeps nothing alive, and does nothing once the
+/// tunnel was dropped.
+#[derive(Clone)]
+pub struct ResetHandle {
+    outbox: Weak<Mutex<Outbox>>,
+}
+
+impl ResetHandle {
+    /// Does as [`Tunnel::abort`]: the peer learns of it at once, whoever holds the tunnel from its
+    /// next call.
+    pub fn reset(&self) {
+        if let Some(outbox) = self.outbox.upgrade() {
+            lock(&outbox).reset();
+        }
+    }
+}
+
+impl fmt::Debug for ResetHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResetHandle").finish_non_exhaustive()
+    }
+}
+
 impl Outbox {
+    fn reset(&mut self) {
+        if let Some(send) = &mut self.send {
+            send.send_reset(Reason::CONNECT_ERROR);
+        }
+        self.pending.clear();
+    }
+
     fn in_flight(&self) -> bool {
         Arc::strong_count(&self.token) > 1
     }

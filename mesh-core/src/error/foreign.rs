@@ -39,7 +39,7 @@ fn of_tunnel(error: &TunnelError) -> Error {
         Tunnel::Truncated | Tunnel::Closed => ErrorKind::Closed,
         Tunnel::ConnectRefused(status) => ErrorKind::TunnelRefused(status),
         Tunnel::GoingAway => ErrorKind::RefusedStream,
-        Tunnel::Reset | Tunnel::Http2 => ErrorKind::Reset,
+        Tunnel::Reset | Tunnel::Http2 | Tunnel::Flooded => ErrorKind::Reset,
         Tunnel::InvalidAuthority => ErrorKind::BadRequest,
         Tunnel::NotTls
         | Tunnel::ClientHelloTooLarge

@@ -7,6 +7,7 @@ mod envoy;
 mod envoy_accepts;
 mod envoy_opens;
 mod foreign;
+mod frame_bounds;
 mod peers;
 mod pool;
 mod require;

@@ -170,6 +170,43 @@ async fn abort_resets_at_once() {
 }
 
 #[tokio::test]
+async fn a_reset_handle_resets_a_tunnel_that_nobody_polls() {
+    let (mut tunnel, _send, mut recv, _client) = to_bare_client().await;
+    let handle = tunnel.reset_handle();
+    tunnel.write_all(b"said").await.unwrap();
+    handle.reset();
+    assert_eq!(
+        read_all(&mut recv).await.unwrap_err().reason(),
+        Some(Reason::CONNECT_ERROR)
+    );
+    assert!(tunnel.read(&mut [0; 8]).await.is_err());
+    assert!(tunnel.write(&[0; 8]).await.is_err());
+    assert!(tunnel.shutdown().await.is_err(), "it did not end well");
+}
+
+#[tokio::test]
+async fn a_reset_handle_wakes_a_reader_and_leaves_an_ended_tunnel_alone() {
+    let (mut tunnel, _send, _recv, _client) = to_bare_client().await;
+    let handle = tunnel.reset_handle();
+    let reads = tokio::spawn(async move { tunnel.read(&mut [0; 8]).await });
+    tokio::task::yield_now().await;
+    handle.reset();
+    let error = reads.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    handle.reset();
+
+    let (mut tunnel, mut send, mut recv, _client) = to_bare_client().await;
+    let handle = tunnel.reset_handle();
+    send.send_data(Bytes::from_static(b"all"), true).unwrap();
+    tunnel.read_to_end(&mut Vec::new()).await.unwrap();
+    tunnel.write_all(b"said").await.unwrap();
+    tunnel.shutdown().await.unwrap();
+    drop(tunnel);
+    handle.reset();
+    assert_eq!(read_all(&mut recv).await.unwrap(), b"said");
+}
+
+#[tokio::test]
 async fn a_reset_is_connection_reset_whatever_its_reason() {
     for reason in [
         Reason::NO_ERROR,

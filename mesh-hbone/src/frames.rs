@@ -1,0 +1,152 @@
+//! What a peer may cost by frames that carry nothing: a state machine over the headers of what arrives.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::Config;
+
+/// The time over which frames are counted.
+const WINDOW: Duration = Duration::from_secs(10);
+
+const FRAME_HEADER: usize = 9;
+/// `PRI * HTTP/2.0 …`, with which a client begins (RFC 9113 section 3.4).
+pub(crate) const PREFACE: usize = 24;
+
+const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+
+/// Follows the frames of one connection from header to header. Payloads are not looked at: a full
+/// DATA frame costs the decoding of 9 bytes.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    /// What is left of the frame that has begun.
+    payload: usize,
+    header: [u8; FRAME_HEADER],
+    /// How much of the header is here.
+    have: usize,
+    control: Rate,
+    resets: Rate,
+    block: Block,
+    block_since: Option<Instant>,
+}
+
+/// How far a header block has come (HEADERS and its CONTINUATIONs).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Block {
+    None,
+    Open,
+    /// Its last frame has begun.
+    Ending,
+}
+
+impl Frames {
+    /// Of a connection whose first `preface` bytes are no frames.
+    pub(crate) fn new(config: &Config, preface: usize) -> Self {
+        Self {
+            payload: preface,
+            header: [0; FRAME_HEADER],
+            have: 0,
+            control: Rate::new(config.max_control_frames),
+            resets: Rate::new(config.max_resets.saturating_mul(10)),
+            block: Block::None,
+            block_since: None,
+        }
+    }
+
+    /// Takes what arrived.
+    ///
+    /// # Errors
+    ///
+    /// What there was too much of.
+    pub(crate) fn arrived(
+        &mut self,
+        mut bytes: &[u8],
+        now: impl Fn() -> Instant,
+    ) -> Result<(), &'static str> {
+        loop {
+            let count = self.payload.min(bytes.len());
+            self.payload -= count;
+            bytes = &bytes[count..];
+            if self.payload == 0 && self.block == Block::Ending {
+                self.block = Block::None;
+                self.block_since = None;
+            }
+            if bytes.is_empty() {
+                break;
+            }
+            let count = (FRAME_HEADER - self.have).min(bytes.len());
+            self.header[self.have..self.have + count].copy_from_slice(&bytes[..count]);
+            self.have += count;
+            bytes = &bytes[count..];
+            if self.have == FRAME_HEADER {
+                self.have = 0;
+                self.begun(&now)?;
+            }
+        }
+        if self.block != Block::None && self.block_since.is_none() {
+            self.block_since = Some(now());
+        }
+        Ok(())
+    }
+
+    /// A frame's header is here.
+    fn begun(&mut self, now: impl Fn() -> Instant) -> Result<(), &'static str> {
+        let [high, mid, low, kind, flags, ..] = self.header;
+        self.payload = u32::from_be_bytes([0, high, mid, low]) as usize;
+        match kind {
+            // DATA; an empty one that ends its stream says something.
+            0 if self.payload > 0 || flags & END_STREAM != 0 => {}
+            // HEADERS, CONTINUATION
+            1 | 9 => {
+                self.block = match flags & END_HEADERS {
+                    0 => Block::Open,
+                    _ => Block::Ending,
+                };
+                if self.block == Block::Ending && self.payload == 0 {
+                    self.block = Block::None;
+                    self.block_since = None;
+                }
+            }
+            // RST_STREAM
+            3 if !self.resets.admits(now()) => return Err("resets"),
+            // WINDOW_UPDATE comes with every read of a tunnel at the other end.
+            3 | 8 => {}
+            // Empty DATA, PRIORITY, SETTINGS, PING, GOAWAY, and what is ignored.
+            _ if !self.control.admits(now()) => return Err("control frames"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Since when a header block is incomplete.
+    pub(crate) fn block_since(&self) -> Option<Instant> {
+        self.block_since
+    }
+}
+
+/// So many per [`WINDOW`], at once or one by one (the generic cell rate algorithm).
+#[derive(Debug)]
+struct Rate {
+    interval: Duration,
+    /// When all that came would have come at the even rate.
+    even: Option<Instant>,
+}
+
+impl Rate {
+    fn new(per_window: u32) -> Self {
+        Self {
+            interval: WINDOW / per_window.max(1),
+            even: None,
+        }
+    }
+
+    fn admits(&mut self, now: Instant) -> bool {
+        let even = self.even.map_or(now, |even| even.max(now)) + self.interval;
+        self.even = Some(even);
+        even - now <= WINDOW
+    }
+}
+
+#[cfg(test)]
+mod tests;
