@@ -3,6 +3,9 @@
 //! [`model`] is the vocabulary in which every source describes the mesh: plain values, no wire form.
 //! With the feature `file` (on by default), [`file`](mod@file) reads them from Kubernetes manifests or from ztunnel's local
 //! configuration and keeps them current.
+//!
+//! With the feature `client` (off by default), `transport` reaches a control plane over connections that the caller
+//! makes. No type of protobuf or gRPC is part of any interface.
 
 #![forbid(unsafe_code)]
 
@@ -11,3 +14,5 @@ pub mod file;
 #[cfg(feature = "file")]
 mod manifest;
 pub mod model;
+#[cfg(any(feature = "client", feature = "server"))]
+mod proto;

@@ -1,9 +1,17 @@
-//! The file source: manifests and ztunnel's form, loaded, reloaded and watched.
+//! The file source: manifests and ztunnel's form, loaded, reloaded and watched. The wire: protobuf as istiod has it.
 
+mod generated;
 mod istiod_recordings;
 mod manifests;
 mod missing_waypoints;
 mod refusals;
 mod reloading;
+mod require;
 mod watching;
+mod wire;
+mod wire_vectors;
 mod ztunnel_form;
+
+/// The crate keeps these types to itself; a server that speaks them needs them here.
+#[path = "../../src/proto/mod.rs"]
+mod proto;
