@@ -2,18 +2,16 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mesh_authz::{Identity, PolicySet};
+use mesh_authz::Identity;
 use mesh_hbone::tls::{Bundle, Credentials};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::builder::{Builder, Missing};
-use crate::inbound::{Acceptor, Places, PortListener, Registry};
-use crate::layers::TokenLocations;
+use crate::inbound::{Acceptor, Enforcement, Places, PortListener, Registry};
 use crate::node::{Certificate, Node, supervised};
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
-use crate::policies::{Enforced, Policies};
 use crate::ready::Readiness;
 use crate::shutdown::Phase;
 use crate::snapshot::{PolicyView, Snapshot, WorkloadRecord};
@@ -34,9 +32,7 @@ pub(crate) struct MeshInner {
     pub(crate) identity: Identity,
     certificate: Certificate,
     /// What the workload's layers and listeners enforce.
-    pub(crate) policies: Policies,
-    /// What [`policies`](Self::policies) was made from.
-    view: Mutex<Option<PolicyView>>,
+    pub(crate) enforcement: Enforcement,
     /// Policies that the workload lists and that are not here yet.
     missing: watch::Sender<Vec<String>>,
     pub(crate) registry: Arc<Registry>,
@@ -186,8 +182,7 @@ impl MeshInner {
             id,
             identity,
             certificate,
-            policies: Policies::fixed(PolicySet::new([])),
-            view: Mutex::default(),
+            enforcement: Enforcement::new(),
             missing: watch::Sender::new(vec!["its own record".to_owned()]),
             registry: Arc::new(Registry::new(limit)),
             ports: Mutex::default(),
@@ -222,22 +217,8 @@ impl MeshInner {
         let Some(view) = snapshot.policies(record.uid()) else {
             return;
         };
-        if let Some(set) = view.in_force() {
-            let rules = snapshot.request_authentication(record.uid());
-            let tokens = TokenLocations::from_rules(rules.iter().flat_map(|all| all.iter()));
-            let mut last = lock(&self.view);
-            let same = last.as_ref().is_some_and(|last| last.judges_like(&view))
-                && *self.policies.load().tokens() == tokens;
-            *last = Some(view.clone());
-            drop(last);
-            if !same {
-                // Here, and not in the task of the connection that asks first.
-                set.compile_l4();
-                set.compile_l7();
-                self.policies
-                    .store(Enforced::new(PolicySet::clone(set)).with_tokens(tokens));
-                self.registry.sweep(set);
-            }
+        if self.enforcement.update(snapshot, record) {
+            self.registry.sweep(&self.enforcement);
         }
         let missing = match &view {
             PolicyView::Pending { missing, .. } => {

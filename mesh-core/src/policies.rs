@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mesh_authz::PolicySet;
+use mesh_authz::matcher::PathNormalization;
 
 use crate::layers::TokenLocations;
 
@@ -14,6 +15,7 @@ use crate::layers::TokenLocations;
 pub struct Enforced {
     policies: PolicySet,
     tokens: TokenLocations,
+    path_normalization: Option<PathNormalization>,
     dry_run: bool,
 }
 
@@ -24,6 +26,7 @@ impl Enforced {
             dry_run: policies.policies().iter().any(|policy| policy.dry_run()),
             policies,
             tokens: TokenLocations::default(),
+            path_normalization: None,
         }
     }
 
@@ -42,6 +45,21 @@ impl Enforced {
     /// Where tokens are looked for.
     pub fn tokens(&self) -> &TokenLocations {
         &self.tokens
+    }
+
+    /// How the control plane wants paths to be made comparable on this port, where it says so: it
+    /// goes before what the layer is set to.
+    pub fn path_normalization(&self) -> Option<PathNormalization> {
+        self.path_normalization
+    }
+
+    pub(crate) fn set_path_normalization(&mut self, normalization: Option<PathNormalization>) {
+        self.path_normalization = normalization;
+    }
+
+    /// Whether all but the policies is equal.
+    pub(crate) fn differs_only_in_policies(&self, other: &Self) -> bool {
+        self.tokens == other.tokens && self.path_normalization == other.path_normalization
     }
 
     /// Whether some policy is under dry run.

@@ -308,7 +308,8 @@ pub(super) fn judge(
     context: &ConnectionContext,
     judgement: Judgement,
 ) -> Result<(), Error> {
-    let enforced = mesh.policies.load();
+    let enforced = mesh.enforcement.on(context.destination().port());
+    let enforced = enforced.load();
     let attributes = context.attributes();
     let decision = match judgement {
         Judgement::L4 => enforced.policies().evaluate_l4(&attributes),

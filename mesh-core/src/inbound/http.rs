@@ -211,7 +211,8 @@ impl Mesh {
         let observe = ObserveLayer::new(self.inner.node.inner.metrics.clone());
         // The listener labels each connection; see account::accounted.
         let observe = observe.label_with(ConnectionContext::labels_or_peer);
-        let inbound = InboundLayer::new(self.inner.policies.clone()).observe(observe);
+        let policies = self.inner.enforcement.follow(listener.local_addr().port());
+        let inbound = InboundLayer::new(policies).observe(observe);
         Ok(HttpListener {
             listener,
             layer: HttpLayer { inbound },

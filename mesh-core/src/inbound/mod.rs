@@ -2,6 +2,7 @@
 
 mod acceptor;
 mod account;
+mod enforcement;
 #[cfg(feature = "http")]
 mod http;
 mod listener;
@@ -12,6 +13,7 @@ mod validity;
 
 pub(crate) use acceptor::Acceptor;
 pub(crate) use account::baggage;
+pub(crate) use enforcement::Enforcement;
 #[cfg(feature = "axum")]
 pub use http::{AxumFuture, AxumService};
 #[cfg(feature = "http")]

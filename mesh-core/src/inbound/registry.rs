@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mesh_authz::PolicySet;
 use tokio::sync::Notify;
 
+use super::enforcement::Enforcement;
 use super::places::Place;
 use crate::ConnectionContext;
 use crate::net::{Cut, CutReason};
@@ -119,11 +120,16 @@ impl Registry {
         self.left.load(Ordering::Acquire)
     }
 
-    /// Judges every live connection by `policies` and cuts those that they refuse. Returns how many.
-    pub(crate) fn sweep(&self, policies: &PolicySet) -> usize {
+    /// Judges every live connection by what its port enforces now and cuts those that are refused.
+    /// Returns how many.
+    pub(crate) fn sweep(&self, enforcement: &Enforcement) -> usize {
         let mut cut = 0;
         for entry in self.entries() {
-            if !entry.judgement.admits(policies, &entry.context) {
+            let enforced = enforcement.on(entry.context.destination().port());
+            if !entry
+                .judgement
+                .admits(enforced.load().policies(), &entry.context)
+            {
                 tracing::info!(
                     target: "mesh::inbound",
                     source = %entry.context.source(),

@@ -46,7 +46,7 @@ impl Changes {
         &self.services
     }
 
-    /// The policies and request authentications.
+    /// The policies, request authentications and inbound listeners.
     pub fn policies(&self) -> &[ResourceName] {
         &self.policies
     }
@@ -117,6 +117,7 @@ impl Tables {
             Update::Service(service) => self.put_service(service, changes),
             Update::Policy(policy) => self.put_policy(policy, changes),
             Update::RequestAuthentication(rule) => self.put_authentication(rule, changes),
+            Update::InboundListener(listener) => self.put_listener(listener, changes),
             // Routes and gateways are not routed by yet: nothing of them is kept.
             _ => Ok(()),
         }
@@ -129,6 +130,7 @@ impl Tables {
             ResourceName::Policy(_) | ResourceName::RequestAuthentication(_) => {
                 self.remove_attachment(name, changes);
             }
+            ResourceName::InboundListener(address) => self.remove_listener(*address, changes),
             _ => {}
         }
     }

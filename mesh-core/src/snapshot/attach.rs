@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mesh_authz::policy::Policy;
 use mesh_xds::model::{
-    AttachedPolicy, JwtRule, ObjectName, Rejection, RequestAuthentication, ResourceName, Scope,
-    ServiceName, Target,
+    AttachedPolicy, InboundListener, JwtRule, ObjectName, Rejection, RequestAuthentication,
+    ResourceName, Scope, ServiceName, Target,
 };
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
@@ -62,6 +62,18 @@ pub(super) struct Collected<'a> {
     pub(super) attached: Vec<(&'a ResourceName, &'a Attachment)>,
     /// Listed, and neither here nor removed.
     pub(super) missing: Vec<ResourceName>,
+}
+
+impl Collected<'_> {
+    /// Drops the policies, here or missing, in whose place a listener has its own.
+    pub(super) fn keep_beside_listener(&mut self) {
+        let keeps = |name: &ResourceName| match name {
+            ResourceName::Policy(name) => InboundListener::keeps(name),
+            _ => true,
+        };
+        self.attached.retain(|(name, _)| keeps(name));
+        self.missing.retain(keeps);
+    }
 }
 
 impl Attachments {

@@ -44,6 +44,7 @@ mod attach;
 mod endpoints;
 mod inbound;
 mod index;
+mod listeners;
 mod lookup;
 mod policies;
 mod record;
@@ -54,7 +55,7 @@ mod weighted;
 use std::fmt;
 use std::sync::Arc;
 
-use mesh_xds::model::ServiceName;
+use mesh_xds::model::{InboundListener, ServiceName};
 use rpds::HashTrieMapSync;
 
 pub use apply::{Applied, Changes};
@@ -94,6 +95,8 @@ struct Tables {
     virtual_addresses: Grouped<std::net::IpAddr, Services>,
     /// By network.
     virtual_ranges: HashTrieMapSync<Arc<str>, CidrTable>,
+    /// By address and port.
+    listeners: HashTrieMapSync<std::net::SocketAddr, Arc<InboundListener>>,
     places: Interner<Place>,
     profiles: Interner<Profile>,
     attachments: Arc<Attachments>,
@@ -124,6 +127,7 @@ impl Snapshot {
                 service_hostnames: HashTrieMapSync::new_sync(),
                 virtual_addresses: Grouped::default(),
                 virtual_ranges: HashTrieMapSync::new_sync(),
+                listeners: HashTrieMapSync::new_sync(),
                 places: Interner::default(),
                 profiles: Interner::default(),
                 attachments: Arc::default(),

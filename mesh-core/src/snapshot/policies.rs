@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use mesh_authz::PolicySet;
 use mesh_authz::policy::{Action, Policy, PolicyName};
-use mesh_xds::model::{JwtRule, ResourceName, Scope};
+use mesh_xds::model::{InboundListener, JwtRule, ResourceName, Scope};
 use rpds::HashTrieMapSync;
 
 use super::attach::{Attachment, Collected, Stamp};
@@ -83,6 +83,20 @@ impl Snapshot {
         Some(self.memo(uid)?.view)
     }
 
+    /// The policies that bind one port of a workload: where the port has a listener, its policies and
+    /// those of the workload that stay beside it ([`InboundListener::keeps`]); else as
+    /// [`policies`](Self::policies) says. `None` when there is no such workload.
+    pub fn policies_on(&self, uid: &str, port: u16) -> Option<PolicyView> {
+        let workload = self.workload(uid)?;
+        let listener = self.inbound_listener(workload, port);
+        Some(
+            self.tables
+                .policy_cache
+                .memo(self, workload, listener)?
+                .view,
+        )
+    }
+
     /// The rules on tokens that requests to a workload may carry; none when nothing asks for tokens.
     pub fn request_authentication(&self, uid: &str) -> Option<Arc<[JwtRule]>> {
         Some(self.memo(uid)?.tokens)
@@ -108,7 +122,7 @@ impl Snapshot {
 
     fn memo(&self, uid: &str) -> Option<Memo> {
         let workload = self.workload(uid)?;
-        self.tables.policy_cache.memo(self, workload)
+        self.tables.policy_cache.memo(self, workload, None)
     }
 }
 
@@ -122,9 +136,12 @@ pub(super) struct PolicyCache {
 
 #[derive(Clone, Default)]
 struct Kept {
-    memos: HashTrieMapSync<Arc<str>, Memo>,
+    memos: HashTrieMapSync<Asked, Memo>,
     sets: HashTrieMapSync<Members, Arc<PolicySet>>,
 }
+
+/// A workload, and the port of its that has policies of its own.
+type Asked = (Arc<str>, Option<u16>);
 
 #[derive(Clone)]
 struct Memo {
@@ -191,13 +208,24 @@ impl PolicyCache {
         }
     }
 
-    fn memo(&self, snapshot: &Snapshot, workload: &Arc<WorkloadRecord>) -> Option<Memo> {
-        if let Some(memo) = self.kept.load().memos.get(workload.uid())
+    fn memo(
+        &self,
+        snapshot: &Snapshot,
+        workload: &Arc<WorkloadRecord>,
+        listener: Option<&Arc<InboundListener>>,
+    ) -> Option<Memo> {
+        let port = listener.map(|listener| listener.address().port());
+        let asked = (Arc::clone(workload.uid()), port);
+        if let Some(memo) = self.kept.load().memos.get(&asked)
             && memo.answers(snapshot, workload)
         {
             return Some(memo.clone());
         }
-        let Collected { attached, missing } = snapshot.tables.attached_to(workload);
+        let mut collected = snapshot.tables.attached_to(workload);
+        if listener.is_some() {
+            collected.keep_beside_listener();
+        }
+        let Collected { attached, missing } = collected;
         let mut tokens = Vec::new();
         let mut policies = Vec::new();
         for (_, attachment) in attached {
@@ -206,13 +234,14 @@ impl PolicyCache {
                 Attachment::Tokens(rules) => tokens.extend_from_slice(rules),
             }
         }
+        policies.extend(listener.iter().flat_map(|own| own.policies()).cloned());
         let members = Members(policies.into());
         let tokens: Arc<[JwtRule]> = distinct(tokens).into();
         let mut answer = None;
         self.kept.rcu(|kept| {
             let mut kept = Kept::clone(kept);
-            answer = Some(kept.settle(snapshot, workload, &members, &missing, &tokens));
-            kept.prune(snapshot, workload.uid(), self.max_views);
+            answer = Some(kept.settle(snapshot, &asked, workload, &members, &missing, &tokens));
+            kept.prune(snapshot, &asked, self.max_views);
             kept
         });
         answer
@@ -223,13 +252,14 @@ impl Kept {
     fn settle(
         &mut self,
         snapshot: &Snapshot,
+        asked: &Asked,
         workload: &Arc<WorkloadRecord>,
         members: &Members,
         missing: &[ResourceName],
         tokens: &Arc<[JwtRule]>,
     ) -> Memo {
         let version = snapshot.tables.version;
-        let last = self.memos.get(workload.uid()).cloned();
+        let last = self.memos.get(asked).cloned();
         let last = last.as_ref();
         let (view, members, complete) = if missing.is_empty() {
             let view = PolicyView::Ready(self.set(members));
@@ -259,8 +289,7 @@ impl Kept {
             tokens,
         };
         if !outdated {
-            self.memos
-                .insert_mut(Arc::clone(workload.uid()), memo.clone());
+            self.memos.insert_mut(asked.clone(), memo.clone());
         }
         memo
     }
@@ -275,16 +304,16 @@ impl Kept {
     }
 
     /// Forgets workloads that are no more, then others, then sets that nobody has.
-    fn prune(&mut self, snapshot: &Snapshot, asked: &str, max_views: usize) {
+    fn prune(&mut self, snapshot: &Snapshot, asked: &Asked, max_views: usize) {
         if self.memos.size() > max_views {
             let memos = self.memos.iter();
             let kept: Vec<_> = memos
-                .filter(|(uid, _)| snapshot.workload(uid).is_some() && ***uid != *asked)
+                .filter(|(key, _)| snapshot.workload(&key.0).is_some() && *key != asked)
                 .take(max_views / 2)
-                .map(|(uid, memo)| (Arc::clone(uid), memo.clone()))
+                .map(|(key, memo)| (key.clone(), memo.clone()))
                 .collect();
             let asked = self.memos.get_key_value(asked);
-            let asked = asked.map(|(uid, memo)| (Arc::clone(uid), memo.clone()));
+            let asked = asked.map(|(key, memo)| (key.clone(), memo.clone()));
             self.memos = kept.into_iter().chain(asked).collect();
         }
         // Twice as many as can be in use, so that this pays for itself.

@@ -78,6 +78,13 @@ mod mesh_ends;
     feature = "metrics",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
+mod mesh_follows_listeners;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
 mod mesh_listens;
 #[cfg(all(
     feature = "dev-ca",
@@ -126,6 +133,7 @@ mod snapshot_applies_batches;
 mod snapshot_attaches_policies;
 mod snapshot_balances;
 mod snapshot_finds;
+mod snapshot_inbound_listeners;
 mod snapshot_judges_inbound;
 mod snapshot_model;
 mod snapshot_resolves;

@@ -1,13 +1,14 @@
 //! What a source hands over: a batch of changes, and the verdicts it gets back.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_authz::policy::PolicyName;
 
 use super::{
-    AttachedPolicy, Gateway, HttpRoute, ObjectName, RequestAuthentication, Service, ServiceName,
-    Workload,
+    AttachedPolicy, Gateway, HttpRoute, InboundListener, ObjectName, RequestAuthentication,
+    Service, ServiceName, Workload,
 };
 
 /// A resource in its newest version.
@@ -26,6 +27,8 @@ pub enum Update {
     HttpRoute(Arc<HttpRoute>),
     /// A gateway.
     Gateway(Arc<Gateway>),
+    /// The policies of one port of a workload.
+    InboundListener(Arc<InboundListener>),
 }
 
 impl Update {
@@ -40,6 +43,7 @@ impl Update {
             }
             Self::HttpRoute(route) => ResourceName::HttpRoute(route.name().clone()),
             Self::Gateway(gateway) => ResourceName::Gateway(gateway.name().clone()),
+            Self::InboundListener(listener) => ResourceName::InboundListener(listener.address()),
         }
     }
 }
@@ -61,6 +65,7 @@ update_from! {
     RequestAuthentication: RequestAuthentication,
     HttpRoute: HttpRoute,
     Gateway: Gateway,
+    InboundListener: InboundListener,
 }
 
 /// Names a resource of the mesh by kind and unique name.
@@ -79,6 +84,8 @@ pub enum ResourceName {
     HttpRoute(ObjectName),
     /// A gateway.
     Gateway(ObjectName),
+    /// The policies of one port of a workload, by address and port.
+    InboundListener(SocketAddr),
 }
 
 impl fmt::Display for ResourceName {
@@ -90,6 +97,7 @@ impl fmt::Display for ResourceName {
             Self::RequestAuthentication(name) => write!(f, "request authentication {name}"),
             Self::HttpRoute(name) => write!(f, "HTTP route {name}"),
             Self::Gateway(name) => write!(f, "gateway {name}"),
+            Self::InboundListener(address) => write!(f, "inbound listener {address}"),
         }
     }
 }

@@ -220,7 +220,8 @@ impl Asked {
     fn known(&mut self, subject: &Subject) {
         let missing = subject.mesh.missing_policies();
         self.steps.push(if missing.is_empty() {
-            let enforced = subject.mesh.policies.load();
+            let enforced = subject.mesh.enforcement.on(self.destination.port());
+            let enforced = enforced.load();
             let count = enforced.policies().policies().len();
             Step::new("policies", true, format!("all of them are known: {count}"))
         } else {
@@ -257,7 +258,8 @@ impl Asked {
     }
 
     fn judge(mut self, subject: &Subject) -> Explained {
-        let enforced = subject.mesh.policies.load();
+        let enforced = subject.mesh.enforcement.on(self.destination.port());
+        let enforced = enforced.load();
         let set = enforced.policies();
         let from = self.question.from.clone();
         let attributes = Attributes::new(self.source, self.destination)

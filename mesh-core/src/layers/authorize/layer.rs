@@ -52,6 +52,7 @@ impl AuthorizeLayer {
 
     /// Sets how paths are normalised before they are judged and passed on. Default
     /// [`Base`](PathNormalization::Base), Istio's; a path that cannot be normalised is answered 400.
+    /// Where the control plane says how ([`Enforced::path_normalization`](crate::Enforced::path_normalization)), that counts.
     #[must_use]
     pub fn path_normalization(mut self, normalization: PathNormalization) -> Self {
         self.settings.normalization = normalization;

@@ -64,7 +64,10 @@ fn judge(
     enforced: &Enforced,
     settings: Settings,
 ) -> Result<(), Reply> {
-    normalize(&mut head.uri, settings.normalization).map_err(|NotNormal| malformed("path"))?;
+    let normalization = enforced
+        .path_normalization()
+        .unwrap_or(settings.normalization);
+    normalize(&mut head.uri, normalization).map_err(|NotNormal| malformed("path"))?;
     let Some(context) = head.extensions.get::<ConnectionContext>() else {
         return Err(no_context());
     };
