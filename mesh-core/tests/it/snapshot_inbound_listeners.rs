@@ -94,7 +94,7 @@ fn a_listeners_policies_replace_all_but_those_of_peer_authentication() {
     assert_eq!(sorted(&on(&before, 9080)), expected);
 
     let update = listener("10.0.0.1:9080", &["whole"]);
-    let after = apply(&before, vec![update.clone()], Vec::new());
+    let after = apply(&before, vec![update], Vec::new());
     assert_eq!(names(&on(&after, 9080)), [PORT_LEVEL, STRICT, "whole"]);
     assert_eq!(sorted(&on(&after, 9081)), expected, "another port");
     let general = after.policies("uid").unwrap();
@@ -165,7 +165,7 @@ fn only_policies_of_peer_authentication_are_waited_for() {
 #[test]
 fn the_same_listener_again_changes_nothing() {
     let update = listener("10.0.0.1:9080", &["whole"]);
-    let first = world().apply(&Batch::new(vec![update.clone()], Vec::new()));
+    let first = world().apply(&Batch::new(vec![update], Vec::new()));
     let name = removed("10.0.0.1:9080");
     assert_eq!(first.changes.policies(), [name]);
     assert!(first.changes.may_change_policies());
