@@ -9,6 +9,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+mod error;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(feature = "file")]
@@ -16,3 +18,8 @@ mod manifest;
 pub mod model;
 #[cfg(any(feature = "client", feature = "server"))]
 mod proto;
+#[cfg(feature = "client")]
+pub mod transport;
+
+#[cfg(feature = "client")]
+pub use error::{Error, ErrorKind};

@@ -1,0 +1,234 @@
+use std::future::{Ready, ready};
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::*;
+use crate::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use crate::proto::istio::v1::auth::istio_certificate_service_server::{
+    IstioCertificateService, IstioCertificateServiceServer,
+};
+use crate::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+
+/// A pipe to a server in this process; refuses when the server is gone.
+#[derive(Clone)]
+struct Pipe {
+    server: mpsc::UnboundedSender<io::Result<DuplexStream>>,
+    dialled: mpsc::UnboundedSender<Uri>,
+}
+
+impl Service<Uri> for Pipe {
+    type Response = DuplexStream;
+    type Error = io::Error;
+    type Future = Ready<io::Result<DuplexStream>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let _ = self.dialled.send(uri);
+        let refused = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
+        ready(self.server.send(Ok(theirs)).map(|()| ours).map_err(refused))
+    }
+}
+
+/// Answers with what it was sent: the CSR's length in bytes of `x`, or the status that the CSR names.
+struct Echo;
+
+#[tonic::async_trait]
+impl IstioCertificateService for Echo {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let text = |name: &str| {
+            let values = request.metadata().get_all(name).iter();
+            let values: Vec<_> = values.map(|v| v.to_str().expect("ASCII")).collect();
+            values.join("|")
+        };
+        match request.get_ref().csr.as_str() {
+            "headers" => {}
+            "large" => {
+                let cert_chain = vec!["x".repeat(100_000)];
+                return Ok(Response::new(IstioCertificateResponse { cert_chain }));
+            }
+            code => {
+                return Err(Status::new(
+                    code.parse::<i32>().expect("a code").into(),
+                    "no",
+                ));
+            }
+        }
+        let cert_chain = ["authorization", "clusterid", "user-agent"].map(text);
+        Ok(Response::new(IstioCertificateResponse {
+            cert_chain: cert_chain.into(),
+        }))
+    }
+}
+
+fn server() -> (Pipe, mpsc::UnboundedReceiver<Uri>) {
+    let (server, connections) = mpsc::unbounded_channel();
+    let (dialled, uris) = mpsc::unbounded_channel();
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(IstioCertificateServiceServer::new(Echo))
+            .serve_with_incoming(UnboundedReceiverStream::new(connections)),
+    );
+    (Pipe { server, dialled }, uris)
+}
+
+fn builder() -> ChannelBuilder {
+    Channel::builder(Uri::from_static("https://istiod.istio-system.svc:15012"))
+}
+
+async fn ask(channel: &Channel, csr: &str) -> Result<Vec<String>, Error> {
+    let request = channel.request(IstioCertificateRequest {
+        csr: csr.to_owned(),
+        ..Default::default()
+    });
+    let mut client = IstioCertificateServiceClient::new(channel.shared())
+        .max_decoding_message_size(channel.max_message_size());
+    let response = client.create_certificate(request.await?).await?;
+    Ok(response.into_inner().cert_chain)
+}
+
+#[tokio::test]
+async fn requests_have_the_headers_and_the_token_as_it_is_now() {
+    let (pipe, mut uris) = server();
+    let count = Arc::new(AtomicUsize::new(0));
+    let channel = builder()
+        .header("clusterid", "Kubernetes")
+        .token(move || {
+            let n = count.fetch_add(1, Ordering::Relaxed);
+            ready(Ok((n != 1).then(|| format!("token-{n}\n"))))
+        })
+        .build(pipe)
+        .expect("settings");
+    let agent = concat!("mesh-xds/", env!("CARGO_PKG_VERSION"));
+    for token in ["Bearer token-0", "", "Bearer token-2"] {
+        let answer = ask(&channel, "headers").await.expect("an answer");
+        assert_eq!(answer[..2], [token, "Kubernetes"]);
+        assert!(answer[2].starts_with(agent), "{answer:?}");
+    }
+    assert_eq!(
+        uris.try_recv().expect("one connection"),
+        "https://istiod.istio-system.svc:15012"
+    );
+    assert!(uris.try_recv().is_err(), "requests share a connection");
+}
+
+#[tokio::test]
+async fn a_new_connection_is_made_when_it_is_wanted() {
+    let (pipe, mut uris) = server();
+    let channel = builder().build(pipe).expect("settings");
+    ask(&channel, "headers").await.expect("an answer");
+    channel.reconnect();
+    ask(&channel, "headers").await.expect("an answer");
+    let mut client = IstioCertificateServiceClient::new(channel.fresh());
+    let request = channel.request(IstioCertificateRequest {
+        csr: "headers".to_owned(),
+        ..Default::default()
+    });
+    let request = request.await.expect("a request");
+    client.create_certificate(request).await.expect("an answer");
+    let mut dialled = 0;
+    while uris.try_recv().is_ok() {
+        dialled += 1;
+    }
+    assert_eq!(dialled, 3);
+}
+
+#[tokio::test]
+async fn errors_say_what_failed() {
+    let (pipe, _uris) = server();
+    let channel = builder().build(pipe).expect("settings");
+    for (code, kind) in [
+        (2, ErrorKind::Status),
+        (3, ErrorKind::InvalidRequest),
+        (7, ErrorKind::PermissionDenied),
+        (8, ErrorKind::ResourceExhausted),
+        (12, ErrorKind::Unimplemented),
+        (14, ErrorKind::Unavailable),
+        (16, ErrorKind::Unauthenticated),
+    ] {
+        let error = ask(&channel, &code.to_string()).await.expect_err("refused");
+        assert_eq!(error.kind(), kind, "{code}: {error:?}");
+        assert!(!error.is_connection());
+        assert_eq!(error.is_refused(), matches!(code, 7 | 16));
+        assert!(error.to_string().ends_with(": no"), "{error}");
+    }
+
+    let (server, _) = mpsc::unbounded_channel();
+    let (dialled, _uris) = mpsc::unbounded_channel();
+    let gone = builder().build(Pipe { server, dialled }).expect("settings");
+    let error = ask(&gone, "headers").await.expect_err("refused");
+    assert!(error.is_connection(), "{error:?}");
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+    assert_eq!(cause.to_string(), refused.to_string());
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused() {
+    let (pipe, _uris) = server();
+    let channel = builder().max_message_size(200_000).build(pipe.clone());
+    ask(&channel.expect("settings"), "large")
+        .await
+        .expect("an answer");
+    let channel = builder().max_message_size(50_000).build(pipe);
+    let error = ask(&channel.expect("settings"), "large").await;
+    assert_eq!(error.expect_err("large").kind(), ErrorKind::TooLarge);
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_be_had_is_an_error_of_ours() {
+    let (pipe, mut uris) = server();
+    let source = || ready(Err("the file is gone".into()));
+    let channel = builder().token(source).build(pipe.clone());
+    let error = ask(&channel.expect("settings"), "headers").await;
+    let error = error.expect_err("no token");
+    assert_eq!(error.kind(), ErrorKind::Token);
+    let source = std::error::Error::source(&error).expect("why");
+    assert_eq!(source.to_string(), "the file is gone");
+    let source = || ready(Ok(Some("a\nb".to_owned())));
+    let channel = builder().token(source).build(pipe);
+    let error = ask(&channel.expect("settings"), "headers").await;
+    let error = error.expect_err("no header value");
+    assert_eq!(error.kind(), ErrorKind::Token);
+    assert!(!format!("{error:?}").contains("a\\nb"), "{error:?}");
+    assert!(uris.try_recv().is_err(), "nothing was dialled");
+}
+
+#[tokio::test]
+async fn settings_are_checked() {
+    let (pipe, _uris) = server();
+    let build = |builder: ChannelBuilder| builder.build(pipe.clone());
+    for (builder, expected) in [
+        (Channel::builder(Uri::from_static("/a")), "scheme and host"),
+        (Channel::builder(Uri::from_static("istiod:15012")), "scheme"),
+        (
+            Channel::builder(Uri::from_static("ftp://istiod")),
+            "http or https",
+        ),
+        (builder().header("a b", "c"), "\"a b\""),
+        (builder().header("authorization", "c"), "authorization"),
+        (builder().header("grpc-timeout", "1S"), "grpc-timeout"),
+        (builder().header("a", "b\nc"), "header a"),
+        (builder().connect_timeout(Duration::ZERO), "0"),
+        (builder().max_message_size(0), "0"),
+    ] {
+        let error = build(builder).expect_err(expected);
+        assert_eq!(error.kind(), ErrorKind::InvalidSettings);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
