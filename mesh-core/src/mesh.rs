@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::builder::{Builder, Missing};
-use crate::inbound::{Acceptor, Enforcement, Places, PortListener, Registry};
+use crate::inbound::{Acceptor, Enforcement, Places, PortListener, Registry, Sessions};
 use crate::node::{Certificate, Node, supervised};
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
@@ -36,6 +36,7 @@ pub(crate) struct MeshInner {
     /// Policies that the workload lists and that are not here yet.
     missing: watch::Sender<Vec<String>>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) sessions: Arc<Sessions>,
     pub(crate) ports: Mutex<HashMap<u16, PortListener>>,
     pub(crate) acceptor: tokio::sync::Mutex<Option<Acceptor>>,
     pub(crate) phase: watch::Sender<Phase>,
@@ -185,6 +186,7 @@ impl MeshInner {
             enforcement: Enforcement::new(),
             missing: watch::Sender::new(vec!["its own record".to_owned()]),
             registry: Arc::new(Registry::new(limit)),
+            sessions: Arc::default(),
             ports: Mutex::default(),
             acceptor: tokio::sync::Mutex::new(None),
             phase: watch::Sender::new(Phase::Serving),

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::Mesh;
+use crate::inbound::LAST_WORDS;
 use crate::mesh::MeshInner;
 use crate::net::CutReason;
 
@@ -28,6 +29,11 @@ impl Mesh {
     /// Drains: stops accepting, tells peers to open no more tunnels, waits for live connections to
     /// end, and cuts what is left at the deadline. Also begins the drain for [`draining`](Self::draining).
     ///
+    /// A connection has ended when its stream was dropped *and* all that was written to it is out: for
+    /// tunnels, when the peer has taken it and the TLS connection that they shared is closed
+    /// (close_notify and all); for plaintext, when the kernel has it. What is cut is told to the peer
+    /// (RST_STREAM, RST), for which the call takes up to a second more.
+    ///
     /// Says what was cut. Calling it again waits for the same drain. Connections that the workload opened
     /// itself are the application's to end, but for idle ones of [`http_client`](Self::http_client).
     ///
@@ -43,19 +49,31 @@ impl Mesh {
             begins
         });
         let before = mesh.registry.left();
-        let waited = timeout_at(Instant::now() + deadline, mesh.registry.emptied()).await;
-        let finished = mesh.registry.left() - before;
-        let cut = match waited {
-            Ok(()) => 0,
-            Err(_) => mesh.registry.cut_all(CutReason::Drain),
+        let ends = async {
+            mesh.registry.emptied().await;
+            mesh.sessions.emptied().await;
         };
+        let waited = timeout_at(Instant::now() + deadline, ends).await;
+        let finished = mesh.registry.left() - before;
+        let (mut cut, mut unsent) = (0, 0);
+        if waited.is_err() {
+            let live = mesh.registry.tunnel_sources();
+            unsent = mesh.sessions.count(|source| !live.contains(&source));
+            cut = mesh.registry.cut_all(CutReason::Drain);
+        }
         mesh.phase.send_replace(Phase::Over);
         #[cfg(feature = "http")]
         mesh.http.close_idle();
-        if cut > 0 {
-            tracing::warn!(target: "mesh::node", cut, "drain duration expired with pending connections, forcefully shutting down");
+        if cut > 0 || unsent > 0 {
+            tracing::warn!(target: "mesh::node", cut, unsent, "drain duration expired with pending connections, forcefully shutting down");
         }
-        Drained { finished, cut }
+        // What was cut is on its way to the peers; each session bounds the wait by itself.
+        let _ = timeout(2 * LAST_WORDS, mesh.sessions.emptied()).await;
+        Drained {
+            finished,
+            cut,
+            unsent,
+        }
     }
 }
 
@@ -64,6 +82,7 @@ impl Mesh {
 pub struct Drained {
     finished: usize,
     cut: usize,
+    unsent: usize,
 }
 
 impl Drained {
@@ -75,6 +94,12 @@ impl Drained {
     /// How many were cut at the deadline.
     pub fn cut(&self) -> usize {
         self.cut
+    }
+
+    /// How many TLS connections had only tunnels that had ended, but whose peer had not taken all that
+    /// they said, or not closed, by the deadline.
+    pub fn unsent(&self) -> usize {
+        self.unsent
     }
 }
 

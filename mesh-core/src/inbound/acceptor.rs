@@ -17,9 +17,10 @@ use tokio::time::timeout;
 use super::account;
 use super::places::Place;
 use super::registry::{Judgement, Registered};
+use super::sessions::Sessions;
 use super::validity::{Outcome, Validity};
 use crate::mesh::MeshInner;
-use crate::net::{BoxedIo, CutReason, Io, MeshStream};
+use crate::net::{BoxedIo, CutReason, MeshStream};
 use crate::settings::WallClock;
 use crate::shutdown::{Phase, reaches};
 use crate::snapshot::{self, InboundRefusal, WorkloadRecord};
@@ -89,11 +90,12 @@ struct Session {
     phase: watch::Receiver<Phase>,
     clock: WallClock,
     close_expired: bool,
+    sessions: Arc<Sessions>,
     _place: Place,
 }
 
 /// So long the ends of tunnels that were cut have to reach the peer before the connection is closed.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Session {
     fn new(
@@ -114,6 +116,7 @@ impl Session {
             phase: mesh.phase.subscribe(),
             clock: settings.wall_clock.clone(),
             close_expired: settings.close_expired,
+            sessions: Arc::clone(&mesh.sessions),
             _place: place,
         })
     }
@@ -128,6 +131,8 @@ impl Session {
     }
 
     async fn tunnels(self, stream: tls::TlsStream<BoxedIo>) {
+        // Dropped after the connection.
+        let _open = self.sessions.enter(self.source);
         let mut validity = Validity::new(
             stream.peer().clone(),
             self.credentials.clone(),
@@ -194,7 +199,7 @@ impl Session {
     }
 }
 
-/// Lets the resets of cut tunnels out; those that nobody polls end with the connection.
+/// Lets the resets of cut tunnels out. What does not get out in time ends with the connection.
 async fn last_words(mut connection: server::Connection<tls::TlsStream<BoxedIo>>) {
     connection.graceful_shutdown();
     let ends = async { while let Some(Ok(_refused)) = connection.accept().await {} };
@@ -266,8 +271,7 @@ async fn tunnel(weak: Weak<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
     let baggage = account::own_baggage(&mesh);
     match incoming.accept(baggage) {
         Ok(tunnel) => {
-            let stream =
-                MeshStream::new(Io::Tunnel(tunnel), context.clone()).with_registered(registered);
+            let stream = MeshStream::tunnel(tunnel, context.clone()).with_registered(registered);
             slot.send(account::accounted(&mesh, stream, &labels, judgement));
         }
         Err(error) => {
@@ -295,7 +299,7 @@ async fn forward(
     let Ok(tunnel) = incoming.accept(account::own_baggage(&mesh)) else {
         return;
     };
-    let stream = MeshStream::new(Io::Tunnel(tunnel), context).with_registered(registered);
+    let stream = MeshStream::tunnel(tunnel, context).with_registered(registered);
     let mut stream = account::accounted(&mesh, stream, &labels, Judgement::L4);
     drop(mesh);
     // An error resets both ends by dropping them; the stream's account reports it.

@@ -9,9 +9,10 @@ mod listener;
 mod places;
 mod plaintext;
 mod registry;
+mod sessions;
 mod validity;
 
-pub(crate) use acceptor::Acceptor;
+pub(crate) use acceptor::{Acceptor, LAST_WORDS};
 pub(crate) use account::baggage;
 pub(crate) use enforcement::Enforcement;
 #[cfg(feature = "axum")]
@@ -24,4 +25,5 @@ pub(crate) use places::Places;
 #[cfg(feature = "admin")]
 pub(crate) use registry::Judgement;
 pub(crate) use registry::{Registered, Registry};
+pub(crate) use sessions::Sessions;
 pub(crate) use validity::is_revoked;

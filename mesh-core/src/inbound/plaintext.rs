@@ -10,7 +10,7 @@ use super::places::Place;
 use super::registry::Judgement;
 use super::{acceptor, account};
 use crate::mesh::MeshInner;
-use crate::net::{BoxedIo, Incoming, Io, MeshStream};
+use crate::net::{BoxedIo, Incoming, MeshStream};
 use crate::node::NodeInner;
 use crate::{ConnectionContext, Error, ErrorKind};
 
@@ -153,8 +153,7 @@ async fn admit(
         Err(TrySendError::Full(())) => return refuse(acceptor::queue_full()),
         Err(TrySendError::Closed(())) => return refuse(acceptor::nothing_listens(local.port())),
     };
-    let stream =
-        MeshStream::new(Io::Plain(io), context.clone()).with_registered(registered.holding(place));
+    let stream = MeshStream::plain(io, context.clone()).with_registered(registered.holding(place));
     slot.send(account::accounted(&mesh, stream, &labels, judgement));
 }
 

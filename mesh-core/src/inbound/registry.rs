@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -147,6 +147,12 @@ impl Registry {
     /// Cuts whatever is left. Returns how many.
     pub(crate) fn cut_all(&self, reason: CutReason) -> usize {
         self.cut_where(reason, |_| true)
+    }
+
+    /// The addresses of peers that have live tunnels.
+    pub(crate) fn tunnel_sources(&self) -> HashSet<SocketAddr> {
+        let tunnels = self.entries().filter(|entry| entry.context.is_mutual_tls());
+        tunnels.map(|entry| entry.context.source()).collect()
     }
 
     /// Cuts what came in tunnels from this address, which is one connection's. Returns how many.

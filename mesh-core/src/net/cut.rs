@@ -1,16 +1,40 @@
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::task::Context;
 
 use futures_util::task::AtomicWaker;
+use mesh_hbone::ResetHandle;
 
-/// Ends a live connection from another task: every later read and write fails, and whoever waits in
-/// one is woken.
+use super::stream::PlainIo;
+
+/// Ends a live connection from another task: its peer is told at once, every later read and write
+/// fails, and whoever waits in one is woken.
 #[derive(Debug, Default)]
 pub(crate) struct Cut {
     reason: AtomicU8,
     reader: AtomicWaker,
     writer: AtomicWaker,
+    /// Taken by who ends it. Not looked at while the connection lives.
+    wire: Mutex<Option<Wire>>,
+}
+
+/// How the peer is told: whoever holds the stream may never poll it again.
+#[derive(Debug)]
+pub(super) enum Wire {
+    /// RST_STREAM (CONNECT_ERROR).
+    Tunnel(ResetHandle),
+    /// Closes the socket, with RST unless it was shut down.
+    Plain(PlainIo),
+}
+
+impl Wire {
+    fn end(self) {
+        match self {
+            Self::Tunnel(tunnel) => tunnel.reset(),
+            Self::Plain(io) => io.close(),
+        }
+    }
 }
 
 /// Why a live connection was ended.
@@ -37,6 +61,10 @@ impl CutReason {
             Self::Expired => "connection closed: certificate expired",
         }
     }
+
+    pub(super) fn error(self) -> io::Error {
+        io::Error::new(io::ErrorKind::ConnectionAborted, self.as_str())
+    }
 }
 
 impl Cut {
@@ -45,8 +73,28 @@ impl Cut {
         let _ = self
             .reason
             .compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire);
+        self.end_wire();
         self.reader.wake();
         self.writer.wake();
+    }
+
+    /// Gives it the connection to end, which ends now if it was cut already.
+    pub(super) fn attach(&self, wire: Wire) {
+        *self.wire() = Some(wire);
+        if self.reason().is_some() {
+            self.end_wire();
+        }
+    }
+
+    fn end_wire(&self) {
+        let wire = self.wire().take();
+        if let Some(wire) = wire {
+            wire.end();
+        }
+    }
+
+    fn wire(&self) -> std::sync::MutexGuard<'_, Option<Wire>> {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The reason, once there is one.
@@ -61,13 +109,7 @@ impl Cut {
     }
 
     pub(crate) fn check(&self) -> io::Result<()> {
-        match self.reason() {
-            None => Ok(()),
-            Some(reason) => Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                reason.as_str(),
-            )),
-        }
+        self.reason().map_or(Ok(()), |reason| Err(reason.error()))
     }
 
     /// Called when a read has to wait; the caller checks once more afterwards.

@@ -10,6 +10,6 @@ mod transport;
 pub(crate) use cut::{Cut, CutReason};
 #[cfg(feature = "admin")]
 pub(crate) use listener::{Accept, Listener};
+pub(crate) use stream::Account;
 pub use stream::MeshStream;
-pub(crate) use stream::{Account, Io};
 pub use transport::{BoxedIo, Incoming, Transport};

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use mesh_hbone::Tunnel;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::cut::Wire;
 use super::{BoxedIo, CutReason};
 use crate::ConnectionContext;
 use crate::inbound::Registered;
@@ -33,9 +35,38 @@ pub struct MeshStream {
 }
 
 #[derive(Debug)]
-pub(crate) enum Io {
+enum Io {
     Tunnel(Tunnel),
-    Plain(BoxedIo),
+    Plain(PlainIo),
+}
+
+/// A socket that another task may close under its stream. Its lock is free but for that moment.
+#[derive(Debug, Clone)]
+pub(super) struct PlainIo(Arc<Mutex<Option<BoxedIo>>>);
+
+impl PlainIo {
+    fn new(io: BoxedIo) -> Self {
+        Self(Arc::new(Mutex::new(Some(io))))
+    }
+
+    pub(super) fn close(&self) {
+        let io = self.get().take();
+        drop(io);
+    }
+
+    fn get(&self) -> MutexGuard<'_, Option<BoxedIo>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn poll<T>(
+        &self,
+        operation: impl FnOnce(Pin<&mut BoxedIo>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match &mut *self.get() {
+            Some(io) => operation(Pin::new(io)),
+            None => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+        }
+    }
 }
 
 /// Told what passes through a stream; its drop is the connection's end.
@@ -46,7 +77,15 @@ pub(crate) trait Account: Send + Sync {
 }
 
 impl MeshStream {
-    pub(crate) fn new(io: Io, context: ConnectionContext) -> Self {
+    pub(crate) fn tunnel(tunnel: Tunnel, context: ConnectionContext) -> Self {
+        Self::new(Io::Tunnel(tunnel), context)
+    }
+
+    pub(crate) fn plain(io: BoxedIo, context: ConnectionContext) -> Self {
+        Self::new(Io::Plain(PlainIo::new(io)), context)
+    }
+
+    fn new(io: Io, context: ConnectionContext) -> Self {
         Self {
             io,
             context,
@@ -57,8 +96,16 @@ impl MeshStream {
     }
 
     pub(crate) fn with_registered(mut self, registered: Registered) -> Self {
+        registered.cut().attach(match &self.io {
+            Io::Tunnel(tunnel) => Wire::Tunnel(tunnel.reset_handle()),
+            Io::Plain(io) => Wire::Plain(io.clone()),
+        });
         self.registered = Some(registered);
         self
+    }
+
+    fn cut(&self) -> Option<CutReason> {
+        self.registered.as_ref()?.cut().reason()
     }
 
     pub(crate) fn with_account(mut self, account: Box<dyn Account>) -> Self {
@@ -79,11 +126,10 @@ impl MeshStream {
     }
 
     fn failed<T>(&mut self, error: io::Error) -> Poll<io::Result<T>> {
+        // A cut resets the stream as well; what is told is why.
+        let cut = self.cut();
+        let error = cut.map_or(error, CutReason::error);
         if let Some(account) = &mut self.account {
-            let cut = self
-                .registered
-                .as_ref()
-                .and_then(|entry| entry.cut().reason());
             account.failed(&error, cut);
         }
         Poll::Ready(Err(error))
@@ -153,7 +199,7 @@ impl AsyncRead for MeshStream {
         let before = buf.filled().len();
         let result = match &mut this.io {
             Io::Tunnel(tunnel) => Pin::new(tunnel).poll_read(cx, buf),
-            Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Plain(io) => io.poll(|io| io.poll_read(cx, buf)),
         };
         match result {
             Poll::Ready(Ok(())) => {
@@ -181,7 +227,7 @@ impl AsyncWrite for MeshStream {
         }
         let result = match &mut this.io {
             Io::Tunnel(tunnel) => Pin::new(tunnel).poll_write(cx, buf),
-            Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Plain(io) => io.poll(|io| io.poll_write(cx, buf)),
         };
         this.wrote(result, cx)
     }
@@ -197,7 +243,7 @@ impl AsyncWrite for MeshStream {
         }
         let result = match &mut this.io {
             Io::Tunnel(tunnel) => Pin::new(tunnel).poll_write_vectored(cx, bufs),
-            Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Plain(io) => io.poll(|io| io.poll_write_vectored(cx, bufs)),
         };
         this.wrote(result, cx)
     }
@@ -205,7 +251,7 @@ impl AsyncWrite for MeshStream {
     fn is_write_vectored(&self) -> bool {
         match &self.io {
             Io::Tunnel(tunnel) => tunnel.is_write_vectored(),
-            Io::Plain(io) => io.is_write_vectored(),
+            Io::Plain(io) => io.get().as_ref().is_some_and(BoxedIo::is_write_vectored),
         }
     }
 
@@ -216,7 +262,7 @@ impl AsyncWrite for MeshStream {
         }
         let result = match &mut this.io {
             Io::Tunnel(tunnel) => Pin::new(tunnel).poll_flush(cx),
-            Io::Plain(io) => Pin::new(io).poll_flush(cx),
+            Io::Plain(io) => io.poll(|io| io.poll_flush(cx)),
         };
         match result {
             Poll::Ready(Err(error)) => this.failed(error),
@@ -233,11 +279,20 @@ impl AsyncWrite for MeshStream {
         }
         let result = match &mut this.io {
             Io::Tunnel(tunnel) => Pin::new(tunnel).poll_shutdown(cx),
-            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Plain(io) => io.poll(|io| io.poll_shutdown(cx)),
         };
         match ready!(result) {
             Ok(()) => Poll::Ready(Ok(())),
             Err(error) => this.failed(error),
+        }
+    }
+}
+
+impl Drop for MeshStream {
+    fn drop(&mut self) {
+        // Whoever holds a stream that was cut may never have polled it since.
+        if let (Some(reason), Some(account)) = (self.cut(), &mut self.account) {
+            account.failed(&reason.error(), Some(reason));
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::account;
 use super::target::Destination;
 use crate::mesh::MeshInner;
-use crate::net::{BoxedIo, Io, MeshStream, Transport};
+use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
 use crate::settings::OutboundPolicy;
 use crate::snapshot::{
@@ -172,7 +172,7 @@ impl MeshInner {
     async fn open_plain(&self, address: SocketAddr) -> Result<MeshStream, Error> {
         let io = self.node.inner.dial(address).await?;
         let context = ConnectionContext::plaintext(account::own_address(self), address);
-        Ok(MeshStream::new(Io::Plain(io), context))
+        Ok(MeshStream::plain(io, context))
     }
 }
 
@@ -249,7 +249,7 @@ impl MeshInner {
             Some(peer) => ConnectionContext::tunnel(own, next_hop, peer),
             None => ConnectionContext::plaintext(own, next_hop),
         };
-        Ok(MeshStream::new(Io::Tunnel(tunnel), context))
+        Ok(MeshStream::tunnel(tunnel, context))
     }
 
     /// A place on a connection to the next hop. The dial holds no handle: it may outlive the node.

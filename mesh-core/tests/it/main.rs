@@ -29,17 +29,23 @@ mod admin_dump;
 ))]
 mod admin_explain;
 #[cfg(all(
+    any(feature = "aws-lc-rs", feature = "ring"),
+    feature = "dev-ca",
+    feature = "http"
+))]
+mod cuts_reach_the_wire;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+#[cfg(all(
     feature = "dev-ca",
     feature = "file",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 #[path = "../../../mesh-hbone/tests/it/envoy.rs"]
 mod envoy;
-#[cfg(all(
-    feature = "dev-ca",
-    feature = "file",
-    any(feature = "aws-lc-rs", feature = "ring")
-))]
 mod envoy_meets_mesh;
 mod handler;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]

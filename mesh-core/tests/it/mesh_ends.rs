@@ -1,13 +1,16 @@
 //! Drains, expiry and revocation: what ends, how, and what does not.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use mesh_core::hbone::config::Config;
+use mesh_core::hbone::{Tunnel, client, tls};
 use mesh_core::identity::{CertificateSource, CertificateStream, DevCa};
-use mesh_core::{ErrorKind, authz::Identity};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use mesh_core::{BoxedIo, ErrorKind, Incoming, Transport, authz::Identity};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::mesh_world::{PORT, World, connect_to, echo, identity, ping, until};
 
@@ -214,6 +217,99 @@ async fn what_is_over_for_one_workload_goes_on_for_its_neighbours() {
         .unwrap();
 }
 
+/// Connections in memory that hold 16 KiB each way: what is beyond is still at its sender.
+struct Narrow(SocketAddr, mpsc::UnboundedReceiver<DuplexStream>);
+
+impl Incoming for Narrow {
+    fn accept(&mut self) -> Pin<Box<dyn Future<Output = (BoxedIo, SocketAddr)> + Send + '_>> {
+        Box::pin(async {
+            match self.1.recv().await {
+                Some(io) => (BoxedIo::new(io), self.0),
+                None => std::future::pending().await,
+            }
+        })
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.0
+    }
+}
+
+/// More than a transport holds, but no more than a handler may write ahead of it.
+const WRITTEN: usize = 100 << 10;
+
+/// A server whose handler wrote, ended and is done, and a client that takes nothing until it is told.
+async fn written(net: u8) -> (mesh_core::Mesh, Tunnel, oneshot::Sender<()>, World) {
+    let (dial, dialled) = mpsc::unbounded_channel();
+    let dialled = Mutex::new(Some(dialled));
+    let world = World::with(net, move |node| {
+        let refuse = |_| async { Err(std::io::ErrorKind::ConnectionRefused.into()) };
+        node.transport(Transport::new(refuse, move |on: SocketAddr| {
+            let (_, nobody) = mpsc::unbounded_channel();
+            let queue = match on.port() {
+                15008 => dialled.lock().unwrap().take().unwrap(),
+                _ => nobody,
+            };
+            async move { Ok(Box::new(Narrow(on, queue)) as Box<dyn Incoming>) }
+        }))
+    });
+    let (_, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let (near, far) = tokio::io::duplex(16 << 10);
+    dial.send(far).unwrap();
+    let credentials = world.credentials("client").await;
+    let tls = tls::connect(near, &credentials, &[identity("server")])
+        .await
+        .unwrap();
+    let (mut connection, sender) = client::handshake(tls, &Config::default()).await.unwrap();
+    let (stall, stalled) = oneshot::channel::<()>();
+    let (go_on, goes_on) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        tokio::select! {
+            ended = &mut connection => panic!("{ended:?}"),
+            _ = stalled => {}
+        }
+        let _ = goes_on.await;
+        let _ = connection.await;
+    });
+    let target = connect_to(SocketAddr::new(world.ip(2), PORT));
+    let (mut tunnel, _) = sender.connect(target).await.unwrap();
+    tunnel.shutdown().await.unwrap();
+    let mut stream = listener.accept().await.unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    stall.send(()).unwrap();
+    tokio::task::yield_now().await;
+    stream.write_all(&vec![7; WRITTEN]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    (server, tunnel, go_on, world)
+}
+
+#[tokio::test]
+async fn a_drain_waits_until_a_slow_peer_has_what_was_written() {
+    let (server, mut tunnel, go_on, _world) = written(76).await;
+    let mut shutdown = tokio::spawn(async move { server.shutdown(Duration::from_secs(30)).await });
+    // Longer than a connection is given for its last words.
+    let early = tokio::time::timeout(Duration::from_millis(1500), &mut shutdown).await;
+    assert!(early.is_err(), "{early:?}");
+    go_on.send(()).unwrap();
+    let mut read = Vec::new();
+    tunnel.read_to_end(&mut read).await.unwrap();
+    assert_eq!(read.len(), WRITTEN);
+    let drained = shutdown.await.unwrap();
+    assert_eq!((drained.cut(), drained.unsent()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_a_peer_did_not_take_by_the_deadline_is_told_and_looks_cut() {
+    let (server, mut tunnel, go_on, _world) = written(77).await;
+    let drained = server.shutdown(Duration::from_millis(50)).await;
+    assert_eq!((drained.cut(), drained.unsent()), (0, 1));
+    go_on.send(()).unwrap();
+    let mut read = Vec::new();
+    assert!(tunnel.read_to_end(&mut read).await.is_err());
+    assert!(read.len() < WRITTEN);
+}
+
 #[tokio::test]
 async fn a_tunnel_that_nobody_polls_ends_with_the_deadline_too() {
     let world = World::new(75);
@@ -226,6 +322,33 @@ async fn a_tunnel_that_nobody_polls_ends_with_the_deadline_too() {
     let _held = listener.accept().await.unwrap();
     let drained = server.shutdown(Duration::from_millis(10)).await;
     assert_eq!((drained.finished(), drained.cut()), (0, 1));
-    let ended = tokio::time::timeout(Duration::from_secs(5), tunnel.read(&mut [0; 1])).await;
-    assert!(ended.expect("the peer learns of it").is_err());
+    let error = tunnel.read(&mut [0; 1]).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_shutdown_returns_once_what_it_cut_was_told() {
+    let world = World::new(78);
+    let (_, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let sender = world.bare_client("client", 2, "server").await;
+    let target = SocketAddr::new(world.ip(2), PORT);
+    let (mut tunnel, _) = sender.connect(connect_to(target)).await.unwrap();
+    let mut plain = tokio::net::TcpStream::connect(target).await.unwrap();
+    let _held = [
+        listener.accept().await.unwrap(),
+        listener.accept().await.unwrap(),
+    ];
+    let began = tokio::time::Instant::now();
+    let drained = server.shutdown(Duration::from_millis(10)).await;
+    assert_eq!((drained.finished(), drained.cut()), (0, 2));
+    // The reset tunnels let the connection end by itself: nobody waits for its last words' time.
+    assert!(began.elapsed() < Duration::from_millis(900));
+    for error in [
+        tunnel.read(&mut [0; 1]).await.unwrap_err(),
+        plain.read(&mut [0; 1]).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    assert!(sender.is_closed());
 }
