@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::driver::{Driver, SharedIo, from_h2};
+use crate::driver::{Driver, Http2, SharedIo, from_h2};
 use crate::frames::Frames;
 use crate::headers::{Baggage, ConnectHeaders, read_baggage};
 use crate::tls::Peer;
@@ -106,10 +106,16 @@ where
         .handshake::<_, Bytes>(io.clone())
         .await
         .map_err(|error| io.error(error, side))?;
-    let mut driver = Driver::new(io, h2.ping_pong(), config, side);
+    let mut driver = Driver::new(
+        io,
+        h2.ping_pong(),
+        config,
+        config.max_outgoing_streams,
+        side,
+    );
     let outboxes = Arc::clone(driver.outboxes());
     poll_fn(|cx| {
-        let polled = driver.poll(cx, None, |cx| Pin::new(&mut h2).poll(cx));
+        let polled = driver.poll(cx, None, &mut h2);
         match polled {
             Poll::Ready(Ok(Some(Err(error)))) => Poll::Ready(Err(driver.error(error))),
             Poll::Ready(Ok(_)) => Poll::Ready(Err(Error::new(ErrorKind::Closed, side))),
@@ -127,7 +133,7 @@ where
                 let aborted = Error::new(ErrorKind::Closed, Side::Us).with_detail("aborted");
                 return Poll::Ready(Err(aborted));
             }
-            let polled = driver.poll(cx, None, |cx| Pin::new(&mut h2).poll(cx));
+            let polled = driver.poll(cx, None, &mut h2);
             polled.map(|polled| match polled? {
                 Some(Err(error)) => Err(driver.error(error)),
                 Some(Ok(())) | None => Ok(()),
@@ -149,6 +155,21 @@ where
         peer: None,
     };
     Ok((Connection { run: Box::pin(run) }, sender))
+}
+
+impl<IO> Http2 for h2::client::Connection<SharedIo<IO>, Bytes>
+where
+    IO: DeferredFlush + Unpin,
+{
+    type Output = Result<(), h2::Error>;
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(self).poll(cx)
+    }
+
+    fn set_initial_window(&mut self, bytes: u32) -> bool {
+        self.set_initial_window_size(bytes).is_ok()
+    }
 }
 
 fn builder(config: &Config) -> h2::client::Builder {

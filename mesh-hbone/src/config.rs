@@ -1,8 +1,12 @@
 //! The bounds and time-outs of HBONE connections.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::tunnel::FULL;
+use crate::windows::{Budget, Windows};
 
 /// Settings of HBONE connections, clients and servers alike.
 ///
@@ -21,6 +25,8 @@ use crate::tunnel::FULL;
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) stream_window: u32,
+    pub(crate) bulk_window: u32,
+    window_budget: Arc<Budget>,
     pub(crate) connection_window: Option<u32>,
     pub(crate) max_incoming_streams: u32,
     pub(crate) max_outgoing_streams: u32,
@@ -52,6 +58,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             stream_window: 256 << 10,
+            bulk_window: 1 << 20,
+            window_budget: Arc::new(Budget::new(256 << 20)),
             connection_window: None,
             max_incoming_streams: 100,
             max_outgoing_streams: 100,
@@ -82,12 +90,36 @@ impl Config {
     /// Bytes that the peer may send on one tunnel ahead of its reader. Default: 256 KiB, clamped to
     /// 1 byte and 2^31-1.
     ///
-    /// It is also what an unread tunnel may cost in memory, which is why the default is small. Bulk
-    /// transfers want the path's bandwidth times delay: on one machine 1 MiB moves about 1.7 times as
-    /// much as the default, and more than that brings nothing, because it leaves the cache.
+    /// It is also what an unread tunnel may cost in memory, which is why the default is small. Where
+    /// readers keep up, [`bulk_window`](Self::bulk_window) takes its place.
     #[must_use]
     pub fn stream_window(mut self, bytes: u32) -> Self {
         self.stream_window = bytes.clamp(1, MAX_WINDOW);
+        self
+    }
+
+    /// Bytes that the peer may send on one tunnel ahead of its reader while a connection has at most 4
+    /// tunnels and much arrives on them (8 stream windows within a PING interval, more than unread
+    /// tunnels could hold). Default: 1 MiB, clamped to 1 byte and 2^31-1; a value below the stream
+    /// window means that there is no other.
+    ///
+    /// Bulk transfers want the path's bandwidth times delay. Within a machine, 1 MiB moves up to twice
+    /// as much as 256 KiB, and more brings nothing, because it leaves the cache.
+    #[must_use]
+    pub fn bulk_window(mut self, bytes: u32) -> Self {
+        self.bulk_window = bytes.clamp(1, MAX_WINDOW);
+        self
+    }
+
+    /// Bytes that all connections made with this value and its clones may promise their peers to bear
+    /// unread: the windows of their live tunnels. Default: 256 MiB; a quarter of the memory that the
+    /// process may use is a good value.
+    ///
+    /// Beyond it no connection gets bulk windows, and those that open tunnels fall back to windows of
+    /// 65 535 bytes, HTTP/2's own, until three quarters suffice.
+    #[must_use]
+    pub fn window_budget(mut self, bytes: u64) -> Self {
+        self.window_budget = Arc::new(Budget::new(bytes));
         self
     }
 
@@ -297,6 +329,17 @@ impl Config {
                 .unwrap_or(MAX_WINDOW)
                 .clamp(65_535, MAX_WINDOW)
         })
+    }
+
+    pub(crate) fn windows_of(&self, streams: u32, now: Instant) -> Windows {
+        Windows::new(
+            self.stream_window,
+            self.bulk_window,
+            self.window_of(streams),
+            self.ping_interval,
+            Arc::clone(&self.window_budget),
+            now,
+        )
     }
 
     pub(crate) fn budget_of(&self, streams: u32) -> usize {

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::frames::Frames;
 use crate::keepalive::{Action, KeepAlive};
 use crate::tunnel::Outboxes;
+use crate::windows::Windows;
 use crate::{DeferredFlush, Error, ErrorKind, Side};
 
 /// Turns of h2 in one poll of a connection before other tasks have theirs.
@@ -32,8 +33,9 @@ pub(crate) struct SharedIo<IO> {
 
 struct Shared<IO> {
     io: IO,
-    /// Whether bytes were read since this was last asked.
+    /// Whether bytes were read since this was last asked, and how many there were in all.
     heard: bool,
+    arrived: u64,
     /// h2 keeps only the text of an I/O error.
     failure: Option<Error>,
     frames: Frames,
@@ -49,6 +51,7 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
             shared: Arc::new(Mutex::new(Shared {
                 io,
                 heard: false,
+                arrived: 0,
                 failure: None,
                 frames,
                 excess: None,
@@ -62,6 +65,10 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
 
     fn take_heard(&self) -> bool {
         std::mem::take(&mut lock(&self.shared).heard)
+    }
+
+    fn arrived(&self) -> u64 {
+        lock(&self.shared).arrived
     }
 
     /// What the peer sent too much of.
@@ -148,6 +155,7 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
         let new = &buf.filled()[before..];
         if !new.is_empty() {
             shared.heard = true;
+            shared.arrived += new.len() as u64;
             shared.excess = shared.frames.arrived(new, Instant::now).err();
         }
         read
@@ -203,6 +211,17 @@ pub(crate) fn from_h2(error: h2::Error, side: Side) -> Error {
     }
 }
 
+/// What is the same of h2's two kinds of connections.
+pub(crate) trait Http2 {
+    type Output;
+
+    /// Moves all that can be moved, until there is something to look at.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Self::Output>;
+
+    /// Tells the peer of another initial window; `false` while it has not acknowledged the last SETTINGS.
+    fn set_initial_window(&mut self, bytes: u32) -> bool;
+}
+
 /// The part of a connection's task that is the same for clients and servers.
 pub(crate) struct Driver<IO> {
     io: SharedIo<IO>,
@@ -211,6 +230,7 @@ pub(crate) struct Driver<IO> {
     keepalive: KeepAlive,
     timer: Pin<Box<Sleep>>,
     outboxes: Arc<Outboxes>,
+    windows: Windows,
     header_timeout: Duration,
     linger: Duration,
     side: Side,
@@ -231,6 +251,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         io: SharedIo<IO>,
         ping: Option<h2::PingPong>,
         config: &Config,
+        streams: u32,
         side: Side,
     ) -> Self {
         let now = Instant::now();
@@ -241,6 +262,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             keepalive: KeepAlive::new(now, config.ping_interval, config.ping_timeout),
             timer: Box::pin(sleep_until(now + config.ping_interval)),
             outboxes: Arc::new(Outboxes::new()),
+            windows: config.windows_of(streams, now),
             header_timeout: config.header_timeout,
             linger: config.linger,
             side,
@@ -268,15 +290,16 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
     }
 
     /// Polls h2 until nothing is left to do but wait.
-    pub(crate) fn poll<T>(
+    pub(crate) fn poll<H: Http2>(
         &mut self,
         cx: &mut Context<'_>,
         deadline: Option<Instant>,
-        mut h2: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<Result<Option<T>, Error>> {
+        h2: &mut H,
+    ) -> Poll<Result<Option<H::Output>, Error>> {
         self.outboxes.register(cx);
+        self.adjust_windows(h2);
         for _ in 0..MAX_TURNS {
-            if let Poll::Ready(value) = h2(cx) {
+            if let Poll::Ready(value) = h2.poll_next(cx) {
                 // More may follow at once; the flush needs not be complete, only begun.
                 if let Poll::Ready(Err(error)) = self.io.poll_flush_now(cx) {
                     tracing::trace!(target: "mesh::hbone", %error, "flush failed");
@@ -292,6 +315,15 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         cx.waker().wake_by_ref();
         self.flush(cx)?;
         Poll::Pending
+    }
+
+    fn adjust_windows(&mut self, h2: &mut impl Http2) {
+        let (live, arrived) = (self.outboxes.live(), self.io.arrived());
+        if let Some(window) = self.windows.poll(Instant::now(), live, arrived)
+            && h2.set_initial_window(window)
+        {
+            self.windows.ask(window);
+        }
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Result<Turn, Error> {

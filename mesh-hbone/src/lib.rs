@@ -23,6 +23,7 @@ pub mod pool;
 pub mod server;
 pub mod tls;
 mod tunnel;
+mod windows;
 
 pub use error::{Error, ErrorKind, Side};
 pub use flush::DeferredFlush;

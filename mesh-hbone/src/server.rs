@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::driver::{Driver, SharedIo, from_h2};
+use crate::driver::{Driver, Http2, SharedIo, from_h2};
 use crate::frames::{Frames, PREFACE};
 use crate::headers::{Baggage, ConnectHeaders, write_baggage};
 use crate::tunnel::Outboxes;
@@ -173,12 +173,18 @@ where
                         h2.graceful_shutdown();
                     }
                     let ping = h2.ping_pong();
-                    let driver = Driver::new(io.clone(), ping, &self.config, Side::Downstream);
+                    let driver = Driver::new(
+                        io.clone(),
+                        ping,
+                        &self.config,
+                        self.config.max_incoming_streams,
+                        Side::Downstream,
+                    );
                     let first = Some(Instant::now() + self.config.first_connect_timeout);
                     self.state = State::Open { h2, driver, first };
                 }
                 State::Open { h2, driver, first } => {
-                    return match ready!(driver.poll(cx, *first, |cx| h2.poll_accept(cx))) {
+                    return match ready!(driver.poll(cx, *first, &mut **h2)) {
                         Ok(Some(Some(Ok(request)))) => {
                             *first = None;
                             Poll::Ready(Some(Ok(request)))
@@ -226,6 +232,21 @@ where
             *first = None;
             h2.graceful_shutdown();
         }
+    }
+}
+
+impl<IO> Http2 for h2::server::Connection<SharedIo<IO>, Bytes>
+where
+    IO: DeferredFlush + Unpin,
+{
+    type Output = Option<Result<Request2, h2::Error>>;
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.poll_accept(cx)
+    }
+
+    fn set_initial_window(&mut self, bytes: u32) -> bool {
+        self.set_initial_window_size(bytes).is_ok()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -96,6 +97,7 @@ impl Tunnel {
         settings: Settings,
         side: Side,
     ) -> Self {
+        outboxes.live.fetch_add(1, Ordering::Relaxed);
         Self {
             recv: Some(recv),
             chunk: Bytes::new(),
@@ -371,6 +373,7 @@ impl AsyncWrite for Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
+        self.outboxes.live.fetch_sub(1, Ordering::Relaxed);
         let mut outbox = lock(&self.outbox);
         let ended = self.ended || self.recv.as_ref().is_none_or(RecvStream::is_end_stream);
         let shut = outbox.shut;
@@ -407,6 +410,8 @@ impl fmt::Debug for Tunnel {
 /// What the tunnels of a connection leave to its task.
 pub(crate) struct Outboxes {
     waiting: Mutex<Waiting>,
+    /// How many tunnels there are.
+    live: AtomicUsize,
 }
 
 struct Waiting {
@@ -466,7 +471,12 @@ impl Outboxes {
                 outboxes: Vec::new(),
                 lingering: Vec::new(),
             }),
+            live: AtomicUsize::new(0),
         }
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
     }
 
     /// Makes sure that new work wakes the task that polls now.

@@ -23,3 +23,4 @@ mod tunnel_end;
 mod tunnel_flow;
 mod tunnel_liveness;
 mod tunnel_refused;
+mod tunnel_windows;
