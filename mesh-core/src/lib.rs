@@ -40,7 +40,8 @@
 //!
 //! # Features
 //!
-//! Default: `aws-lc-rs`, `file`, `dev-ca`, `http`, `metrics`, `admin`. Off: `ring`, `axum`, `tonic`.
+//! Default: `aws-lc-rs`, `file`, `dev-ca`, `http`, `metrics`, `admin`. Off: `ring`, `istiod`, `axum`,
+//! `tonic`.
 //! Features add and never change behaviour; `aws-lc-rs` and `ring` may both be on. The crypto
 //! provider is a value of the builder: the process default is neither read nor set.
 //!
@@ -66,6 +67,8 @@ pub mod admin;
 mod builder;
 pub mod config;
 mod context;
+#[cfg(feature = "istiod")]
+mod control_plane;
 mod error;
 pub mod identity;
 mod inbound;
@@ -87,6 +90,8 @@ mod upkeep;
 
 pub use builder::{Builder, Missing};
 pub use context::ConnectionContext;
+#[cfg(feature = "istiod")]
+pub use control_plane::ControlPlane;
 pub use error::{BoxError, Error, ErrorKind, LocalReply, ResponseFlag, Side};
 pub use inbound::MeshListener;
 #[cfg(feature = "axum")]

@@ -3,18 +3,22 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 /// Why a [`CertificateSource`](super::CertificateSource) has no certificate, or no new one.
 ///
-/// `Display` prints one level; [`source`](StdError::source) has the next.
+/// `Display` prints one level; [`source`](StdError::source) has the next. Clones share the source: all
+/// that wait for one certificate are told why it does not come.
+#[derive(Clone)]
 pub struct Error {
     inner: Box<Inner>,
 }
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     detail: Cow<'static, str>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 /// What is wrong.
@@ -37,8 +41,16 @@ pub enum ErrorKind {
     WrongTrustDomain,
     /// A certificate has expired, or is not valid yet.
     Expired,
-    /// The authority did not answer in time, or refused.
+    /// The authority did not answer, or not in time.
     Unavailable,
+    /// The token that proves to the authority who we are is missing, or is none.
+    Token,
+    /// The authority refused: it does not believe us, or we may not have this certificate.
+    Refused,
+    /// We do not believe the authority: its certificate has another root or name.
+    Untrusted,
+    /// There are as many identities as the setting permits.
+    Full,
 }
 
 impl ErrorKind {
@@ -53,6 +65,10 @@ impl ErrorKind {
             Self::WrongTrustDomain => "wrong trust domain",
             Self::Expired => "certificate out of its validity",
             Self::Unavailable => "certificate authority unavailable",
+            Self::Token => "token cannot be used",
+            Self::Refused => "refused by the certificate authority",
+            Self::Untrusted => "certificate authority not trusted",
+            Self::Full => "too many identities",
         }
     }
 }
@@ -72,7 +88,7 @@ impl Error {
     /// Keeps the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.inner.source = Some(source.into());
+        self.inner.source = Some(Arc::from(source.into()));
         self
     }
 

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`DevCa`] | laptops and tests: a certificate authority in a folder, or in this process alone |
 //! | [`Files`] | certificates that somebody else writes and renews: cert-manager, a CSI driver, step, Vault agent |
+//! | `Istiod` (feature `istiod`) | istiod's certificate service, in a Pod or on a host |
 //! | [`Renewed`] | an authority of your own: give it the function that fetches one certificate |
 
 mod clock;
@@ -14,6 +15,13 @@ mod clock;
 mod dev;
 mod error;
 mod files;
+#[cfg(feature = "istiod")]
+mod istiod;
+#[cfg(any(
+    feature = "istiod",
+    all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring"))
+))]
+mod private_files;
 mod renew;
 mod renewed;
 
@@ -29,6 +37,8 @@ use mesh_hbone::tls::Bundle;
 pub use dev::DevCa;
 pub use error::{Error, ErrorKind};
 pub use files::Files;
+#[cfg(feature = "istiod")]
+pub use istiod::Istiod;
 pub use renewed::Renewed;
 
 /// The certificates of one identity, as a [`CertificateSource`] gives them.

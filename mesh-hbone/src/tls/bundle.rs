@@ -20,23 +20,43 @@ use crate::{Error, ErrorKind, Side};
 
 /// A workload's certificate chain and private key, the roots it trusts, and the CRLs it knows.
 ///
-/// Cloning is one reference count. Making one needs no clock and no cryptography: whether the key
+/// Cloning is two reference counts. Making one needs no clock and no cryptography: whether the key
 /// belongs to the certificate is checked by [`Credentials`](super::Credentials), which has a
 /// provider; whether it is still valid is for the caller, who has [`not_after`](Self::not_after).
 #[derive(Clone)]
 pub struct Bundle {
-    inner: Arc<Inner>,
+    own: Arc<Own>,
+    trust: Arc<Trust>,
 }
 
-struct Inner {
+/// What proves who we are.
+struct Own {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    identity: Identity,
+    leaf: Facts,
+}
+
+/// Whom we believe.
+struct Trust {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
     fingerprints: Vec<Fingerprint>,
     crls: Vec<CertRevocationList<'static>>,
-    identity: Identity,
-    leaf: Facts,
+}
+
+impl Trust {
+    fn new(
+        roots: Vec<CertificateDer<'static>>,
+        crls: &[CertificateRevocationListDer<'_>],
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            anchors: anchors_of(&roots)?,
+            crls: crl::parse(crls)?,
+            fingerprints: roots.iter().map(|root| Fingerprint::of(root)).collect(),
+            roots,
+        })
+    }
 }
 
 impl Bundle {
@@ -72,20 +92,33 @@ impl Bundle {
             .map_err(|error| invalid("leaf certificate").with_source(error))?;
         let facts =
             Facts::of(leaf).map_err(|error| invalid("leaf certificate").with_source(error))?;
-        let anchors = anchors_of(&roots)?;
-        let crls = crl::parse(crls)?;
-        let fingerprints = roots.iter().map(|root| Fingerprint::of(root)).collect();
+        let trust = Trust::new(roots, crls)?;
+        let own = Own {
+            chain,
+            key,
+            identity,
+            leaf: facts,
+        };
         Ok(Self {
-            inner: Arc::new(Inner {
-                chain,
-                key,
-                roots,
-                anchors,
-                fingerprints,
-                crls,
-                identity,
-                leaf: facts,
-            }),
+            own: Arc::new(own),
+            trust: Arc::new(trust),
+        })
+    }
+
+    /// The same certificate and key with other trusted roots and revocation lists: what changes while a
+    /// root is being replaced, or somebody's certificate is revoked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bundle::new`] has them for roots and lists.
+    pub fn with_trust(
+        &self,
+        roots: Vec<CertificateDer<'static>>,
+        crls: &[CertificateRevocationListDer<'_>],
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            own: Arc::clone(&self.own),
+            trust: Arc::new(Trust::new(roots, crls)?),
         })
     }
 
@@ -110,49 +143,54 @@ impl Bundle {
 
     /// Who the leaf certificate says we are.
     pub fn identity(&self) -> &Identity {
-        &self.inner.identity
+        &self.own.identity
     }
 
     /// The chain as it is presented, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.inner.chain
+        &self.own.chain
     }
 
     /// The trusted roots.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.inner.roots
+        &self.trust.roots
     }
 
     /// When the leaf begins to be valid.
     pub fn not_before(&self) -> SystemTime {
-        self.inner.leaf.not_before
+        self.own.leaf.not_before
     }
 
     /// When the leaf ceases to be valid.
     pub fn not_after(&self) -> SystemTime {
-        self.inner.leaf.not_after
+        self.own.leaf.not_after
     }
 
     /// The leaf's serial number in decimal, as istioctl shows it.
     pub fn serial_number(&self) -> &str {
-        &self.inner.leaf.serial
+        &self.own.leaf.serial
     }
 
     /// The SHA-256 fingerprints of the roots, in their order; they display as hexadecimal.
     pub fn root_fingerprints(&self) -> &[Fingerprint] {
-        &self.inner.fingerprints
+        &self.trust.fingerprints
+    }
+
+    /// How many revocation lists are in force.
+    pub fn crl_count(&self) -> usize {
+        self.trust.crls.len()
     }
 
     pub(super) fn key(&self) -> &PrivateKeyDer<'static> {
-        &self.inner.key
+        &self.own.key
     }
 
     pub(super) fn anchors(&self) -> &[TrustAnchor<'static>] {
-        &self.inner.anchors
+        &self.trust.anchors
     }
 
     pub(super) fn crls(&self) -> &[CertRevocationList<'static>] {
-        &self.inner.crls
+        &self.trust.crls
     }
 }
 
@@ -163,9 +201,9 @@ impl fmt::Debug for Bundle {
             .field("identity", self.identity())
             .field("serial_number", &self.serial_number())
             .field("not_after", &self.not_after())
-            .field("chain", &self.inner.chain.len())
-            .field("roots", &self.inner.fingerprints)
-            .field("crls", &self.inner.crls.len())
+            .field("chain", &self.own.chain.len())
+            .field("roots", &self.trust.fingerprints)
+            .field("crls", &self.trust.crls.len())
             .finish_non_exhaustive()
     }
 }

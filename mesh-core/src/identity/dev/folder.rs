@@ -1,14 +1,14 @@
 //! The folder that processes share.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{self, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use zeroize::Zeroizing;
-
 use super::root::{BEGIN_ANEW, Root};
+use crate::identity::private_files::{
+    at, check_private, make_folder, open_if_there, open_private, put, text,
+};
 use crate::identity::{Error, ErrorKind};
 
 const ROOT: &str = "root-cert.pem";
@@ -17,9 +17,6 @@ const LOCK: &str = ".lock";
 
 /// How often to ask for the lock while another process creates the root, which takes milliseconds.
 const POLL: Duration = Duration::from_millis(20);
-
-/// No root or key is larger; whatever is, is something else.
-const MAX_FILE: u64 = 1 << 20;
 
 pub(super) fn lock_path(folder: &Path) -> PathBuf {
     folder.join(LOCK)
@@ -113,81 +110,4 @@ fn create(folder: &Path, trust_domain: &str, now: SystemTime) -> Result<Root, Er
         "created a development root"
     );
     Ok(root)
-}
-
-/// Puts a file there whole or not at all, readable by its owner alone. Called under the lock.
-fn put(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    // A killed process may have left one behind. `create_new` follows no link put in its place.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(at("removing", &temporary)(error));
-        }
-        _ => {}
-    }
-    let written = open_private(&temporary, OpenOptions::new().write(true).create_new(true))
-        .and_then(|mut file| {
-            file.write_all(content)?;
-            file.sync_all()
-        });
-    written.map_err(at("writing", &temporary))?;
-    fs::rename(&temporary, path).map_err(at("writing", path))
-}
-
-fn open_if_there(path: &Path) -> Result<Option<File>, Error> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(at("reading", path)(error)),
-    }
-}
-
-/// Refuses a key that others can read: they could be anybody in the mesh.
-#[cfg(unix)]
-fn check_private(file: &File, path: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt;
-    let metadata = file.metadata().map_err(at("reading", path))?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let detail = format!(
-        "{}: expected mode 600, readable by its owner alone, found {mode:o}; chmod 600 it if nobody else has read it",
-        path.display()
-    );
-    Err(Error::new(ErrorKind::Insecure, detail))
-}
-
-#[cfg(not(unix))]
-fn check_private(_: &File, _: &Path) -> Result<(), Error> {
-    Ok(())
-}
-
-fn text(file: File, path: &Path) -> Result<Zeroizing<String>, Error> {
-    let mut content = Zeroizing::new(String::new());
-    file.take(MAX_FILE)
-        .read_to_string(&mut content)
-        .map_err(at("reading", path))?;
-    Ok(content)
-}
-
-fn make_folder(folder: &Path) -> Result<(), Error> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder).map_err(at("creating", folder))
-}
-
-fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
-    options.open(path)
-}
-
-fn at(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let detail = format!("{doing} {}", path.display());
-    |error| Error::new(ErrorKind::Io, detail).with_source(error)
 }

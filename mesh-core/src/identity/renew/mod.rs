@@ -48,6 +48,8 @@ pub(super) struct Renewal {
     fetching: bool,
     /// Failures since the last success.
     failures: u32,
+    /// How often the pause has doubled.
+    doublings: u32,
     /// When to fetch, unless the time of day says earlier.
     due: Instant,
     /// No fetch before, whatever the time of day says.
@@ -69,6 +71,9 @@ const LOOK: Duration = Duration::from_secs(10);
 /// After a success nothing is fetched for so long, or a quarter of the lifetime if that is less.
 const REST: Duration = Duration::from_secs(5);
 
+/// Doubles any base beyond any cap, and fits into what is multiplied.
+const MAX_DOUBLINGS: u32 = 31;
+
 impl Renewal {
     /// Begins without a certificate: the first step is a fetch.
     pub(super) fn new(backoff: Backoff, seed: u64, now: Now) -> Self {
@@ -78,6 +83,7 @@ impl Renewal {
             held: None,
             fetching: false,
             failures: 0,
+            doublings: 0,
             due: now.monotonic,
             rest: now.monotonic,
             jumped: false,
@@ -131,6 +137,7 @@ impl Renewal {
         };
         self.fetching = false;
         self.failures = 0;
+        self.doublings = 0;
         self.jumped = false;
         self.due = now.monotonic + wait;
         self.rest = now.monotonic + rest;
@@ -143,9 +150,31 @@ impl Renewal {
 
     /// Reports that no usable certificate came.
     pub(super) fn failed(&mut self, now: Now) {
+        self.fail(now, self.doublings, self.backoff.base / 2);
+    }
+
+    /// Reports that the authority said no: to ask again soon is of no use, until somebody changes
+    /// something. The longest pauses begin at once.
+    #[cfg(feature = "istiod")]
+    pub(super) fn refused(&mut self, now: Now) {
+        self.fail(now, MAX_DOUBLINGS, self.backoff.cap / 2);
+    }
+
+    /// Somebody has changed something on which failures may have been due: the next try after a
+    /// failure comes within `spread`.
+    #[cfg(feature = "istiod")]
+    pub(super) fn hurry(&mut self, now: Now, spread: Duration) {
+        if self.failures > 0 && !self.fetching {
+            let soon = now.monotonic + self.draw(Duration::ZERO, spread);
+            self.due = self.due.min(soon);
+        }
+    }
+
+    fn fail(&mut self, now: Now, doublings: u32, floor: Duration) {
         self.fetching = false;
         self.failures = self.failures.saturating_add(1);
-        self.due = now.monotonic + self.pause(now);
+        self.due = now.monotonic + self.pause(now, doublings, floor);
+        self.doublings = (doublings + 1).min(MAX_DOUBLINGS);
     }
 
     /// How many fetches have failed since the last success.
@@ -154,23 +183,22 @@ impl Renewal {
     }
 
     /// Full jitter, with a floor at half of the base: no draw may spin.
-    fn pause(&mut self, now: Now) -> Duration {
-        let doublings = (self.failures - 1).min(31);
+    fn pause(&mut self, now: Now, doublings: u32, floor: Duration) -> Duration {
         let ceiling = self.backoff.base.saturating_mul(1 << doublings);
         let ceiling = ceiling.min(self.backoff.cap);
         let Some(held) = self.held else {
-            return self.draw(self.backoff.base / 2, ceiling);
+            return self.draw(floor, ceiling);
         };
         // At least five tries belong to the last tenth of its life: pauses of at most a sixtieth
         // there, and none that begins before and skips it.
         let sixtieth = held.lifetime / 60;
         let last_tenth = held.not_after - held.lifetime / 10;
-        let floor = (self.backoff.base / 2).min(sixtieth / 2);
+        let least = (self.backoff.base / 2).min(sixtieth / 2);
         if now.wall >= last_tenth {
-            return self.draw(floor, ceiling.min(sixtieth));
+            return self.draw(least, ceiling.min(sixtieth));
         }
-        let pause = self.draw(self.backoff.base / 2, ceiling);
-        pause.min(since(last_tenth, now.wall)).max(floor)
+        let pause = self.draw(floor, ceiling);
+        pause.min(since(last_tenth, now.wall)).max(least)
     }
 
     fn bring_forward(&mut self, now: Now, spread: Duration) {

@@ -1,0 +1,187 @@
+//! One connection to the control plane.
+
+use std::io;
+
+use mesh_hbone::ErrorKind as TlsErrorKind;
+use mesh_hbone::tls::{Bundle, NamedClient, NamedStream, Options, Provider, VerifyError};
+use rustls_pki_types::CertificateDer;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::files::{read, read_certificates};
+use super::{ControlPlane, Dialling};
+use crate::identity::{Error, ErrorKind};
+use crate::net::{BoxedIo, Transport};
+
+/// No token is longer; whatever is, is something else.
+const MAX_TOKEN: usize = 64 << 10;
+
+impl ControlPlane {
+    /// Connects, and makes a TLS session over the connection.
+    ///
+    /// The server is believed by the roots in the file and by `known`, which are those that came with
+    /// earlier certificates. `certificate` is presented if it has not expired.
+    pub(crate) async fn connect(
+        &self,
+        known: &[CertificateDer<'static>],
+        certificate: Option<&Bundle>,
+    ) -> Result<NamedStream<BoxedIo>, Error> {
+        let roots = self.server_roots(known).await?;
+        let mut client = self.client(&roots)?;
+        if let Some(bundle) = certificate.filter(|bundle| bundle.not_after() > self.now()) {
+            client = client.with_certificate(bundle).map_err(|error| {
+                Error::new(ErrorKind::Invalid, "our own certificate").with_source(error)
+            })?;
+        }
+        let host = host(&self.address)?;
+        let io = timeout(self.connect_timeout, self.dial())
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|error| self.unavailable("connecting").with_source(error))?;
+        let names: Vec<&str> = match &*self.server_names {
+            [] => vec![host],
+            names => names.iter().map(String::as_str).collect(),
+        };
+        client
+            .connect(io, &names)
+            .await
+            .map_err(|error| self.refused_by_us(error))
+    }
+
+    /// The token to send; `None` if none is to be sent.
+    ///
+    /// # Errors
+    ///
+    /// It is missing, empty, or no token; the error names the file.
+    pub(crate) async fn token(&self) -> Result<Option<Zeroizing<String>>, Error> {
+        let Some(path) = &self.token else {
+            return Ok(None);
+        };
+        let wrong = |what: &str| {
+            let detail = format!("token file {} {what}", path.display());
+            Error::new(ErrorKind::Token, detail)
+        };
+        let content = read(path)
+            .await
+            .map_err(|error| wrong("cannot be read").with_source(error))?
+            .ok_or_else(|| wrong("is missing"))?;
+        let token = content.trim_ascii();
+        if token.is_empty() {
+            return Err(wrong("is empty"));
+        }
+        if token.len() > MAX_TOKEN || !token.iter().all(u8::is_ascii_graphic) {
+            return Err(wrong("holds no token: expected a JWT on one line"));
+        }
+        let token =
+            str::from_utf8(token).map_err(|error| wrong("holds no token").with_source(error))?;
+        Ok(Some(Zeroizing::new(token.to_owned())))
+    }
+
+    async fn server_roots(
+        &self,
+        known: &[CertificateDer<'static>],
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let path = self.roots.display();
+        let found = match read(&self.roots).await {
+            Ok(Some(pem)) => read_certificates(&pem, &format!("root certificate file {path}")),
+            Ok(None) => {
+                let detail = format!("root certificate file {path} is missing");
+                Err(Error::new(ErrorKind::Io, detail))
+            }
+            Err(error) => {
+                let detail = format!("root certificate file {path} cannot be read");
+                Err(Error::new(ErrorKind::Io, detail).with_source(error))
+            }
+        };
+        match found {
+            Ok(mut roots) => {
+                for root in known {
+                    if !roots.contains(root) {
+                        roots.push(root.clone());
+                    }
+                }
+                Ok(roots)
+            }
+            Err(error) if known.is_empty() => Err(error),
+            Err(error) => {
+                tracing::warn!(target: "mesh::identity", %error, "the roots of an earlier certificate are used");
+                Ok(known.to_vec())
+            }
+        }
+    }
+
+    fn client(&self, roots: &[CertificateDer<'static>]) -> Result<NamedClient, Error> {
+        let by_feature = Provider::by_feature;
+        let provider = self.provider.clone().or_else(by_feature).ok_or_else(|| {
+            let detail = "turn on the feature `aws-lc-rs` or `ring`, or set a provider";
+            Error::new(ErrorKind::NoCrypto, detail)
+        })?;
+        let clock = self.clock.clone();
+        let options = Options::default().clock(move || clock.now());
+        NamedClient::new(&provider, roots, options).map_err(|error| {
+            let detail = format!("root certificate file {}", self.roots.display());
+            Error::new(ErrorKind::Invalid, detail).with_source(error)
+        })
+    }
+
+    fn dial(&self) -> Dialling {
+        let address = self.address.to_string();
+        match &self.dial {
+            Some(dial) => dial(address),
+            None => Box::pin(dial_tcp(address)),
+        }
+    }
+
+    /// Why we do not believe the server, or it does not believe us.
+    fn refused_by_us(&self, error: mesh_hbone::Error) -> Error {
+        let path = self.roots.display();
+        match error.verification() {
+            Some(VerifyError::UnknownIssuer { .. }) => {
+                let detail = format!(
+                    "{}: root does not match {path}; it has to hold the root of the control plane",
+                    self.address
+                );
+                Error::new(ErrorKind::Untrusted, detail).with_source(error)
+            }
+            Some(_) => {
+                let detail = format!("{}: its certificate is not accepted", self.address);
+                Error::new(ErrorKind::Untrusted, detail).with_source(error)
+            }
+            None if error.kind() == TlsErrorKind::InvalidSettings => {
+                Error::new(ErrorKind::Settings, "server names").with_source(error)
+            }
+            None => self.unavailable("TLS").with_source(error),
+        }
+    }
+
+    pub(crate) fn unavailable(&self, what: &str) -> Error {
+        Error::new(ErrorKind::Unavailable, format!("{}: {what}", self.address))
+    }
+}
+
+/// The host of `host:port`, without the brackets of an IPv6 address.
+fn host(address: &str) -> Result<&str, Error> {
+    let parts = address.rsplit_once(':');
+    let parts = parts.filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let (host, _) = parts.ok_or_else(|| {
+        let detail = format!("control plane address {address:?}: expected host:port");
+        Error::new(ErrorKind::Settings, detail)
+    })?;
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    Ok(bare.unwrap_or(host))
+}
+
+/// Tries every address of a name, one after the other.
+async fn dial_tcp(address: String) -> io::Result<BoxedIo> {
+    let transport = Transport::tcp();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in tokio::net::lookup_host(&address).await? {
+        match transport.dial(address).await {
+            Ok(io) => return Ok(io),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
