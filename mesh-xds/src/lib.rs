@@ -5,10 +5,12 @@
 //! configuration and keeps them current.
 //!
 //! With the feature `client` (off by default), `transport` reaches a control plane over connections that the caller
-//! makes. No type of protobuf or gRPC is part of any interface.
+//! makes, and `ca` gets certificates there. No type of protobuf or gRPC is part of any interface.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+pub mod ca;
 #[cfg(feature = "client")]
 mod error;
 #[cfg(feature = "file")]

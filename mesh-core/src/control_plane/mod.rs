@@ -1,5 +1,6 @@
 //! Where the control plane is, and how this process proves to it who it is.
 
+mod channel;
 mod connect;
 mod files;
 
@@ -11,12 +12,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, HeaderValue};
 use mesh_hbone::tls::Provider;
 
 use crate::net::BoxedIo;
 use crate::settings::WallClock;
 
+pub(crate) use channel::{Proof, own_error};
 pub(crate) use files::{Read, read_certificates, read_file};
 
 /// A control plane: its address, whom to believe that it is, and the token that proves to it who this
@@ -48,7 +49,7 @@ pub struct ControlPlane {
     roots: Arc<Path>,
     roots_for_peers: bool,
     token: Option<Arc<Path>>,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: Vec<(String, String)>,
     connect_timeout: Duration,
     dial: Option<Dial>,
     provider: Option<Provider>,
@@ -59,7 +60,7 @@ type Dial = Arc<dyn Fn(String) -> Dialling + Send + Sync>;
 type Dialling = Pin<Box<dyn Future<Output = io::Result<BoxedIo>> + Send>>;
 
 /// The header by which istiod knows which cluster's API server can review a token.
-const CLUSTER_ID: HeaderName = HeaderName::from_static("clusterid");
+const CLUSTER_ID: &str = "clusterid";
 
 impl Default for ControlPlane {
     fn default() -> Self {
@@ -129,22 +130,18 @@ impl ControlPlane {
     }
 
     /// Sets the cluster whose API server can review the token: unset, istiod asks that of its own
-    /// cluster. istiod refuses names that it does not know, and one that no header can carry is not sent.
+    /// cluster. istiod refuses names that it does not know.
     #[must_use]
-    pub fn cluster_id(mut self, cluster: impl AsRef<str>) -> Self {
-        self.headers.retain(|(name, _)| *name != CLUSTER_ID);
-        if let Ok(value) = HeaderValue::from_str(cluster.as_ref()) {
-            self.headers.push((CLUSTER_ID, value));
-        }
-        self
+    pub fn cluster_id(mut self, cluster: impl Into<String>) -> Self {
+        self.headers.retain(|(name, _)| name != CLUSTER_ID);
+        self.header(CLUSTER_ID, cluster)
     }
 
-    /// Adds a header to each call. `authorization` is the token's.
+    /// Adds a header to each call. One that cannot be sent is an error of the call: its name must not be
+    /// `authorization`, which is the token's, nor one of gRPC's own.
     #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        if name != http::header::AUTHORIZATION {
-            self.headers.push((name, value));
-        }
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
         self
     }
 
@@ -199,11 +196,6 @@ impl ControlPlane {
     /// Where the token is, if one is sent.
     pub(crate) fn token_path(&self) -> Option<&Arc<Path>> {
         self.token.as_ref()
-    }
-
-    /// What goes with each call, beside the token.
-    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
-        &self.headers
     }
 }
 
