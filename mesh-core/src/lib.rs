@@ -61,6 +61,10 @@
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+// Tests in here share files with those outside.
+#[cfg(test)]
+extern crate self as mesh_core;
+
 mod account;
 #[cfg(feature = "admin")]
 pub mod admin;

@@ -52,9 +52,21 @@ mod handler;
 mod identity_dev_ca;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_files;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod identity_istiod;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_renewal;
 mod interfaces;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod istiod;
 mod layers_authorize;
 mod layers_identify;
 mod layers_logs;
@@ -64,6 +76,12 @@ mod layers_retry;
 mod layers_timeout;
 mod layers_tokens;
 mod listener_limits;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod memory_network;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use mesh_authz::Identity;
 use mesh_hbone::tls::Bundle;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::control_plane::read_certificates;
 use crate::identity::private_files::{check_private, make_folder, open_if_there, put, text};
 use crate::identity::{Error, ErrorKind};
 
@@ -46,11 +49,15 @@ pub(super) fn load(directory: &Path, identity: &Identity) -> Result<Option<Bundl
     };
     check_private(&file, &certificate)?;
     let pem = text(file, &certificate)?;
-    let roots = text(root_file, &roots)?;
-    let bundle = Bundle::from_pem(pem.as_bytes(), pem.as_bytes(), roots.as_bytes(), b"");
-    let bundle = bundle.map_err(|error| {
-        let detail = certificate.display().to_string();
-        Error::new(ErrorKind::Invalid, detail).with_source(error)
-    })?;
-    Ok(Some(bundle))
+    let from = roots.display().to_string();
+    let roots = read_certificates(text(root_file, &roots)?.as_bytes(), &from)?;
+    let invalid = || Error::new(ErrorKind::Invalid, certificate.display().to_string());
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>();
+    let chain = chain.map_err(|error| invalid().with_source(error))?;
+    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes());
+    let key = key.map_err(|error| invalid().with_source(error))?;
+    let bundle = Bundle::new(chain, key, roots, &[]);
+    bundle
+        .map(Some)
+        .map_err(|error| invalid().with_source(error))
 }

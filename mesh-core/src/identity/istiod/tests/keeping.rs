@@ -82,7 +82,7 @@ fn what_is_kept_is_private() {
     assert!(keep::load(&folder, &identity("b")).unwrap().is_none());
     let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let own = folder.join("cluster.local/default/a");
-    assert_eq!(mode(folder.clone()), 0o700);
+    assert_eq!(mode(folder), 0o700);
     assert_eq!(mode(own.clone()), 0o700);
     for file in fs::read_dir(&own).unwrap() {
         assert_eq!(mode(file.unwrap().path()), 0o600);

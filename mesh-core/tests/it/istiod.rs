@@ -1,0 +1,406 @@
+//! An istiod: TLS, tokens and certificates, in memory. Its messages are written down here once more, so
+//! that the wire is checked and not only ourselves.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use mesh_core::authz::Identity;
+use mesh_core::{BoxedIo, ControlPlane};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::server::WebPkiClientVerifier;
+use rustls::time_provider::TimeProvider;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::transport::server::Connected;
+use tonic::{Code, Request, Response, Status};
+use tonic_prost::ProstCodec;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+pub(crate) const NAME: &str = "istiod.istio-system.svc";
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Ask {
+    #[prost(string, tag = "1")]
+    pub(crate) csr: String,
+    #[prost(int64, tag = "3")]
+    pub(crate) validity: i64,
+    #[prost(message, optional, tag = "4")]
+    pub(crate) metadata: Option<Struct>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Struct {
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub(crate) fields: std::collections::BTreeMap<String, Value>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Value {
+    #[prost(string, tag = "3")]
+    pub(crate) string: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Answer {
+    #[prost(string, repeated, tag = "1")]
+    chain: Vec<String>,
+}
+
+/// What was asked, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) ask: Ask,
+    pub(crate) authorization: Option<String>,
+    pub(crate) cluster: Option<String>,
+    /// Who the client's certificate says it is.
+    pub(crate) peer: Option<Identity>,
+}
+
+/// What is answered instead of a certificate.
+#[derive(Debug, Clone)]
+pub(crate) enum Mood {
+    Nothing,
+    NoRoot,
+    Garbage,
+    /// The first that was issued, to another key.
+    Another,
+    Status(Code, &'static str),
+    After(Duration),
+}
+
+pub(crate) struct Istiod {
+    root: CertifiedIssuer<'static, KeyPair>,
+    /// Further roots to trust.
+    extra_roots: Mutex<String>,
+    life: Duration,
+    clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// Whose a token is, and until when.
+    tokens: Mutex<Vec<(String, Identity, SystemTime)>>,
+    mood: Mutex<Option<Mood>>,
+    calls: Mutex<Vec<Call>>,
+    issued: Mutex<Vec<String>>,
+    connections: mpsc::UnboundedSender<DuplexStream>,
+}
+
+impl Istiod {
+    pub(crate) fn start(
+        life: Duration,
+        clock: impl Fn() -> SystemTime + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Self::start_as(NAME, life, clock)
+    }
+
+    pub(crate) fn start_as(
+        name: &str,
+        life: Duration,
+        clock: impl Fn() -> SystemTime + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "cluster.local");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let (connections, arriving) = mpsc::unbounded_channel();
+        let this = Arc::new(Self {
+            root,
+            extra_roots: Mutex::default(),
+            life,
+            clock: Arc::new(clock),
+            tokens: Mutex::default(),
+            mood: Mutex::default(),
+            calls: Mutex::default(),
+            issued: Mutex::default(),
+            connections,
+        });
+        let acceptor = TlsAcceptor::from(Arc::new(this.tls(name)));
+        tokio::spawn(serve(Arc::clone(&this), acceptor, arriving));
+        this
+    }
+
+    pub(crate) fn root_pem(&self) -> String {
+        self.root.pem()
+    }
+
+    pub(crate) fn root(&self) -> CertificateDer<'static> {
+        self.root.der().clone()
+    }
+
+    pub(crate) fn trust_too(&self, pem: &str) {
+        pem.clone_into(&mut self.extra_roots.lock().unwrap());
+    }
+
+    /// A token of `account`, good for `life`.
+    pub(crate) fn token(&self, account: &str, life: Duration) -> String {
+        let mut tokens = self.tokens.lock().unwrap();
+        let token = format!("token-{}", tokens.len());
+        let identity = Identity::new("cluster.local", "default", account).unwrap();
+        tokens.push((token.clone(), identity, (self.clock)() + life));
+        token
+    }
+
+    pub(crate) fn be(&self, mood: impl Into<Option<Mood>>) {
+        *self.mood.lock().unwrap() = mood.into();
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// The control plane as its clients are told of it.
+    pub(crate) fn control_plane(self: &Arc<Self>) -> ControlPlane {
+        let (this, clock) = (Arc::clone(self), Arc::clone(&self.clock));
+        ControlPlane::new(format!("{NAME}:15012"))
+            .clock(move || clock())
+            .dialer(move |address| {
+                assert_eq!(address, format!("{NAME}:15012"));
+                let (near, far) = duplex(64 * 1024);
+                let sent = this.connections.send(far);
+                async move {
+                    sent.map_err(|_| io::ErrorKind::ConnectionRefused)?;
+                    Ok(BoxedIo::new(near))
+                }
+            })
+    }
+
+    fn tls(self: &Arc<Self>, name: &str) -> ServerConfig {
+        let provider = provider();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::DnsName(name.try_into().unwrap())];
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.root).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root()).unwrap();
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .allow_unauthenticated()
+                .build()
+                .unwrap();
+        let clock = Arc::new(Time(Arc::clone(&self.clock)));
+        let mut config = ServerConfig::builder_with_details(provider, clock)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(
+                vec![leaf.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config
+    }
+
+    /// As istiod does it: a certificate beats a token, and the names of a request do not count.
+    fn create(&self, call: &Call) -> Result<Vec<String>, Status> {
+        let now = (self.clock)();
+        let by_token = || {
+            let token = call.authorization.as_deref()?.strip_prefix("Bearer ")?;
+            let tokens = self.tokens.lock().unwrap();
+            let known = tokens
+                .iter()
+                .find(|(known, _, until)| known == token && now < *until);
+            known.map(|(_, identity, _)| identity.clone())
+        };
+        let mut identity = call
+            .peer
+            .clone()
+            .or_else(by_token)
+            .ok_or_else(|| Status::unauthenticated("authentication failure"))?;
+        if let Some(metadata) = &call.ask.metadata {
+            let value = &metadata.fields["ImpersonatedIdentity"];
+            identity = value.string.parse().unwrap();
+        }
+        let mut csr = CertificateSigningRequestParams::from_pem(&call.ask.csr)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        csr.params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
+        csr.params.not_before = now.into();
+        csr.params.not_after = (now + self.life).into();
+        csr.params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let leaf = csr.signed_by(&self.root).unwrap().pem();
+        self.issued.lock().unwrap().push(leaf.clone());
+        let roots = self.root.pem() + &*self.extra_roots.lock().unwrap();
+        Ok(vec![leaf, roots])
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Ask>) -> Result<Response<Answer>, Status> {
+        let header = |name: &str| {
+            let value = request.metadata().get(name)?;
+            Some(value.to_str().unwrap().to_owned())
+        };
+        let call = Call {
+            authorization: header("authorization"),
+            cluster: header("clusterid"),
+            peer: request.extensions().get::<PeerOf>().unwrap().0.clone(),
+            ask: request.get_ref().clone(),
+        };
+        self.calls.lock().unwrap().push(call.clone());
+        let mood = self.mood.lock().unwrap().clone();
+        let mut chain = self.create(&call);
+        match mood {
+            None => {}
+            Some(Mood::Nothing) => chain = Ok(Vec::new()),
+            Some(Mood::NoRoot) => chain.as_mut().map_or((), |chain| chain.truncate(1)),
+            Some(Mood::Garbage) => chain = Ok(vec!["garbage".to_owned(), self.root.pem()]),
+            Some(Mood::Another) => {
+                chain = Ok(vec![
+                    self.issued.lock().unwrap()[0].clone(),
+                    self.root.pem(),
+                ]);
+            }
+            Some(Mood::Status(code, message)) => return Err(Status::new(code, message)),
+            Some(Mood::After(time)) => tokio::time::sleep(time).await,
+        }
+        Ok(Response::new(Answer { chain: chain? }))
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    #[cfg(feature = "aws-lc-rs")]
+    return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
+    return Arc::new(rustls::crypto::ring::default_provider());
+}
+
+async fn serve(
+    istiod: Arc<Istiod>,
+    acceptor: TlsAcceptor,
+    mut arriving: mpsc::UnboundedReceiver<DuplexStream>,
+) {
+    let (accepted, streams) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(io) = arriving.recv().await {
+            let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+            tokio::spawn(async move {
+                if let Ok(stream) = acceptor.accept(io).await {
+                    let _ = accepted.send(Ok::<_, io::Error>(Stream(stream)));
+                }
+            });
+        }
+    });
+    let streams = tokio_stream::wrappers::UnboundedReceiverStream::new(streams);
+    tonic::transport::Server::builder()
+        .add_service(Service(istiod))
+        .serve_with_incoming(streams)
+        .await
+        .unwrap();
+}
+
+/// The gRPC service.
+#[derive(Clone)]
+struct Service(Arc<Istiod>);
+
+impl NamedService for Service {
+    const NAME: &'static str = "istio.v1.auth.IstioCertificateService";
+}
+
+impl tower_service::Service<http::Request<tonic::body::Body>> for Service {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            assert!(request.uri().path().ends_with("/CreateCertificate"));
+            let codec = ProstCodec::<Answer, Ask>::default();
+            Ok(Grpc::new(codec).unary(this, request).await)
+        })
+    }
+}
+
+impl UnaryService<Ask> for Service {
+    type Response = Answer;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Answer>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<Ask>) -> Self::Future {
+        Box::pin(Arc::clone(&self.0).answer(request))
+    }
+}
+
+/// A connection, by which tonic tells who the client is.
+struct Stream(TlsStream<DuplexStream>);
+
+#[derive(Clone)]
+struct PeerOf(Option<Identity>);
+
+impl Connected for Stream {
+    type ConnectInfo = PeerOf;
+
+    fn connect_info(&self) -> PeerOf {
+        let certificates = self.0.get_ref().1.peer_certificates();
+        let leaf = certificates.and_then(|chain| chain.first());
+        PeerOf(leaf.map(|leaf| {
+            let (_, leaf) = X509Certificate::from_der(leaf).unwrap();
+            let names = leaf.subject_alternative_name().unwrap().unwrap();
+            match names.value.general_names[..] {
+                [GeneralName::URI(uri)] => uri.parse().unwrap(),
+                _ => panic!("one URI"),
+            }
+        }))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+struct Time(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl std::fmt::Debug for Time {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Time")
+    }
+}
+
+impl TimeProvider for Time {
+    fn current_time(&self) -> Option<UnixTime> {
+        let since = (self.0)().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        Some(UnixTime::since_unix_epoch(since))
+    }
+}
