@@ -72,6 +72,10 @@ mod builder;
 pub mod config;
 mod context;
 #[cfg(feature = "istiod")]
+#[cfg_attr(
+    not(any(feature = "aws-lc-rs", feature = "ring")),
+    allow(dead_code, reason = "without crypto there is nothing to fetch or keep")
+)]
 mod control_plane;
 mod error;
 pub mod identity;

@@ -16,11 +16,19 @@ mod dev;
 mod error;
 mod files;
 #[cfg(feature = "istiod")]
+#[cfg_attr(
+    not(any(feature = "aws-lc-rs", feature = "ring")),
+    allow(dead_code, reason = "without crypto there is nothing to fetch or keep")
+)]
 mod istiod;
 #[cfg(any(
     feature = "istiod",
     all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring"))
 ))]
+#[cfg_attr(
+    not(any(feature = "aws-lc-rs", feature = "ring")),
+    allow(dead_code, reason = "without crypto there is nothing to fetch or keep")
+)]
 mod private_files;
 mod renew;
 mod renewed;

@@ -68,6 +68,11 @@ impl Place {
         Istiod::new(self.control_plane()).rng(7)
     }
 
+    /// For tests of days, in which looking at files each second takes long.
+    fn slow_source(&self) -> Istiod {
+        self.source().poll_interval(Duration::from_secs(600))
+    }
+
     async fn error(&self) -> Error {
         next(&mut self.source().watch(reviews())).await.unwrap_err()
     }
@@ -126,7 +131,7 @@ async fn what_is_asked_is_what_istiod_wants_to_be_asked() {
 #[tokio::test(start_paused = true)]
 async fn a_nodes_proxy_asks_for_others() {
     let place = Place::new();
-    let source = place.source().for_node();
+    let source = place.slow_source().for_node();
     for account in ["ratings", "details"] {
         let identity = Identity::new("cluster.local", "default", account).unwrap();
         let bundle = next(&mut source.watch(identity.clone())).await.unwrap();
@@ -322,7 +327,7 @@ async fn what_is_not_permitted_is_not_asked_for_again_and_again() {
     place
         .istiod
         .be(Mood::Status(Code::PermissionDenied, "not you"));
-    let source = place.source();
+    let source = place.slow_source();
     let mut watch = source.watch(reviews());
     let begin = Instant::now();
     for _ in 0..60 {
@@ -343,7 +348,7 @@ async fn what_is_not_permitted_is_not_asked_for_again_and_again() {
 #[tokio::test(start_paused = true)]
 async fn a_certificate_does_in_place_of_the_token() {
     let place = Place::new();
-    let source = place.source();
+    let source = place.slow_source();
     let mut watch = source.watch(reviews());
     next(&mut watch).await.unwrap();
     // Refused, then missing, then there again.
@@ -377,7 +382,7 @@ async fn a_certificate_does_in_place_of_the_token() {
 
     // By its setting, it does not.
     place.write("istio-token", &place.istiod.token("reviews", HOUR));
-    let source = place.source().renew_by_certificate(false);
+    let source = place.slow_source().renew_by_certificate(false);
     let mut watch = source.watch(reviews());
     next(&mut watch).await.unwrap();
     let error = next(&mut watch).await.unwrap_err();
@@ -387,7 +392,7 @@ async fn a_certificate_does_in_place_of_the_token() {
 #[tokio::test(start_paused = true)]
 async fn a_root_that_came_with_a_certificate_is_enough_to_believe_istiod() {
     let place = Place::new();
-    let source = place.source();
+    let source = place.slow_source();
     let mut watch = source.watch(reviews());
     next(&mut watch).await.unwrap();
     place.remove("root-cert.pem");

@@ -39,13 +39,13 @@ mod cuts_reach_the_wire;
     feature = "file",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
+#[path = "../../../mesh-hbone/tests/it/envoy.rs"]
+mod envoy;
 #[cfg(all(
     feature = "dev-ca",
     feature = "file",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
-#[path = "../../../mesh-hbone/tests/it/envoy.rs"]
-mod envoy;
 mod envoy_meets_mesh;
 mod handler;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]

@@ -161,7 +161,9 @@ impl Service {
             .clock(wall)
             .root_cert_file(folder.join("root-cert.pem"))
             .token_file(folder.join("istio-token"));
-        let istiod = set(Istiod::new(control_plane).rng(7));
+        // Looking at files each second of days takes long.
+        let istiod = Istiod::new(control_plane).rng(7);
+        let istiod = set(istiod.poll_interval(Duration::from_secs(600)));
         self.behind(istiod)
     }
 

@@ -24,7 +24,7 @@ async fn ten_thousand_rotations_under_traffic_fail_no_request() {
         takes: Duration::from_millis(20),
         ..Service::new()
     };
-    let source = service.source(|istiod| istiod.poll_interval(HOUR));
+    let source = service.source(|istiod| istiod);
     let (client, _server) = pair(source.clone(), clock(&source)).await;
     // One tunnel lives through all of it.
     let mut long = client.connect(ADDRESS).await.unwrap();
@@ -51,7 +51,7 @@ async fn a_list_that_comes_ends_what_its_certificate_had() {
     let crls = dir.path().join("crl.pem");
     fs::write(&crls, "").unwrap();
     let service = Service::new();
-    let source = service.source(|istiod| istiod.crls(&crls));
+    let source = service.source(|istiod| istiod.crls(&crls).poll_interval(Duration::from_secs(1)));
     let (client, server) = pair(source.clone(), clock(&source)).await;
     let mut stream = client.connect(ADDRESS).await.unwrap();
     ping(&mut stream).await.unwrap();
