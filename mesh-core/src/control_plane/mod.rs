@@ -17,6 +17,7 @@ use mesh_hbone::tls::Provider;
 use crate::net::BoxedIo;
 use crate::settings::WallClock;
 
+#[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 pub(crate) use channel::{Proof, own_error};
 pub(crate) use files::{Read, read_certificates, read_file};
 
