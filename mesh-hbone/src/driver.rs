@@ -347,6 +347,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             self.poll_ping(cx)?;
             let wake = match self.keepalive.poll(now) {
                 Action::Ping => {
+                    self.outboxes.spares().clear();
                     if let Some(ping) = &mut self.ping {
                         ping.send_ping(h2::Ping::opaque())
                             .map_err(|error| from_h2(error, self.side))?;

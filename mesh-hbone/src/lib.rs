@@ -21,6 +21,7 @@ pub mod headers;
 pub mod keepalive;
 pub mod pool;
 pub mod server;
+mod spares;
 pub mod tls;
 mod tunnel;
 mod windows;

@@ -15,6 +15,7 @@ use tokio::task::coop::poll_proceed;
 use tokio::time::Instant;
 
 use crate::driver::{from_h2, lock};
+use crate::spares::Spares;
 use crate::{Error, ErrorKind, Side};
 
 /// Payload of a full DATA frame: with its header of 9 bytes it fills one TLS record.
@@ -66,6 +67,7 @@ struct Outbox {
     send: Option<SendStream<Bytes>>,
     /// Written, but not yet in h2: it joins what is written next.
     pending: BytesMut,
+    spares: Spares,
     /// Held by every frame in h2: alone when all have left.
     token: Arc<()>,
     listed: bool,
@@ -79,7 +81,16 @@ struct Outbox {
 /// Payload that tells when h2 is done with it.
 struct Tracked {
     data: BytesMut,
+    spares: Spares,
     _token: Arc<()>,
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        if self.data.capacity() >= FULL {
+            self.spares.give(std::mem::take(&mut self.data));
+        }
+    }
 }
 
 impl AsRef<[u8]> for Tracked {
@@ -105,6 +116,7 @@ impl Tunnel {
             outbox: Arc::new(Mutex::new(Outbox {
                 send: Some(send),
                 pending: BytesMut::new(),
+                spares: outboxes.spares.clone(),
                 token: Arc::new(()),
                 listed: false,
                 bulk: false,
@@ -240,6 +252,9 @@ impl Outbox {
                 if self.pending.capacity() < self.pending.len() + now.len() {
                     // Once for this frame, so that its buffer is never moved.
                     let frame = (self.pending.len() + slice.len() + left).min(FULL);
+                    if frame == FULL && self.pending.is_empty() {
+                        self.pending = self.spares.take();
+                    }
                     self.pending.reserve(frame - self.pending.len());
                 }
                 self.pending.extend_from_slice(now);
@@ -258,6 +273,7 @@ impl Outbox {
     fn send(&mut self, end: bool, side: Side) -> io::Result<()> {
         let data = Bytes::from_owner(Tracked {
             data: std::mem::take(&mut self.pending),
+            spares: self.spares.clone(),
             _token: Arc::clone(&self.token),
         });
         let Some(send) = &mut self.send else {
@@ -412,6 +428,7 @@ pub(crate) struct Outboxes {
     waiting: Mutex<Waiting>,
     /// How many tunnels there are.
     live: AtomicUsize,
+    spares: Spares,
 }
 
 struct Waiting {
@@ -472,11 +489,16 @@ impl Outboxes {
                 lingering: Vec::new(),
             }),
             live: AtomicUsize::new(0),
+            spares: Spares::default(),
         }
     }
 
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn spares(&self) -> &Spares {
+        &self.spares
     }
 
     /// Makes sure that new work wakes the task that polls now.
