@@ -148,12 +148,13 @@ impl Tables {
         };
         let place = match &old {
             Some(old) if *old.place == parts.place => Arc::clone(&old.place),
-            _ => self.places.acquire(parts.place, self.version).0,
+            _ => self.places.acquire(parts.place).0,
         };
         let profile = match &old {
             Some(old) if *old.profile == parts.profile => Arc::clone(&old.profile),
             _ => self.acquire_profile(parts.profile),
         };
+        let listed = self.listed_since(old.as_deref(), &profile);
         let hostname = workload.hostname();
         let addresses = workload.addresses().iter();
         let record = Arc::new(WorkloadRecord {
@@ -163,6 +164,7 @@ impl Tables {
             addresses: addresses.map(std::net::IpAddr::to_canonical).collect(),
             place,
             profile,
+            listed,
             capacity: workload.capacity(),
             hbone_port: workload.hbone_port(),
             health: workload.health(),
@@ -196,8 +198,26 @@ impl Tables {
         changes.workloads.push(Arc::clone(&record.uid));
     }
 
+    /// Since which version a workload has listed each of the names: the same workload keeps the age of a
+    /// name that it lists on, whatever else of it changes; a replica's list says nothing of its own.
+    fn listed_since(&self, old: Option<&WorkloadRecord>, profile: &Arc<Profile>) -> Box<[u64]> {
+        if let Some(old) = old
+            && Arc::ptr_eq(&old.profile, profile)
+        {
+            return old.listed.clone();
+        }
+        let since = |name: ResourceName| {
+            let old = old?;
+            let at = listed_names(&old.profile).position(|listed| listed == name)?;
+            old.listed.get(at).copied()
+        };
+        listed_names(profile)
+            .map(|name| since(name).unwrap_or(self.version))
+            .collect()
+    }
+
     fn acquire_profile(&mut self, profile: Profile) -> Arc<Profile> {
-        let (profile, new) = self.profiles.acquire(profile, self.version);
+        let (profile, new) = self.profiles.acquire(profile);
         if new && profile.lists_any() {
             let names = listed_names(&profile);
             self.attachments_mut().refer(names);
@@ -358,7 +378,8 @@ impl Tables {
     }
 }
 
-fn listed_names(profile: &Profile) -> impl Iterator<Item = ResourceName> + '_ {
+/// The order of [`WorkloadRecord::listed`].
+pub(super) fn listed_names(profile: &Profile) -> impl Iterator<Item = ResourceName> + '_ {
     let policies = profile.policies.iter().cloned();
     let authentications = profile.request_authentications.iter().cloned();
     policies

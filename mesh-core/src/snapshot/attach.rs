@@ -9,6 +9,7 @@ use mesh_xds::model::{
 };
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
+use super::apply::listed_names;
 use super::record::{ServiceRecord, WorkloadRecord};
 use super::{Changes, Tables};
 
@@ -171,6 +172,12 @@ impl Attachments {
         true
     }
 
+    /// Whether the name was removed after version `listed`, since which a workload has listed it: only
+    /// then is its absence meant.
+    fn is_gone(&self, name: &ResourceName, listed: u64) -> bool {
+        self.gone.get(name).is_some_and(|removed| listed < *removed)
+    }
+
     fn unbind(&mut self, name: &ResourceName, scope: &Scope) {
         for binding in bindings(scope) {
             let Some(bound) = self.bound.get_mut(&binding) else {
@@ -271,28 +278,17 @@ impl Tables {
             }
         }
         let mut missing = Vec::new();
-        let policies = workload.authorization_policies().iter().cloned();
-        let authentications = workload.request_authentications().iter().cloned();
-        let listed = policies
-            .map(ResourceName::Policy)
-            .chain(authentications.map(ResourceName::RequestAuthentication));
-        for name in listed {
+        let listed = listed_names(&workload.profile).zip(&workload.listed);
+        for (name, since) in listed {
             if let Some((name, entry)) = attachments.by_name.get_key_value(&name) {
                 attached.push((name, &entry.attachment));
-            } else if !self.is_gone(&name, workload) {
+            } else if !attachments.is_gone(&name, *since) {
                 missing.push(name);
             }
         }
         attached.sort_by_key(|(name, _)| *name);
         attached.dedup_by_key(|(name, _)| *name);
         Collected { attached, missing }
-    }
-
-    /// Whether the name was removed after the workload listed it: only then is its absence meant.
-    fn is_gone(&self, name: &ResourceName, workload: &WorkloadRecord) -> bool {
-        let listed = self.profiles.since(&workload.profile);
-        let removed = self.attachments.gone.get(name);
-        matches!((listed, removed), (Some(listed), Some(removed)) if listed < *removed)
     }
 }
 

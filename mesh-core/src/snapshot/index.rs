@@ -244,61 +244,46 @@ fn length(range: IpNet) -> (bool, u8) {
 /// Values that many records share, counted by how many do.
 #[derive(Clone)]
 pub(super) struct Interner<T: Eq + Hash> {
-    values: HashTrieMapSync<Arc<T>, Uses>,
-}
-
-#[derive(Clone, Copy)]
-struct Uses {
-    count: usize,
-    since: u64,
+    uses: HashTrieMapSync<Arc<T>, usize>,
 }
 
 impl<T: Eq + Hash> Interner<T> {
-    /// The shared value, one use more, and whether it is new. `now` is remembered for a new one.
-    pub(super) fn acquire(&mut self, value: T, now: u64) -> (Arc<T>, bool) {
-        if let Some((shared, _)) = self.values.get_key_value(&value) {
+    /// The shared value, one use more, and whether it is new.
+    pub(super) fn acquire(&mut self, value: T) -> (Arc<T>, bool) {
+        if let Some((shared, _)) = self.uses.get_key_value(&value) {
             let shared = Arc::clone(shared);
-            if let Some(uses) = self.values.get_mut(&value) {
-                uses.count += 1;
+            if let Some(uses) = self.uses.get_mut(&value) {
+                *uses += 1;
             }
             return (shared, false);
         }
         let shared = Arc::new(value);
-        let first = Uses {
-            count: 1,
-            since: now,
-        };
-        self.values.insert_mut(Arc::clone(&shared), first);
+        self.uses.insert_mut(Arc::clone(&shared), 1);
         (shared, true)
     }
 
     /// One use less; whether it was the last.
     pub(super) fn release(&mut self, value: &T) -> bool {
-        let Some(uses) = self.values.get_mut(value) else {
+        let Some(uses) = self.uses.get_mut(value) else {
             return false;
         };
-        uses.count -= 1;
-        if uses.count > 0 {
+        *uses -= 1;
+        if *uses > 0 {
             return false;
         }
-        self.values.remove_mut(value)
-    }
-
-    /// Since when the value has been in use.
-    pub(super) fn since(&self, value: &T) -> Option<u64> {
-        self.values.get(value).map(|uses| uses.since)
+        self.uses.remove_mut(value)
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.values.size()
+        self.uses.size()
     }
 }
 
 impl<T: Eq + Hash> Default for Interner<T> {
     fn default() -> Self {
         Self {
-            values: HashTrieMapSync::new_sync(),
+            uses: HashTrieMapSync::new_sync(),
         }
     }
 }

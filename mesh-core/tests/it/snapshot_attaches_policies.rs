@@ -252,6 +252,60 @@ fn what_was_removed_before_it_was_listed_is_missing() {
     assert_eq!(missing(&again, "one").0, [gone("a")]);
 }
 
+#[test]
+fn a_replica_s_history_is_not_a_workload_s_own() {
+    let first = load(vec![
+        policy("a", Scope::Workload).into(),
+        policy("b", Scope::Workload).into(),
+        workload("old", &["a", "b"]).into(),
+        workload("moves", &["a"]).into(),
+    ]);
+    let removed = remove(&first, vec![gone("b")]);
+    assert_eq!(names(&ready(&removed, "old")), ["a"]);
+    let later = apply(
+        &removed,
+        vec![
+            workload("new", &["a", "b"]).into(),
+            workload("moves", &["a", "b"]).into(),
+        ],
+    );
+    // Whoever begins to list it after its removal waits for one that is to come.
+    for uid in ["new", "moves"] {
+        assert_eq!(missing(&later, uid).0, [gone("b")], "{uid}");
+    }
+    assert_eq!(names(&ready(&later, "old")), ["a"]);
+}
+
+#[test]
+fn a_removal_outlasts_other_changes_of_the_workload() {
+    let first = load(vec![
+        policy("a", Scope::Workload).into(),
+        policy("b", Scope::Workload).into(),
+        workload("one", &["a", "b"]).into(),
+    ]);
+    let removed = remove(&first, vec![gone("b")]);
+    let changes = [
+        workload("one", &["a", "b"]).with_canonical_revision("v2"),
+        workload("one", &["a", "b"]).with_services(vec![Membership::new(ratings())]),
+        workload("one", &["b", "a"]),
+        workload("one", &["b", "a", "c"]),
+    ];
+    let mut snapshot = removed;
+    for change in changes {
+        let waits = change.authorization_policies().len() == 3;
+        snapshot = apply(&snapshot, vec![change.into()]);
+        if waits {
+            assert_eq!(missing(&snapshot, "one").0, [gone("c")]);
+        } else {
+            assert_eq!(names(&ready(&snapshot, "one")), ["a"]);
+        }
+    }
+    // Not listed for a while, it is listed anew.
+    let dropped = apply(&snapshot, vec![workload("one", &["a"]).into()]);
+    let again = apply(&dropped, vec![workload("one", &["a", "b"]).into()]);
+    assert_eq!(missing(&again, "one").0, [gone("b")]);
+}
+
 fn ratings() -> ServiceName {
     ServiceName::new("default", "ratings.default.svc.cluster.local")
 }
@@ -425,7 +479,9 @@ fn answers_are_right_for_more_workloads_than_are_kept() {
 enum Step {
     Put(usize, u8, bool),
     Remove(usize),
-    List(usize, Vec<usize>),
+    /// The workload's list, and its revision: what else of it may change.
+    List(usize, Vec<usize>, bool),
+    Leave(usize),
 }
 
 const POLICIES: [&str; 4] = ["p0", "p1", "p2", "p3"];
@@ -438,9 +494,11 @@ fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
         (0..4_usize).prop_map(Step::Remove),
         (
             0..2_usize,
-            prop::sample::subsequence(vec![0, 1, 2, 3], 0..=3)
+            prop::sample::subsequence(vec![0, 1, 2, 3], 0..=3),
+            any::<bool>()
         )
-            .prop_map(|(workload, listed)| Step::List(workload, listed)),
+            .prop_map(|(workload, listed, other)| Step::List(workload, listed, other)),
+        (0..2_usize).prop_map(Step::Leave),
     ];
     prop::collection::vec(prop::collection::vec(step, 1..2), 1..30)
 }
@@ -480,19 +538,21 @@ proptest! {
                     }
                     Batch::new(vec![], vec![gone(POLICIES[*name])])
                 }
-                Step::List(number, listed) => {
+                Step::List(number, listed, other) => {
                     let names: Vec<&str> = listed.iter().map(|name| POLICIES[*name]).collect();
-                    let same = lists[*number]
-                        .as_ref()
-                        .is_some_and(|old| old.iter().map(|(name, _)| name).eq(listed));
-                    // A workload takes over the profile of a replica with the same list.
-                    let replica = lists[1 - *number].clone();
-                    let replica = replica.filter(|old| old.iter().map(|(name, _)| name).eq(listed));
-                    if !same {
-                        let fresh = || listed.iter().map(|name| (*name, false)).collect();
-                        lists[*number] = Some(replica.unwrap_or_else(fresh));
-                    }
-                    Batch::new(vec![workload(WORKLOADS[*number], &names).into()], vec![])
+                    let old = lists[*number].take().unwrap_or_default();
+                    // What it goes on listing keeps its history; what it begins to list has none,
+                    // whatever a replica's is.
+                    let removed = |name| old.iter().any(|(own, removed)| *own == name && *removed);
+                    lists[*number] =
+                        Some(listed.iter().map(|name| (*name, removed(*name))).collect());
+                    let revision = if *other { "v2" } else { "v1" };
+                    let update = workload(WORKLOADS[*number], &names);
+                    Batch::new(vec![update.with_canonical_revision(revision).into()], vec![])
+                }
+                Step::Leave(number) => {
+                    lists[*number] = None;
+                    Batch::new(vec![], vec![ResourceName::Workload(WORKLOADS[*number].into())])
                 }
             };
             snapshot = snapshot.apply(&batch).snapshot;

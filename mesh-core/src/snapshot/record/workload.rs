@@ -25,6 +25,8 @@ pub struct WorkloadRecord {
     pub(in crate::snapshot) addresses: Box<[IpAddr]>,
     pub(in crate::snapshot) place: Arc<Place>,
     pub(in crate::snapshot) profile: Arc<Profile>,
+    /// Since which version it has listed each name of the profile's lists, without a break.
+    pub(in crate::snapshot) listed: Box<[u64]>,
     pub(in crate::snapshot) capacity: u32,
     pub(in crate::snapshot) hbone_port: u16,
     pub(in crate::snapshot) health: Health,
