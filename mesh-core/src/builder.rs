@@ -273,6 +273,46 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
+    /// Sets how many HTTP connections that no request uses [`Mesh::http_client`] keeps, over all
+    /// endpoints: 1 024 unless set. Beyond, those that were not used for the longest time go.
+    ///
+    /// Where the node's tunnels ([`hbone`](Self::hbone): `max_connections`) are all taken and some
+    /// serve nothing but such connections, these go first: a new peer is not refused for the sake of
+    /// an idle one.
+    #[must_use]
+    pub fn max_idle_connections(mut self, connections: usize) -> Self {
+        self.settings.max_idle_connections = connections;
+        self
+    }
+
+    /// Sets how many host names the node looks up at once: 32 unless set, at least 1. The system's
+    /// resolver holds a thread for each, be it for as long as it pleases; more wait, at most the
+    /// [connect time-out](Self::connect_timeout).
+    ///
+    /// Looked up are hosts that the mesh does not know, and workloads with a hostname and no address.
+    #[must_use]
+    pub fn max_lookups(mut self, lookups: usize) -> Self {
+        self.settings.max_lookups = lookups.clamp(1, Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// Sets of how many hosts the node remembers the addresses, those being looked up included: 1 024
+    /// unless set, and at least [`max_lookups`](Self::max_lookups). When all are being looked up,
+    /// another is refused.
+    #[must_use]
+    pub fn lookup_cache(mut self, hosts: usize) -> Self {
+        self.settings.lookup_cache = hosts;
+        self
+    }
+
+    /// Sets for how long the addresses of a host are remembered: 5 s unless set, as often as Envoy asks
+    /// again (`dns_refresh_rate`); the system's resolver does not tell how long they hold. 0 is not at all.
+    #[must_use]
+    pub fn lookup_ttl(mut self, time: Duration) -> Self {
+        self.settings.lookup_ttl = time;
+        self
+    }
+
     /// Sets the network that this host is on: the empty one unless set.
     #[must_use]
     pub fn network(mut self, network: impl Into<String>) -> Self {

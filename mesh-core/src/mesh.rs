@@ -176,6 +176,7 @@ impl MeshInner {
         #[cfg(feature = "http")]
         let http = HttpPool::new(
             settings.idle_connections_per_endpoint,
+            settings.max_idle_connections,
             settings.http_idle_timeout,
         );
         Arc::new(Self {

@@ -18,7 +18,7 @@ use crate::config::{ConfigLink, ConfigSource};
 use crate::identity::CertificateSource;
 use crate::mesh::{Mesh, MeshInner, WorkloadId};
 use crate::net::Transport;
-use crate::outbound::PoolKey;
+use crate::outbound::{Hosts, PoolKey};
 use crate::random::Random;
 use crate::ready::{Gate, Readiness};
 use crate::settings::Settings;
@@ -73,6 +73,7 @@ pub(crate) struct NodeInner {
     /// Room for inbound sockets.
     pub(crate) sockets: Arc<Semaphore>,
     pub(crate) pool: Pool<PoolKey>,
+    pub(crate) hosts: Hosts,
     pub(crate) metrics: Metrics,
     pub(crate) gate: Gate,
     pub(crate) random: Random,
@@ -123,6 +124,7 @@ impl Node {
         let transport = settings.transport.clone().unwrap_or_else(Transport::tcp);
         let inner = Arc::new(NodeInner {
             provider,
+            hosts: Hosts::new(&settings, transport.clone()),
             transport,
             snapshot: ArcSwap::from_pointee(Snapshot::new()),
             writer: Mutex::new(()),

@@ -5,6 +5,8 @@ mod reply;
 
 use std::borrow::Cow;
 use std::fmt;
+#[cfg(feature = "http")]
+use std::sync::Arc;
 
 use http::StatusCode;
 
@@ -212,6 +214,21 @@ impl Error {
         )
     }
 
+    /// The same error, for one more of those who waited for what failed.
+    #[cfg(feature = "http")]
+    pub(crate) fn shared(self: &Arc<Self>) -> Self {
+        let cause = self.inner.source.is_some();
+        Self {
+            inner: Box::new(Inner {
+                kind: self.inner.kind,
+                side: self.inner.side,
+                retry_safe: self.inner.retry_safe,
+                detail: self.inner.detail.clone(),
+                source: cause.then(|| SharedCause(Arc::clone(self)).into()),
+            }),
+        }
+    }
+
     /// What an HTTP or gRPC client that waits for an answer is told.
     pub fn reply(&self) -> LocalReply {
         self.inner.kind.reply()
@@ -331,6 +348,28 @@ impl std::error::Error for Error {
             Some(source) => Some(&**source),
             None => None,
         }
+    }
+}
+
+/// The cause of an error that several have: it reads as the cause itself.
+#[cfg(feature = "http")]
+#[derive(Debug)]
+struct SharedCause(Arc<Error>);
+
+#[cfg(feature = "http")]
+impl fmt::Display for SharedCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.inner.source {
+            Some(cause) => cause.fmt(f),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(feature = "http")]
+impl std::error::Error for SharedCause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.inner.source.as_ref()?.source()
     }
 }
 

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -85,7 +85,10 @@ pub trait Incoming: Send {
 #[derive(Clone)]
 pub struct Transport {
     inner: Arc<dyn Provide>,
+    look_up: Arc<LookUp>,
 }
+
+type LookUp = dyn Fn(String) -> BoxFuture<io::Result<Vec<IpAddr>>> + Send + Sync;
 
 pub(super) trait Provide: Send + Sync {
     fn dial(&self, to: SocketAddr) -> BoxFuture<io::Result<BoxedIo>>;
@@ -124,13 +127,30 @@ impl Transport {
     {
         Self {
             inner: Arc::new(Custom { dial, listen }),
+            look_up: system_resolver(),
         }
+    }
+
+    /// Sets how the addresses of a host outside of the configuration are found: by the system's
+    /// resolver unless set.
+    ///
+    /// The node bounds how many look-ups run, makes one for all who ask for a host meanwhile, and
+    /// remembers answers for a while.
+    #[must_use]
+    pub fn with_look_up<F, FF>(mut self, look_up: F) -> Self
+    where
+        F: Fn(String) -> FF + Send + Sync + 'static,
+        FF: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
+    {
+        self.look_up = Arc::new(move |host| Box::pin(look_up(host)));
+        self
     }
 
     /// TCP sockets of the system.
     pub(crate) fn tcp() -> Self {
         Self {
             inner: Arc::new(super::tcp::Sockets(super::socket::TcpSettings::default())),
+            look_up: system_resolver(),
         }
     }
 
@@ -138,9 +158,22 @@ impl Transport {
         self.inner.dial(to).await
     }
 
+    pub(crate) async fn look_up(&self, host: String) -> io::Result<Vec<IpAddr>> {
+        (self.look_up)(host).await
+    }
+
     pub(crate) async fn listen(&self, on: SocketAddr) -> io::Result<Box<dyn Incoming>> {
         self.inner.listen(on).await
     }
+}
+
+fn system_resolver() -> Arc<LookUp> {
+    Arc::new(|host| {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((host, 0)).await?;
+            Ok(found.map(|address| address.ip()).collect())
+        })
+    })
 }
 
 impl fmt::Debug for Transport {

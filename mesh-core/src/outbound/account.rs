@@ -1,16 +1,21 @@
 //! What outbound connections and requests report, and say of themselves to the next hop.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
+#[cfg(feature = "http")]
+use http::Request;
 use mesh_hbone::headers::{Baggage, ConnectHeaders, Forwarded, TraceParent};
 
 use super::target::Destination;
-use crate::Error;
 use crate::account::{self, Connection};
 use crate::mesh::MeshInner;
 use crate::net::MeshStream;
-use crate::snapshot::{Hop, Route};
+use crate::snapshot::{Hop, Route, ServiceRecord, Snapshot, WorkloadRecord};
+#[cfg(feature = "http")]
+use crate::telemetry::RequestLog;
 use crate::telemetry::{AccessLog, DestinationService, Labels, Peer, Reporter, SecurityPolicy};
+use crate::{Error, ErrorKind};
 
 /// Whom we talk to, and as what.
 pub(super) fn labels(mesh: &MeshInner, route: &Route) -> Labels {
@@ -44,6 +49,94 @@ pub(super) fn labels(mesh: &MeshInner, route: &Route) -> Labels {
         SecurityPolicy::Unknown
     };
     Labels::new(Reporter::Source, source, destination, service, security)
+}
+
+/// Whom we would have talked to, as far as the configuration tells.
+fn unrouted_labels(mesh: &MeshInner, destination: &Destination, kind: ErrorKind) -> Labels {
+    let snapshot = mesh.node.inner.snapshot.load();
+    let own = mesh.record(&snapshot);
+    let (service, workload) = match own {
+        None => (None, None),
+        Some(own) => known(mesh, &snapshot, own, destination),
+    };
+    let service = match (service, kind) {
+        (Some(service), _) => Some(account::service(service)),
+        (None, ErrorKind::UnknownHost) => Some(DestinationService::black_hole()),
+        (None, ErrorKind::HostLookup) if workload.is_none() => {
+            Some(DestinationService::passthrough())
+        }
+        (None, _) => None,
+    };
+    let peer = |record: Option<&Arc<WorkloadRecord>>| {
+        record.map_or_else(Peer::unknown, |record| account::peer(record))
+    };
+    let security = SecurityPolicy::Unknown;
+    Labels::new(
+        Reporter::Source,
+        peer(own),
+        peer(workload),
+        service,
+        security,
+    )
+}
+
+type Known<'a> = (
+    Option<&'a Arc<ServiceRecord>>,
+    Option<&'a Arc<WorkloadRecord>>,
+);
+
+/// What the configuration has under the destination's name or address.
+fn known<'a>(
+    mesh: &MeshInner,
+    snapshot: &'a Snapshot,
+    own: &WorkloadRecord,
+    destination: &Destination,
+) -> Known<'a> {
+    let namespace = own.namespace();
+    match destination {
+        Destination::Addr(address) => {
+            let (network, ip) = (own.network(), address.ip().to_canonical());
+            match snapshot.service_at(network, ip, namespace) {
+                Some(service) => (Some(service), None),
+                None => (None, snapshot.workload_at(network, ip)),
+            }
+        }
+        Destination::Host { name, .. } => {
+            let domain = &mesh.settings().cluster_domain;
+            match snapshot.service_by_name(name, namespace, domain) {
+                Some(service) => (Some(service), None),
+                None => (None, snapshot.workload_by_name(name, namespace, domain)),
+            }
+        }
+    }
+}
+
+/// Reports a connection for which there was no way.
+pub(super) fn unrouted(mesh: &MeshInner, destination: &Destination, error: &Error) {
+    let labels = unrouted_labels(mesh, destination, error.kind());
+    let log = AccessLog::unaddressed(&labels, own_address(mesh));
+    let log = match destination {
+        Destination::Addr(address) => log.with_destination(*address),
+        Destination::Host { .. } => log,
+    };
+    account::refused(&mesh.node.inner.metrics, &labels, &log, error);
+}
+
+/// What a request reports for which there was no way.
+#[cfg(feature = "http")]
+pub(super) fn unrouted_request<B>(
+    mesh: &MeshInner,
+    destination: &Destination,
+    error: &Error,
+    request: &Request<B>,
+) -> (Labels, RequestLog) {
+    let labels = unrouted_labels(mesh, destination, error.kind());
+    let log = RequestLog::new(&labels, own_address(mesh), request);
+    let log = match destination {
+        Destination::Addr(address) => log.with_destination(*address),
+        Destination::Host { .. } => log,
+    };
+    (labels, log)
 }
 
 /// This workload's own address, as far as it has one.

@@ -14,14 +14,40 @@ use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
 use super::account;
-use super::http_pool::{Age, Protocol, Returned};
+use super::dial::Tried;
+use super::exchange::{Age, Returned, Unanswered};
+use super::http_pool::Protocol;
 use super::report::RequestReport;
 use crate::error::BoxError;
-use crate::snapshot::EndpointId;
+use crate::layers::ReplayBody;
+use crate::telemetry::request_id;
 use crate::{Error, ErrorKind, Mesh};
 
+/// The body of a request as the application gave it.
+type AppBody = UnsyncBoxBody<Bytes, BoxError>;
+
 /// The body of a request on its way out.
-pub(super) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+pub(super) struct RequestBody(ReplayBody<AppBody>);
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
 
 /// Sends HTTP requests through the mesh, choosing an endpoint for each.
 ///
@@ -29,8 +55,13 @@ pub(super) type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 /// Requests of version HTTP/2 (tonic's are) go over HTTP/2 with prior knowledge, all others over
 /// HTTP/1.1. The URI must be absolute, with the scheme `http`: the tunnel encrypts.
 ///
-/// What fails before a byte of the request was sent is tried on other endpoints, under a retry
-/// budget; nothing is sent twice. Cloning is cheap, and clones share their connections.
+/// What fails before a byte of the request was sent is tried on other endpoints, and so is what an
+/// HTTP/2 server refused before it looked at it (`REFUSED_STREAM`, or `GOAWAY` below the stream), unless
+/// some of its body was already read; both under a retry budget. Nothing that a server may have acted on
+/// is sent twice. Cloning is cheap, and clones share their connections.
+///
+/// A request without `x-request-id` gets one, a random UUID, as it would from Envoy; one that has it
+/// keeps it, so that pass on what the request that caused it had.
 ///
 /// # Examples
 ///
@@ -103,17 +134,19 @@ where
     }
 }
 
-async fn send(mesh: &Mesh, request: Request<RequestBody>) -> Result<Response<MeshBody>, Error> {
+async fn send(mesh: &Mesh, mut request: Request<AppBody>) -> Result<Response<MeshBody>, Error> {
     let started = Instant::now();
+    let random = &mesh.inner.node.inner.random;
+    request_id::ensure(request.headers_mut(), || [random.next(), random.next()]);
     let mut report = RequestReport::new(&mesh.inner, &request, started);
-    let result = match mesh.inner.settings().request_timeout {
-        None => attempts(mesh, request, &mut report).await,
-        Some(timeout) => {
-            match timeout_at(started + timeout, attempts(mesh, request, &mut report)).await {
-                Ok(result) => result,
-                Err(_) => Err(Error::new(ErrorKind::RequestTimeout)),
-            }
-        }
+    let timeout = mesh.inner.settings().request_timeout;
+    let deadline = timeout.and_then(|timeout| started.checked_add(timeout));
+    let result = match deadline {
+        None => attempts(mesh, request, deadline, &mut report).await,
+        Some(at) => match timeout_at(at, attempts(mesh, request, deadline, &mut report)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::new(ErrorKind::RequestTimeout)),
+        },
     };
     match result {
         Ok((response, returned)) => {
@@ -129,55 +162,83 @@ async fn send(mesh: &Mesh, request: Request<RequestBody>) -> Result<Response<Mes
 
 async fn attempts(
     mesh: &Mesh,
-    mut request: Request<RequestBody>,
+    mut request: Request<AppBody>,
+    deadline: Option<Instant>,
     report: &mut RequestReport,
 ) -> Result<(Response<Incoming>, Returned), Error> {
     let destination = super::target::Destination::of_uri(request.uri())?;
     let protocol = prepare(&mut request)?;
-    let pool = &mesh.inner.http;
+    let (head, mut body) = request.into_parts();
+    let head = Request::from_parts(head, ());
+    let mesh = &mesh.inner;
+    let pool = &mesh.http;
     pool.budget().record_request(Instant::now());
-    let mut tried: Vec<EndpointId> = Vec::new();
+    let mut tried = Tried::default();
     let mut attempt = 1;
     loop {
-        let route = mesh.inner.route(&destination, &tried).await?;
-        report.routed(&mesh.inner, &route, &request);
-        let failed = match pool.checkout(&mesh.inner, &route, protocol).await {
+        let route = match deadline {
+            None => mesh.route(&destination, &tried).await,
+            // Ends no later than what is around it, and can still say where the request was to go.
+            Some(at) => match timeout_at(at, mesh.route(&destination, &tried)).await {
+                Ok(route) => route,
+                Err(_) => Err(Error::new(ErrorKind::RequestTimeout)),
+            },
+        };
+        let route = match route {
+            Ok(route) => route,
             Err(error) => {
-                account::failed(&mesh.inner, &route, &error);
-                (error, request)
+                report.unrouted(mesh, &destination, &error, &head);
+                return Err(error);
+            }
+        };
+        report.routed(mesh, &route, &head);
+        let error = match pool.checkout(mesh, &route, protocol).await {
+            Err(error) => {
+                account::failed(mesh, &route, &error);
+                error
             }
             Ok(connection) => {
                 let age = connection.age();
-                match connection.send(request).await {
+                let (replay, slot) = ReplayBody::new(body);
+                let Unanswered { error, unsent } = match connection
+                    .send(head.clone().map(|()| RequestBody(replay)))
+                    .await
+                {
                     Ok(answer) => return Ok(answer),
-                    // Something of it was sent.
-                    Err((error, None)) => return Err(error.with_retry_safe(false)),
-                    // Its server closed it while it was idle. Each such connection is gone after one
-                    // try, so this ends.
-                    Err((_, Some(unsent))) if age == Age::Used => {
-                        request = unsent;
-                        continue;
-                    }
-                    Err((error, Some(unsent))) => (error.with_retry_safe(true), unsent),
+                    Err(unanswered) => unanswered,
+                };
+                let error = if unsent {
+                    error.with_retry_safe(true)
+                } else {
+                    error
+                };
+                // What was read of a body is gone.
+                let Some(unread) = slot.take().filter(|_| error.is_retry_safe()) else {
+                    return Err(error);
+                };
+                body = unread;
+                // Its server closed it while it was idle. Each such connection is gone after one
+                // try, so this ends.
+                if unsent && age == Age::Used {
+                    continue;
                 }
+                error
             }
         };
-        let error = failed.0;
-        request = failed.1;
         attempt += 1;
         let again = error.is_retry_safe()
-            && attempt <= mesh.inner.settings().connect_attempts
+            && attempt <= mesh.settings().connect_attempts
             && pool.budget().try_retry(Instant::now());
         if !again {
             return Err(error);
         }
-        tracing::debug!(target: "mesh::outbound", %destination, %error, "trying the request on another endpoint");
-        tried.extend(route.endpoint());
+        tracing::debug!(target: "mesh::outbound", %destination, %error, "trying the request again");
+        tried.add(&route);
     }
 }
 
 /// Gives the request the form that its protocol has on the wire.
-fn prepare(request: &mut Request<RequestBody>) -> Result<Protocol, Error> {
+fn prepare(request: &mut Request<AppBody>) -> Result<Protocol, Error> {
     if request.version() == Version::HTTP_2 {
         return Ok(Protocol::Http2);
     }

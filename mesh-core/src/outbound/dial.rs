@@ -1,5 +1,5 @@
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
 use crate::settings::OutboundPolicy;
 use crate::snapshot::{
-    self, EndpointId, Hop, Lookup, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
+    self, EndpointId, Hop, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
 };
 use crate::{ConnectionContext, Error, ErrorKind, Mesh};
 
@@ -36,6 +36,22 @@ impl PoolKey {
     /// Whose certificate the connection shows.
     pub(crate) fn source(&self) -> &Identity {
         &self.source
+    }
+}
+
+/// What has failed for a connection or request so far, and is passed over while there is anything else.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    endpoints: Vec<EndpointId>,
+    /// Of hosts that were looked up, one endpoint may have several.
+    addresses: Vec<IpAddr>,
+}
+
+impl Tried {
+    pub(super) fn add(&mut self, route: &Route) {
+        self.endpoints.extend(route.endpoint());
+        self.addresses
+            .extend(account::next_hop(route).map(|address| address.ip()));
     }
 }
 
@@ -68,10 +84,16 @@ impl MeshInner {
         &self,
         destination: &Destination,
     ) -> Result<(Route, MeshStream), Error> {
-        let mut tried: Vec<EndpointId> = Vec::new();
+        let mut tried = Tried::default();
         let mut attempt = 1;
         loop {
-            let route = self.route(destination, &tried).await?;
+            let route = match self.route(destination, &tried).await {
+                Ok(route) => route,
+                Err(error) => {
+                    account::unrouted(self, destination, &error);
+                    return Err(error);
+                }
+            };
             let error = match self.open(&route).await {
                 Ok(stream) => return Ok((route, stream)),
                 Err(error) => error,
@@ -82,7 +104,7 @@ impl MeshInner {
                 return Err(error);
             }
             tracing::debug!(target: "mesh::outbound", %destination, %error, "trying another endpoint");
-            tried.extend(route.endpoint());
+            tried.add(&route);
         }
     }
 
@@ -90,7 +112,7 @@ impl MeshInner {
     pub(super) async fn route(
         &self,
         destination: &Destination,
-        tried: &[EndpointId],
+        tried: &Tried,
     ) -> Result<Route, Error> {
         // Nothing goes out before the first snapshot.
         self.ready().await?;
@@ -104,11 +126,16 @@ impl MeshInner {
             let resolution = {
                 let snapshot: Guard<Arc<Snapshot>> = node.snapshot.load();
                 let mut random = || node.random.next();
-                snapshot.resolve(&source, destination.as_target(), tried, &mut random)
+                snapshot.resolve(
+                    &source,
+                    destination.as_target(),
+                    &tried.endpoints,
+                    &mut random,
+                )
             };
             match resolution {
                 Resolution::Found(route) => break route,
-                Resolution::Unknown => return self.unknown(destination).await,
+                Resolution::Unknown => return self.unknown(destination, tried).await,
                 Resolution::Refused(refusal) => return Err(refused(&refusal)),
                 // Its waypoint is on its way: never around it.
                 Resolution::Missing(waypoint) => {
@@ -120,24 +147,28 @@ impl MeshInner {
         };
         match route.hop() {
             Hop::Resolve(lookup) => {
-                let address = self.look_up_endpoint(lookup).await?;
-                Ok(route.with_address(address.ip()))
+                let ip = self.look_up(lookup.hostname(), tried).await?;
+                Ok(route.with_address(ip))
             }
             _ => Ok(route),
         }
     }
 
-    async fn look_up_endpoint(&self, lookup: &Lookup) -> Result<SocketAddr, Error> {
-        look_up(
-            lookup.hostname(),
-            lookup.port(),
-            self.settings().connect_timeout,
-        )
-        .await
+    /// An address of a host that was not tried yet, if there is one.
+    async fn look_up(&self, host: &str, tried: &Tried) -> Result<IpAddr, Error> {
+        let node = &self.node.inner;
+        let addresses = node.hosts.look_up(host, &node.tasks).await?;
+        let mut untried = addresses
+            .iter()
+            .filter(|address| !tried.addresses.contains(address));
+        let address = untried.next().or(addresses.first());
+        address
+            .copied()
+            .ok_or_else(|| Error::new(ErrorKind::HostLookup).with_detail(host.to_owned()))
     }
 
     /// A destination that the mesh does not know goes out in plaintext, if at all.
-    async fn unknown(&self, destination: &Destination) -> Result<Route, Error> {
+    async fn unknown(&self, destination: &Destination, tried: &Tried) -> Result<Route, Error> {
         if self.settings().outbound_policy == OutboundPolicy::RegistryOnly {
             return Err(Error::new(ErrorKind::UnknownHost).with_detail(format!(
                 "{destination}: the mesh does not know it, and the outbound policy is RegistryOnly"
@@ -146,7 +177,7 @@ impl MeshInner {
         let address = match destination {
             Destination::Addr(address) => *address,
             Destination::Host { name, port } => {
-                look_up(name, *port, self.settings().connect_timeout).await?
+                SocketAddr::new(self.look_up(name, tried).await?, *port)
             }
         };
         account::passthrough(self, destination);
@@ -159,11 +190,11 @@ impl MeshInner {
             Hop::Hbone(tunnel) => self.open_tunnel(route, tunnel).await,
             Hop::Plain(address) | Hop::Passthrough(address) => self.open_plain(*address).await,
             Hop::Resolve(lookup) => {
-                let address = self.look_up_endpoint(lookup).await?;
-                let route = route.clone().with_address(address.ip());
+                let ip = self.look_up(lookup.hostname(), &Tried::default()).await?;
+                let route = route.clone().with_address(ip);
                 match route.hop() {
                     Hop::Hbone(tunnel) => self.open_tunnel(&route, tunnel).await,
-                    _ => self.open_plain(address).await,
+                    _ => self.open_plain(SocketAddr::new(ip, lookup.port())).await,
                 }
             }
         }
@@ -187,15 +218,6 @@ fn refused(refusal: &Refusal) -> Error {
 
 fn unknown_waypoint(waypoint: &GatewayDestination) -> Error {
     Error::new(ErrorKind::UnknownWaypoint).with_detail(waypoint.to_string())
-}
-
-async fn look_up(name: &str, port: u16, limit: Duration) -> Result<SocketAddr, Error> {
-    let failed = || Error::new(ErrorKind::HostLookup).with_detail(name.to_owned());
-    let mut found = timeout(limit, tokio::net::lookup_host((name, port)))
-        .await
-        .unwrap_or_else(|elapsed| Err(elapsed.into()))
-        .map_err(|error| failed().with_source(error))?;
-    found.next().ok_or_else(failed)
 }
 
 impl NodeInner {
@@ -282,6 +304,18 @@ impl MeshInner {
             }
             Ok((connection, sender.with_peer(peer)))
         };
+        // Tunnels that serve nothing but idle HTTP connections are no reason to refuse.
+        #[cfg(feature = "http")]
+        loop {
+            let answer = node.pool.checkout(key.clone(), dial.clone()).await;
+            let refused = answer.as_ref().is_err_and(|error| {
+                error.kind() == mesh_hbone::ErrorKind::Overloaded && node.pool.is_full()
+            });
+            if !refused || !node.end_idle_http().await {
+                return answer;
+            }
+        }
+        #[cfg(not(feature = "http"))]
         node.pool.checkout(key, dial).await
     }
 }

@@ -1,21 +1,25 @@
 //! Connections that HTTP requests share: idle HTTP/1.1 ones by endpoint, one HTTP/2 one per endpoint.
 
 use std::collections::HashMap;
+use std::error::Error as StdError;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::rt::Executor as _;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::client::RequestBody;
+use super::exchange::{Age, Checkout, Exclusive, Home};
+use crate::Error;
 use crate::layers::RetryBudget;
 use crate::mesh::MeshInner;
+use crate::node::NodeInner;
 use crate::snapshot::{Hop, Route};
-use crate::{Error, ErrorKind};
 
 /// The protocol of a request on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,7 @@ pub(super) enum Protocol {
 pub(crate) struct HttpPool {
     state: Mutex<State>,
     idle_per_endpoint: usize,
+    max_idle: usize,
     idle_timeout: Duration,
     budget: Mutex<RetryBudget>,
 }
@@ -35,27 +40,42 @@ pub(crate) struct HttpPool {
 #[derive(Default)]
 struct State {
     http1: HashMap<Hop, Vec<Idle>>,
-    http2: HashMap<Hop, Shared>,
+    /// In all of `http1`.
+    idle: usize,
+    http2: HashMap<Hop, Arc<Shared>>,
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Exclusive,
     since: Instant,
 }
 
 /// One HTTP/2 connection, dialled once however many ask for it.
-type Shared = Arc<tokio::sync::Mutex<Option<Multiplexed>>>;
+#[derive(Default)]
+struct Shared {
+    slot: tokio::sync::Mutex<Slot>,
+    /// How many dials have failed.
+    failures: AtomicU64,
+}
+
+#[derive(Default)]
+struct Slot {
+    live: Option<Multiplexed>,
+    failure: Option<Arc<Error>>,
+}
 
 #[derive(Clone)]
 struct Multiplexed {
     sender: http2::SendRequest<RequestBody>,
     used: Arc<Used>,
+    running: Running,
 }
 
 /// Alone when no request has it; the last one to leave notes the time.
 #[derive(Debug)]
 struct Used {
     last: Mutex<Instant>,
+    retired: AtomicBool,
 }
 
 /// A request on a shared connection.
@@ -64,6 +84,11 @@ pub(super) struct Using(Arc<Used>);
 impl Using {
     fn new(used: &Arc<Used>) -> Self {
         Self(Arc::clone(used))
+    }
+
+    /// The connection takes no more requests; those that it has go on.
+    pub(super) fn retire(&self) {
+        self.0.retired.store(true, Ordering::Relaxed);
     }
 }
 
@@ -74,11 +99,83 @@ impl Drop for Using {
     }
 }
 
+/// The tasks of a connection.
+#[derive(Clone)]
+pub(super) struct Running {
+    stop: Arc<watch::Sender<bool>>,
+    ended: watch::Receiver<()>,
+}
+
+impl Running {
+    fn new(mesh: &Arc<MeshInner>) -> (Self, Spawner) {
+        let (stop, stopped) = watch::channel(false);
+        let (end, ended) = watch::channel(());
+        let spawner = Spawner {
+            mesh: Arc::downgrade(mesh),
+            stopped,
+            end,
+        };
+        let stop = Arc::new(stop);
+        (Self { stop, ended }, spawner)
+    }
+
+    /// Ends it; when this returns, its tunnel's place is free.
+    async fn end(mut self) {
+        // At once: after an orderly end its place would be taken until its peer ends it, too.
+        self.stop.send_replace(true);
+        while self.ended.changed().await.is_ok() {}
+    }
+}
+
+/// Runs the tasks of one connection among the workload's: HTTP/2 has several.
+#[derive(Clone)]
+struct Spawner {
+    mesh: Weak<MeshInner>,
+    stopped: watch::Receiver<bool>,
+    /// Gone with the last task.
+    end: watch::Sender<()>,
+}
+
+impl Spawner {
+    fn spawn_connection<E: StdError + 'static>(
+        &self,
+        connection: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        self.execute(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(target: "mesh::outbound", error = &error as &dyn StdError, "HTTP connection failed");
+            }
+        });
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Spawner
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        let Some(mesh) = self.mesh.upgrade() else {
+            return;
+        };
+        let (mut stopped, end) = (self.stopped.clone(), self.end.clone());
+        mesh.tasks.spawn(async move {
+            // Dropped after the task, however this ends.
+            let _end = end;
+            tokio::select! {
+                biased;
+                Ok(_) = stopped.wait_for(|stopped| *stopped) => {}
+                () = task => {}
+            }
+        });
+    }
+}
+
 impl HttpPool {
-    pub(crate) fn new(idle_per_endpoint: usize, idle_timeout: Duration) -> Self {
+    pub(crate) fn new(idle_per_endpoint: usize, max_idle: usize, idle_timeout: Duration) -> Self {
         Self {
             state: Mutex::default(),
             idle_per_endpoint,
+            max_idle,
             idle_timeout,
             budget: Mutex::new(RetryBudget::new()),
         }
@@ -108,211 +205,294 @@ impl HttpPool {
     async fn http1(&self, mesh: &Arc<MeshInner>, route: &Route) -> Result<Checkout, Error> {
         let home = Home {
             mesh: Arc::downgrade(mesh),
-            route: route.hop().clone(),
+            hop: route.hop().clone(),
         };
-        if let Some(sender) = self.take_idle(route.hop()) {
-            return Ok(Checkout::Http1(sender, home, Age::Used));
+        if let Some(connection) = self.take_idle(route.hop()) {
+            return Ok(Checkout::Http1(connection, home, Age::Used));
         }
         let stream = mesh.open(route).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(Error::from_hyper)?;
-        mesh.tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(target: "mesh::outbound", %error, "HTTP connection failed");
-            }
-        });
-        sender.ready().await.map_err(Error::from_hyper)?;
-        Ok(Checkout::Http1(sender, home, Age::New))
+            .map_err(Error::handshake)?;
+        let (running, spawner) = Running::new(mesh);
+        spawner.spawn_connection(connection);
+        drop(spawner);
+        sender.ready().await.map_err(Error::handshake)?;
+        let connection = Exclusive { sender, running };
+        Ok(Checkout::Http1(connection, home, Age::New))
     }
 
-    fn take_idle(&self, route: &Hop) -> Option<http1::SendRequest<RequestBody>> {
+    fn take_idle(&self, hop: &Hop) -> Option<Exclusive> {
         let mut state = self.state();
-        let idle = state.http1.get_mut(route)?;
+        let state = &mut *state;
+        let idle = state.http1.get_mut(hop)?;
+        let before = idle.len();
         // The newest first: the others may end by age.
-        let sender = std::iter::from_fn(|| idle.pop())
-            .find(|idle| idle.sender.is_ready() && idle.since.elapsed() < self.idle_timeout)
-            .map(|idle| idle.sender);
+        let connection = std::iter::from_fn(|| idle.pop())
+            .find(|idle| {
+                idle.connection.sender.is_ready() && idle.since.elapsed() < self.idle_timeout
+            })
+            .map(|idle| idle.connection);
+        state.idle -= before - idle.len();
         if idle.is_empty() {
-            state.http1.remove(route);
+            state.http1.remove(hop);
         }
-        sender
+        connection
     }
 
+    /// A dial that fails fails for all who wait for it, each of whom may try another endpoint.
     async fn http2(&self, mesh: &Arc<MeshInner>, route: &Route) -> Result<Checkout, Error> {
-        let shared = Arc::clone(self.state().http2.entry(route.hop().clone()).or_default());
-        let mut slot = shared.lock().await;
-        if let Some(live) = slot.as_ref().filter(|live| !live.sender.is_closed()) {
+        let shared = {
+            let mut state = self.state();
+            let shared = Arc::clone(state.http2.entry(route.hop().clone()).or_default());
+            state.trim(self.max_idle);
+            shared
+        };
+        let failures = shared.failures.load(Ordering::Acquire);
+        let mut slot = shared.slot.lock().await;
+        if let Some(live) = slot.live.as_ref().filter(|live| live.is_open()) {
             let using = Using::new(&live.used);
             return Ok(Checkout::Http2(live.sender.clone(), using, Age::Used));
         }
-        let stream = mesh.open(route).await?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(Error::from_hyper)?;
-        mesh.tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(target: "mesh::outbound", %error, "HTTP/2 connection failed");
+        if let Some(failure) = &slot.failure
+            && failures != shared.failures.load(Ordering::Acquire)
+        {
+            return Err(failure.shared());
+        }
+        match dial(mesh, route).await {
+            Ok(live) => {
+                let checkout =
+                    Checkout::Http2(live.sender.clone(), Using::new(&live.used), Age::New);
+                *slot = Slot {
+                    live: Some(live),
+                    failure: None,
+                };
+                Ok(checkout)
             }
-        });
-        let used = Arc::new(Used {
-            last: Mutex::new(Instant::now()),
-        });
-        let using = Using::new(&used);
-        *slot = Some(Multiplexed {
-            sender: sender.clone(),
-            used,
-        });
-        Ok(Checkout::Http2(sender, using, Age::New))
+            Err(error) => {
+                let error = Arc::new(error);
+                let told = error.shared();
+                *slot = Slot {
+                    live: None,
+                    failure: Some(error),
+                };
+                shared.failures.fetch_add(1, Ordering::Release);
+                Err(told)
+            }
+        }
     }
 
-    fn check_in(&self, route: Hop, sender: http1::SendRequest<RequestBody>) {
-        let now = Instant::now();
+    pub(super) fn check_in(&self, hop: Hop, connection: Exclusive) {
+        let since = Instant::now();
         let mut state = self.state();
-        let idle = state.http1.entry(route).or_default();
+        let idle = state.http1.entry(hop).or_default();
         if idle.len() < self.idle_per_endpoint {
-            idle.push(Idle { sender, since: now });
+            idle.push(Idle { connection, since });
+            state.idle += 1;
+            state.trim(self.max_idle);
         }
     }
 
     /// Forgets what is closed or has been idle for long, endpoints that are no more included.
     pub(crate) fn sweep(&self, now: Instant) {
         let limit = self.idle_timeout;
-        let mut state = self.state();
-        state.http1.retain(|_, idle| {
-            idle.retain(|idle| idle.sender.is_ready() && now.duration_since(idle.since) < limit);
-            !idle.is_empty()
-        });
-        state.http2.retain(|_, shared| {
-            // A slot that somebody else holds is being dialled or looked at.
-            Arc::strong_count(shared) > 1
-                || shared.try_lock().map_or(true, |slot| {
-                    slot.as_ref()
-                        .is_some_and(|live| !live.sender.is_closed() && !live.is_idle(now, limit))
-                })
-        });
+        self.state()
+            .retain(|since| now.duration_since(since) < limit);
     }
 
     /// Lets go of every connection that no request uses.
     pub(crate) fn close_idle(&self) {
         let mut state = self.state();
         state.http1.clear();
+        state.idle = 0;
         state.http2.clear();
+    }
+
+    /// When the endpoint was used last that was not used for the longest time, of those with a
+    /// connection that no request has.
+    fn least_recent(&self) -> Option<Instant> {
+        self.state().least_recent().map(|(since, _)| since)
+    }
+
+    /// Takes that endpoint's idle connections.
+    fn evict(&self) -> Vec<Evicted> {
+        let mut state = self.state();
+        let Some((_, hop)) = state.least_recent() else {
+            return Vec::new();
+        };
+        let idle = state.http1.remove(&hop).unwrap_or_default();
+        state.idle -= idle.len();
+        let mut evicted: Vec<_> = idle
+            .into_iter()
+            .map(|idle| Evicted::Http1(idle.connection))
+            .collect();
+        if let Some(shared) = state.http2.get(&hop)
+            && Shared::idle_since(shared).is_some()
+            && let Some(shared) = state.http2.remove(&hop)
+            && let Ok(mut slot) = shared.slot.try_lock()
+        {
+            evicted.extend(slot.live.take().map(Evicted::Http2));
+        }
+        evicted
+    }
+}
+
+/// A connection that has to go. It is held until it has: one that nobody can send on ends itself.
+enum Evicted {
+    Http1(Exclusive),
+    Http2(Multiplexed),
+}
+
+impl Evicted {
+    async fn end(self) {
+        match &self {
+            Self::Http1(connection) => connection.running.clone().end().await,
+            Self::Http2(connection) => connection.running.clone().end().await,
+        }
+    }
+}
+
+impl NodeInner {
+    /// Ends idle HTTP connections of the endpoint that was not used for the longest time, of all
+    /// workloads, so that its tunnels' places are free; `false` when there is none.
+    pub(super) async fn end_idle_http(&self) -> bool {
+        let Some(evicted) = self.evict_http() else {
+            return false;
+        };
+        for connection in evicted {
+            connection.end().await;
+        }
+        true
+    }
+
+    fn evict_http(&self) -> Option<Vec<Evicted>> {
+        let meshes = self.meshes().into_iter();
+        let (_, mesh) = meshes
+            .filter_map(|mesh| Some((mesh.http.least_recent()?, mesh)))
+            .min_by_key(|(since, _)| *since)?;
+        Some(mesh.http.evict())
+    }
+}
+
+async fn dial(mesh: &Arc<MeshInner>, route: &Route) -> Result<Multiplexed, Error> {
+    let stream = mesh.open(route).await?;
+    let (running, spawner) = Running::new(mesh);
+    let (sender, connection) = http2::Builder::new(spawner.clone())
+        .timer(TokioTimer::new())
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(Error::handshake)?;
+    let used = Used {
+        last: Mutex::new(Instant::now()),
+        retired: AtomicBool::new(false),
+    };
+    spawner.spawn_connection(connection);
+    Ok(Multiplexed {
+        sender,
+        used: Arc::new(used),
+        running,
+    })
+}
+
+impl State {
+    /// Keeps, of the connections that no request has, those that are open and that `keep` wants by when
+    /// they were used last.
+    fn retain(&mut self, mut keep: impl FnMut(Instant) -> bool) {
+        self.idle = 0;
+        self.http1.retain(|_, idle| {
+            idle.retain(|idle| idle.connection.sender.is_ready() && keep(idle.since));
+            self.idle += idle.len();
+            !idle.is_empty()
+        });
+        self.http2.retain(|_, shared| match shared.state() {
+            SharedState::Idle(since) => keep(since),
+            SharedState::Busy => true,
+            SharedState::Ended => false,
+        });
+    }
+
+    /// Lets the least recently used go when there are more than `max`: an eighth of them, so that the
+    /// next to come need not.
+    fn trim(&mut self, max: usize) {
+        if self.idle + self.http2.len() <= max {
+            return;
+        }
+        let http1 = self.http1.values().flatten().map(|idle| idle.since);
+        let http2 = self.http2.values().filter_map(Shared::idle_since);
+        let mut ages: Vec<Instant> = http1.chain(http2).collect();
+        if ages.len() <= max {
+            return;
+        }
+        let surplus = ages.len() - (max - max / 8);
+        let (_, &mut cut, _) = ages.select_nth_unstable(surplus - 1);
+        // Those of the very same moment are as good as each other.
+        let mut left = surplus;
+        self.retain(|since| {
+            let goes = since <= cut && left > 0;
+            left -= usize::from(goes);
+            !goes
+        });
+    }
+
+    fn least_recent(&self) -> Option<(Instant, Hop)> {
+        let http1 = self.http1.iter().filter_map(|(hop, idle)| {
+            let newest = idle.iter().map(|idle| idle.since).max()?;
+            Some((newest, hop))
+        });
+        let http2 = self.http2.iter();
+        let http2 = http2.filter_map(|(hop, shared)| Some((Shared::idle_since(shared)?, hop)));
+        let oldest = http1.chain(http2).min_by_key(|(since, _)| *since);
+        oldest.map(|(since, hop)| (since, hop.clone()))
+    }
+}
+
+/// What a shared connection is good for.
+enum SharedState {
+    /// It is open and no request has it.
+    Idle(Instant),
+    /// Requests have it, or somebody dials or looks at it.
+    Busy,
+    Ended,
+}
+
+impl Shared {
+    fn state(self: &Arc<Self>) -> SharedState {
+        // Who asks for it holds it.
+        if Arc::strong_count(self) > 1 {
+            return SharedState::Busy;
+        }
+        let Ok(slot) = self.slot.try_lock() else {
+            return SharedState::Busy;
+        };
+        match &slot.live {
+            Some(live) if live.is_open() => match live.idle_since() {
+                Some(since) => SharedState::Idle(since),
+                None => SharedState::Busy,
+            },
+            _ => SharedState::Ended,
+        }
+    }
+
+    fn idle_since(self: &Arc<Self>) -> Option<Instant> {
+        match self.state() {
+            SharedState::Idle(since) => Some(since),
+            SharedState::Busy | SharedState::Ended => None,
+        }
     }
 }
 
 impl Multiplexed {
-    fn is_idle(&self, now: Instant, limit: Duration) -> bool {
+    fn is_open(&self) -> bool {
+        !self.sender.is_closed() && !self.used.retired.load(Ordering::Relaxed)
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
         let last = self
             .used
             .last
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        Arc::strong_count(&self.used) == 1 && now.duration_since(*last) >= limit
-    }
-}
-
-/// Where a connection goes back to.
-#[derive(Clone)]
-pub(super) struct Home {
-    mesh: Weak<MeshInner>,
-    route: Hop,
-}
-
-/// A connection that can take a request now.
-pub(super) enum Checkout {
-    Http1(http1::SendRequest<RequestBody>, Home, Age),
-    Http2(http2::SendRequest<RequestBody>, Using, Age),
-}
-
-/// Whether a connection served requests before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Age {
-    New,
-    /// Its server may be closing it just now, which says nothing of the endpoint.
-    Used,
-}
-
-type Unsent = Option<Request<RequestBody>>;
-
-impl Checkout {
-    /// Sends the request; gives it back when not a byte of it was sent.
-    pub(super) async fn send(
-        self,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Returned), (Error, Unsent)> {
-        match self {
-            Self::Http1(mut sender, home, _) => match sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Returned::Http1(sender, home))),
-                Err(mut error) => {
-                    let unsent = error.take_message();
-                    Err((Error::from_hyper(error.into_error()), unsent))
-                }
-            },
-            Self::Http2(mut sender, using, _) => match sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Returned::Http2(using))),
-                Err(mut error) => {
-                    let unsent = error.take_message();
-                    Err((Error::from_hyper(error.into_error()), unsent))
-                }
-            },
-        }
-    }
-
-    pub(super) fn age(&self) -> Age {
-        match self {
-            Self::Http1(_, _, age) | Self::Http2(_, _, age) => *age,
-        }
-    }
-}
-
-/// A connection whose answer is still being read.
-pub(super) enum Returned {
-    Http1(http1::SendRequest<RequestBody>, Home),
-    Http2(#[expect(dead_code, reason = "dropped at the end of the answer")] Using),
-}
-
-impl Returned {
-    /// Called when the answer was read to its end.
-    pub(super) fn check_in(self) {
-        let Self::Http1(mut sender, home) = self else {
-            return;
-        };
-        let Some(mesh) = home.mesh.upgrade() else {
-            return;
-        };
-        if sender.is_ready() {
-            mesh.http.check_in(home.route, sender);
-            return;
-        }
-        // The connection's task has to notice the end first; it errs when it closes instead.
-        let weak = home.mesh;
-        let route = home.route;
-        mesh.tasks.spawn(async move {
-            if sender.ready().await.is_ok()
-                && let Some(mesh) = weak.upgrade()
-            {
-                mesh.http.check_in(route, sender);
-            }
-        });
-    }
-}
-
-impl Error {
-    pub(crate) fn from_hyper(error: hyper::Error) -> Self {
-        if error.is_timeout() {
-            return Self::new(ErrorKind::RequestTimeout).with_source(error);
-        }
-        if error.is_user() {
-            // The application's own body failed, or its request cannot be sent like this.
-            return Self::new(ErrorKind::BadRequest).with_source(error);
-        }
-        if error.is_closed() {
-            return Self::new(ErrorKind::Closed).with_source(error);
-        }
-        Self::from(crate::BoxError::from(error))
+        (Arc::strong_count(&self.used) == 1).then_some(*last)
     }
 }
 

@@ -7,6 +7,9 @@ mod client;
 mod connector;
 mod dial;
 #[cfg(feature = "http")]
+mod exchange;
+mod hosts;
+#[cfg(feature = "http")]
 mod http_pool;
 #[cfg(feature = "http")]
 mod report;
@@ -17,6 +20,7 @@ pub use client::{MeshBody, MeshClient, ResponseFuture};
 #[cfg(feature = "http")]
 pub use connector::{Connecting, MeshConnector};
 pub(crate) use dial::PoolKey;
+pub(crate) use hosts::Hosts;
 #[cfg(feature = "http")]
 pub(crate) use http_pool::HttpPool;
 #[cfg(feature = "admin")]

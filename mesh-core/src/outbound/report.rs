@@ -6,6 +6,7 @@ use http_body::Frame;
 use tokio::time::Instant;
 
 use super::account;
+use super::target::Destination;
 use crate::mesh::MeshInner;
 use crate::snapshot::Route;
 use crate::telemetry::{Labels, Metrics, RequestLog, RequestOutcome, RequestProtocol};
@@ -44,6 +45,17 @@ impl RequestReport {
             None => log,
         };
         self.route = Some((labels, log));
+    }
+
+    /// There is no way for the request to go.
+    pub(super) fn unrouted<B>(
+        &mut self,
+        mesh: &MeshInner,
+        destination: &Destination,
+        error: &Error,
+        request: &Request<B>,
+    ) {
+        self.route = Some(account::unrouted_request(mesh, destination, error, request));
     }
 
     pub(super) fn head(&mut self, status: StatusCode, headers: &HeaderMap) {

@@ -51,7 +51,7 @@ pub const ACCESS_TARGET: &str = "mesh::access";
 pub struct AccessLog {
     labels: Labels,
     source: SocketAddr,
-    destination: SocketAddr,
+    destination: Option<SocketAddr>,
     hbone_address: Option<Arc<str>>,
 }
 
@@ -65,9 +65,24 @@ impl AccessLog {
         Self {
             labels: labels.clone(),
             source,
-            destination,
+            destination: Some(destination),
             hbone_address: None,
         }
+    }
+
+    /// A record of a connection that got no address to go to.
+    pub(crate) fn unaddressed(labels: &Labels, source: SocketAddr) -> Self {
+        Self {
+            labels: labels.clone(),
+            source,
+            destination: None,
+            hbone_address: None,
+        }
+    }
+
+    pub(crate) fn with_destination(mut self, destination: SocketAddr) -> Self {
+        self.destination = Some(destination);
+        self
     }
 
     /// Sets the authority of the tunnel's CONNECT; without it the connection is plaintext.
@@ -89,7 +104,7 @@ impl AccessLog {
                     src.namespace = ends.source.namespace.as_deref(),
                     src.identity = ends.source.identity.as_deref(),
                     src.cluster = ends.source.cluster.as_deref(),
-                    dst.addr = %self.destination,
+                    dst.addr = self.destination.map(tracing::field::display),
                     dst.hbone_addr = self.hbone_address().as_deref(),
                     dst.service = ends.service.as_deref(),
                     dst.workload = ends.destination.workload.as_deref(),
@@ -135,7 +150,7 @@ impl AccessLog {
                         src.namespace = ends.source.namespace.as_deref(),
                         src.identity = ends.source.identity.as_deref(),
                         src.cluster = ends.source.cluster.as_deref(),
-                        dst.addr = %self.destination,
+                        dst.addr = self.destination.map(tracing::field::display),
                         dst.hbone_addr = self.hbone_address().as_deref(),
                         dst.service = ends.service.as_deref(),
                         dst.workload = ends.destination.workload.as_deref(),

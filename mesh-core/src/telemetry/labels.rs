@@ -301,6 +301,12 @@ impl DestinationService {
         Self::new("", "PassthroughCluster", "")
     }
 
+    /// A host that the mesh does not know and that nobody may connect to
+    /// ([`RegistryOnly`](crate::OutboundPolicy::RegistryOnly)), under Istio's name for all of them.
+    pub fn black_hole() -> Self {
+        Self::new("", "BlackHoleCluster", "")
+    }
+
     /// The hostname.
     pub fn hostname(&self) -> Option<&str> {
         self.hostname.as_deref()

@@ -16,6 +16,8 @@ mod metrics;
 #[path = "metrics/disabled.rs"]
 mod metrics;
 mod outcome;
+#[cfg(feature = "http")]
+pub(crate) mod request_id;
 mod request_log;
 mod sanitize;
 mod settings;

@@ -116,6 +116,13 @@ mod mesh_listens;
     feature = "metrics",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
+mod mesh_looks_up;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
 mod mesh_reports;
 #[cfg(all(
     feature = "dev-ca",
@@ -124,6 +131,13 @@ mod mesh_reports;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod mesh_requests;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_retries;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",

@@ -231,3 +231,159 @@ async fn series_that_nobody_uses_are_forgotten_by_themselves() {
     tokio::time::sleep(std::time::Duration::from_secs(12 * 60)).await;
     assert_eq!(world.node.metrics().series(), 0);
 }
+
+#[tokio::test]
+async fn requests_and_connections_without_a_way_are_counted_and_logged() {
+    use mesh_core::xds::model::Health;
+    let (lines, _guard) = capture("info");
+    let world = World::with(158, |node| {
+        node.outbound_policy(mesh_core::OutboundPolicy::RegistryOnly)
+    });
+    let (client, _) = world.pair().await;
+    let ill = world.workload("server", 2).with_health(Health::Unhealthy);
+    world.control.set(vec![ill.into()]).await;
+    let cases = [
+        (
+            "server:9080",
+            "503",
+            "UH",
+            "server",
+            "server.default.svc.cluster.local",
+        ),
+        (
+            "nowhere.example:80",
+            "502",
+            "NR",
+            "BlackHoleCluster",
+            "unknown",
+        ),
+        ("192.0.2.1:80", "502", "NR", "BlackHoleCluster", "unknown"),
+    ];
+    for (target, code, flags, name, hostname) in cases {
+        let request = Request::get(format!("http://{target}/x"));
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        client.http_client().request(request).await.unwrap_err();
+        client.connect(target).await.unwrap_err();
+        let all = series(&world, "istio_requests_total", "source");
+        let (labels, _) = all
+            .iter()
+            .find(|(labels, _)| labels["destination_service_name"] == name)
+            .unwrap_or_else(|| panic!("{target}: {all:?}"));
+        assert_eq!(labels["response_code"], code);
+        assert_eq!(labels["response_flags"], flags);
+        assert_eq!(labels["destination_service"], hostname);
+        assert_eq!(labels["source_workload"], "client");
+        assert_eq!(labels["destination_workload"], "unknown");
+        assert_eq!(labels["connection_security_policy"], "unknown");
+        lines.has(&[
+            "request complete",
+            &format!("authority=\"{target}\""),
+            &format!("response_flags=\"{flags}\""),
+            "src.workload=\"client\"",
+        ]);
+        let all = series(&world, "istio_tcp_connections_failed_total", "source");
+        let (labels, _) = all
+            .iter()
+            .find(|(labels, _)| labels["destination_service_name"] == name)
+            .unwrap_or_else(|| panic!("{target}: {all:?}"));
+        assert_eq!(labels["response_flags"], "CONNECT");
+    }
+    // Both kinds of name, in one series.
+    let count = |name: &str| {
+        let all = series(&world, name, "source");
+        let black_hole = all
+            .into_iter()
+            .find(|(labels, _)| labels["destination_service_name"] == "BlackHoleCluster");
+        black_hole.unwrap().1
+    };
+    assert_eq!(count("istio_requests_total"), 2.0);
+    assert_eq!(count("istio_tcp_connections_failed_total"), 2.0);
+    lines.has(&[
+        "connection complete",
+        "dst.addr=192.0.2.1:80",
+        "not in the mesh",
+    ]);
+}
+
+#[tokio::test]
+async fn bytes_to_hosts_outside_the_mesh_are_the_passthrough_cluster_s() {
+    let world = World::new(159);
+    let (client, _) = world.pair().await;
+    let outside = tokio::net::TcpListener::bind("127.159.9.9:0")
+        .await
+        .unwrap();
+    let target = outside.local_addr().unwrap().to_string();
+    let (stream, accepted) = tokio::join!(client.connect(&target), outside.accept());
+    let (mut stream, mut accepted) = (stream.unwrap(), accepted.unwrap().0);
+    stream.write_all(&[1; 300]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut received = Vec::new();
+    accepted.read_to_end(&mut received).await.unwrap();
+    accepted.write_all(&[2; 500]).await.unwrap();
+    drop(accepted);
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    drop(stream);
+    for (name, value) in [
+        ("istio_tcp_received_bytes_total", 300.0),
+        ("istio_tcp_sent_bytes_total", 500.0),
+        ("istio_tcp_connections_closed_total", 1.0),
+    ] {
+        let labels = one(&world, name, "source", value).await;
+        assert_eq!(labels["source_workload"], "client");
+        assert_eq!(labels["destination_service_name"], "PassthroughCluster");
+        for unknown in [
+            "destination_service",
+            "destination_service_namespace",
+            "destination_workload",
+            "destination_principal",
+            "connection_security_policy",
+        ] {
+            assert_eq!(labels[unknown], "unknown", "{unknown}");
+        }
+        assert_eq!(labels["response_flags"], "-");
+    }
+}
+
+#[tokio::test]
+async fn a_request_has_one_id_at_both_ends() {
+    let (lines, _guard) = capture("info");
+    let world = World::with(160, |node| node.rng(7));
+    let (client, server) = world.pair().await;
+    let http = server.listen_http(PORT).await.unwrap();
+    tokio::spawn(http.serve(service_fn(
+        |request: Request<hyper::body::Incoming>| async move {
+            let ids: Vec<_> = request.headers().get_all("x-request-id").iter().collect();
+            assert_eq!(ids.len(), 1);
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::copy_from_slice(
+                ids[0].as_bytes(),
+            ))))
+        },
+    )));
+    let ask = async |id: Option<&str>| {
+        let mut request = Request::get("http://server:9080/");
+        if let Some(id) = id {
+            request = request.header("x-request-id", id);
+        }
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let response = client.http_client().request(request).await.unwrap();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    };
+    assert_eq!(ask(Some("the-caller-s")).await, "the-caller-s");
+    let (first, second) = (ask(None).await, ask(None).await);
+    assert_ne!(first, second);
+    for id in [&first, &second] {
+        assert_eq!((id.len(), &id[14..15]), (36, "4"), "{id}");
+    }
+    for id in ["the-caller-s", &first, &second] {
+        for direction in ["outbound", "inbound"] {
+            until(&format!("{direction} {id} is logged"), || {
+                lines.text().lines().any(|line| {
+                    line.contains(&format!("request_id=\"{id}\""))
+                        && line.contains(&format!("direction=\"{direction}\""))
+                })
+            })
+            .await;
+        }
+    }
+}

@@ -30,7 +30,7 @@ async fn text(response: Response<MeshBody>) -> Result<String, Error> {
 }
 
 /// Serves HTTP/1.1 by hand: `answer` to each request, and an end after `per_connection` of them.
-fn by_hand(
+pub(crate) fn by_hand(
     mut listener: MeshListener,
     answer: &'static [u8],
     per_connection: usize,
@@ -61,7 +61,7 @@ fn by_hand(
     accepted
 }
 
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+pub(crate) const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test]
 async fn requests_share_a_connection() {

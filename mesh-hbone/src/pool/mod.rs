@@ -204,6 +204,11 @@ where
         lock(&self.inner.state).table.links()
     }
 
+    /// Whether no connection can be dialled before one that is there ends or becomes idle.
+    pub fn is_full(&self) -> bool {
+        lock(&self.inner.state).table.is_full()
+    }
+
     /// Connections, those being dialled included.
     pub fn connections(&self) -> usize {
         lock(&self.inner.state).table.len()

@@ -216,6 +216,11 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
         self.keys.len()
     }
 
+    /// Whether there is no place for a dial, and nothing idle to make one.
+    pub(super) fn is_full(&self) -> bool {
+        self.keys.len() >= self.limits.connections && self.idle.is_empty()
+    }
+
     fn serve(&mut self, key: &K, grants: &mut Vec<(WaiterId, Grant<C>)>) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;

@@ -9,13 +9,13 @@ use pin_project_lite::pin_project;
 use crate::error::{BoxError, Error, ErrorKind};
 
 /// Where a body waits until somebody reads it.
-pub(super) struct Slot<B> {
+pub(crate) struct Slot<B> {
     body: Arc<Mutex<Option<B>>>,
 }
 
 impl<B> Slot<B> {
     /// Takes the body: whoever comes first has it.
-    pub(super) fn take(&self) -> Option<B> {
+    pub(crate) fn take(&self) -> Option<B> {
         // A panic cannot have left the option half written.
         self.body
             .lock()
@@ -40,7 +40,7 @@ pin_project! {
 }
 
 impl<B: Body> ReplayBody<B> {
-    pub(super) fn new(body: B) -> (Self, Slot<B>) {
+    pub(crate) fn new(body: B) -> (Self, Slot<B>) {
         let (empty, hint) = (body.is_end_stream(), body.size_hint());
         let body = Arc::new(Mutex::new(Some(body)));
         let replay = Self {

@@ -1,0 +1,260 @@
+//! Requests that fail before their server looked at them, and connections that make room for others.
+
+use std::error::Error as _;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt, Full};
+use mesh_core::hbone::config::Config;
+use mesh_core::xds::model::TunnelProtocol;
+use mesh_core::{BoxedIo, Error, ErrorKind, Mesh, MeshBody, MeshListener, MeshStream, Transport};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use crate::mesh_requests::{OK, by_hand};
+use crate::mesh_world::{PORT, World};
+
+fn request(host: &str, version: Version, body: &'static str) -> Request<Full<Bytes>> {
+    let uri = format!("http://{host}:{PORT}/");
+    let mut request = Request::post(uri).body(Full::from(body)).unwrap();
+    *request.version_mut() = version;
+    request
+}
+
+async fn ask(client: &Mesh, host: &str, version: Version) -> Result<Response<MeshBody>, Error> {
+    let client = client.http_client();
+    client.request(request(host, version, "")).await
+}
+
+async fn whole(response: Response<MeshBody>) -> Bytes {
+    response.into_body().collect().await.unwrap().to_bytes()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_http_2_dial_fails_all_who_wait_for_it_and_is_not_repeated_for_each() {
+    let (dials, failing) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (count, fail) = (Arc::clone(&dials), Arc::clone(&failing));
+    let transport = Transport::new(
+        move |_: SocketAddr| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let fail = Arc::clone(&fail);
+            async move {
+                fail.notified().await;
+                Err::<BoxedIo, _>(io::ErrorKind::ConnectionRefused.into())
+            }
+        },
+        |_| std::future::ready(Err(io::ErrorKind::Unsupported.into())),
+    );
+    let world = World::with(150, |node| node.transport(transport).connect_attempts(1));
+    let (client, _) = world.pair().await;
+    let plain = world.workload("server", 2);
+    let plain = plain.with_protocol(TunnelProtocol::None);
+    world.control.set(vec![plain.into()]).await;
+
+    let requests = (0..20).map(|_| ask(&client, "server", Version::HTTP_2));
+    let all = futures_util::future::join_all(requests);
+    let fail = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        failing.notify_one();
+    };
+    let (all, ()) = tokio::join!(all, fail);
+    for result in all {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectFailed, "{error:?}");
+        assert!(error.is_retry_safe());
+        let cause = error.source().expect("the cause is told to each");
+        assert!(cause.to_string().contains("refused"), "{cause}");
+    }
+    assert_eq!(dials.load(Ordering::Relaxed), 1);
+
+    // Failures are not remembered.
+    failing.notify_one();
+    ask(&client, "server", Version::HTTP_2).await.unwrap_err();
+    assert_eq!(dials.load(Ordering::Relaxed), 2);
+}
+
+/// What a server does with the first stream of its first connection.
+#[derive(Clone, Copy)]
+enum First {
+    /// Refuses it at once.
+    Refuse,
+    /// Refuses it when it has seen some of its body.
+    RefuseLater,
+    /// Leaves, and says that it has not looked at it.
+    GoAway,
+}
+
+/// Serves HTTP/2, and counts the streams that came.
+fn serve(mut listener: MeshListener, first: First) -> Arc<AtomicUsize> {
+    let streams = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&streams);
+    tokio::spawn(async move {
+        while let Ok(stream) = listener.accept().await {
+            let count = Arc::clone(&count);
+            tokio::spawn(async move {
+                let begins = count.load(Ordering::Relaxed) == 0;
+                match first {
+                    First::GoAway if begins => go_away(stream, &count).await,
+                    _ => answer(stream, first, &count).await,
+                }
+            });
+        }
+    });
+    streams
+}
+
+async fn answer(stream: MeshStream, first: First, count: &AtomicUsize) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let begins = count.fetch_add(1, Ordering::Relaxed) == 0;
+        tokio::spawn(async move {
+            if begins {
+                if matches!(first, First::RefuseLater) {
+                    request.into_body().data().await.unwrap().unwrap();
+                }
+                respond.send_reset(Reason::REFUSED_STREAM);
+                return;
+            }
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            body.send_data("answer".into(), true).unwrap();
+        });
+    }
+}
+
+/// `GOAWAY(last stream 0, NO_ERROR)` at the first HEADERS.
+async fn go_away(mut stream: MeshStream, count: &AtomicUsize) {
+    let mut preface = [0; 24];
+    stream.read_exact(&mut preface).await.unwrap();
+    stream
+        .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+        .await
+        .unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream
+            .read_exact(&mut vec![0; length as usize])
+            .await
+            .unwrap();
+        if head[3] == 1 {
+            break;
+        }
+    }
+    count.fetch_add(1, Ordering::Relaxed);
+    let frame = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    stream.write_all(&frame).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_its_server_refused_is_sent_again() {
+    for (net, first) in [(151, First::Refuse), (152, First::GoAway)] {
+        let world = World::new(net);
+        let (client, server) = world.pair().await;
+        let streams = serve(server.listen(PORT).await.unwrap(), first);
+        let response = ask(&client, "server", Version::HTTP_2).await.unwrap();
+        assert_eq!(whole(response).await, "answer");
+        assert_eq!(streams.load(Ordering::Relaxed), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_stream_whose_body_was_begun_is_not_sent_again() {
+    let world = World::new(153);
+    let (client, server) = world.pair().await;
+    let streams = serve(server.listen(PORT).await.unwrap(), First::RefuseLater);
+    let body = request("server", Version::HTTP_2, "body");
+    let error = client.http_client().request(body).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::RefusedStream, "{error:?}");
+    assert_eq!(streams.load(Ordering::Relaxed), 1);
+    let response = ask(&client, "server", Version::HTTP_2).await.unwrap();
+    assert_eq!(whole(response).await, "answer");
+}
+
+#[tokio::test]
+async fn retries_of_refused_streams_end_with_the_attempts() {
+    let world = World::with(154, |node| node.connect_attempts(1));
+    let (client, server) = world.pair().await;
+    let streams = serve(server.listen(PORT).await.unwrap(), First::Refuse);
+    let error = ask(&client, "server", Version::HTTP_2).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::RefusedStream, "{error:?}");
+    assert!(error.is_retry_safe());
+    assert_eq!(streams.load(Ordering::Relaxed), 1);
+}
+
+/// Three servers beside the client.
+async fn three(world: &World) -> (Mesh, [MeshListener; 3]) {
+    let mut updates = vec![world.workload("client", 1).into()];
+    for (name, host) in [("a", 2), ("b", 3), ("c", 4)] {
+        updates.push(world.workload(name, host).into());
+        updates.push(world.service(name, host).into());
+    }
+    world.control.set(updates).await;
+    let listeners = [
+        world.mesh("a").listen(PORT).await.unwrap(),
+        world.mesh("b").listen(PORT).await.unwrap(),
+        world.mesh("c").listen(PORT).await.unwrap(),
+    ];
+    (world.mesh("client"), listeners)
+}
+
+#[tokio::test]
+async fn idle_http_connections_make_room_for_new_peers_when_all_tunnels_are_taken() {
+    let world = World::with(155, |node| node.hbone(Config::default().max_connections(2)));
+    let (client, listeners) = three(&world).await;
+    for listener in listeners {
+        by_hand(listener, OK, usize::MAX);
+    }
+    for host in ["a", "b", "c", "a", "c", "b"] {
+        let response = ask(&client, host, Version::HTTP_11).await.unwrap();
+        assert_eq!(whole(response).await, "ok");
+    }
+    // Those that requests have stay.
+    let busy = [
+        ask(&client, "a", Version::HTTP_11).await.unwrap(),
+        ask(&client, "b", Version::HTTP_11).await.unwrap(),
+    ];
+    let error = ask(&client, "c", Version::HTTP_11).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    for response in busy {
+        assert_eq!(whole(response).await, "ok");
+    }
+    ask(&client, "c", Version::HTTP_11).await.unwrap();
+}
+
+#[tokio::test]
+async fn idle_http_2_connections_make_room_too() {
+    let world = World::with(156, |node| node.hbone(Config::default().max_connections(2)));
+    let (client, listeners) = three(&world).await;
+    for listener in listeners {
+        let streams = serve(listener, First::Refuse);
+        streams.store(1, Ordering::Relaxed);
+    }
+    for host in ["a", "b", "c", "a", "c", "b"] {
+        let response = ask(&client, host, Version::HTTP_2).await.unwrap();
+        assert_eq!(whole(response).await, "answer");
+    }
+}
+
+#[tokio::test]
+async fn of_more_idle_connections_than_set_the_least_recently_used_goes() {
+    let world = World::with(157, |node| node.max_idle_connections(2));
+    let (client, listeners) = three(&world).await;
+    let accepted = listeners.map(|listener| by_hand(listener, OK, usize::MAX));
+    for host in ["a", "b", "c", "a", "c"] {
+        let response = ask(&client, host, Version::HTTP_11).await.unwrap();
+        assert_eq!(whole(response).await, "ok");
+        // Instants that differ.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let counts = accepted.map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(counts, [2, 1, 1]);
+}
