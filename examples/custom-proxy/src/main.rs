@@ -100,5 +100,6 @@ async fn main() -> Result<(), BoxError> {
     if body != "from the backend" || seen.is_none_or(|seen| seen != "1") {
         return Err("the request did not pass through the layer and the backend".into());
     }
+    println!("request passed: caller -> proxy, where the layer counted it -> backend");
     Ok(())
 }

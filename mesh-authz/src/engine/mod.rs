@@ -125,6 +125,9 @@ impl PolicySet {
     /// It refuses only where three-valued logic can tell that no request would be permitted: unknown
     /// attributes count in favour of access, each on its own. What this refuses,
     /// [`evaluate`](Self::evaluate) refuses for every request on the connection.
+    ///
+    /// It does not solve conditions: where each may hold and all cannot (method `GET` and not `GET`),
+    /// the connection is admitted, and every request on it refused.
     pub fn could_allow(&self, attributes: &Attributes<'_>) -> Decision<'_> {
         let reading = match attributes.request {
             Attribute::Unknown => Reading::BeforeRequest,

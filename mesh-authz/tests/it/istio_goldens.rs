@@ -14,23 +14,16 @@ use mesh_authz::policy::istio::{AuthorizationPolicy, Rule};
 use mesh_authz::policy::{Action, TrustDomains};
 use mesh_authz::{Attributes, PolicySet};
 
+use crate::require;
+
 use self::attributes::{Literals, Sample};
 use self::rbac::{Filter, Node};
 
 /// Requests a file is tried with.
 const SAMPLES: usize = 600;
 
-#[allow(
-    clippy::disallowed_methods,
-    clippy::print_stderr,
-    reason = "a test may skip, and says so"
-)]
-fn data() -> Option<PathBuf> {
-    let Some(root) = std::env::var_os("MESH_TEST_DATA") else {
-        eprintln!("skipped: MESH_TEST_DATA is not set, Istio's conversions are not here");
-        return None;
-    };
-    Some(Path::new(&root).join("istio/authz"))
+fn data(test: &str) -> Option<PathBuf> {
+    Some(require::data(test)?.join("istio/authz"))
 }
 
 /// The mesh that a file was converted for.
@@ -125,7 +118,9 @@ impl Golden {
 
 #[test]
 fn requests_are_decided_alike() {
-    let Some(data) = data() else { return };
+    let Some(data) = data("requests_are_decided_alike") else {
+        return;
+    };
     let mut decided = [0; 2];
     for golden in goldens(&data.join("http")) {
         let set = golden.set(&golden.policies);
@@ -141,7 +136,9 @@ fn requests_are_decided_alike() {
 /// A TCP port gets what is left of the policies without requests; so does our L4 reduction.
 #[test]
 fn connections_are_decided_alike() {
-    let Some(data) = data() else { return };
+    let Some(data) = data("connections_are_decided_alike") else {
+        return;
+    };
     let mut matched = 0;
     for golden in goldens(&data.join("tcp")) {
         let set = golden.set(&golden.policies);
@@ -176,7 +173,9 @@ fn connections_are_decided_alike() {
 /// the other way round. (Whole rules of the large files can hardly match.)
 #[test]
 fn conditions_are_decided_alike() {
-    let Some(data) = data() else { return };
+    let Some(data) = data("conditions_are_decided_alike") else {
+        return;
+    };
     let mut varied = 0;
     for golden in goldens(&data.join("http")) {
         let samples = golden.samples();

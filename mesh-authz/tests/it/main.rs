@@ -13,6 +13,7 @@ mod istio_goldens;
 mod lowering;
 mod monotone;
 mod normalisation;
+mod require;
 mod scale;
 mod strings;
 mod ztunnel_clauses;

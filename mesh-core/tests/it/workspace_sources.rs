@@ -164,12 +164,19 @@ fn every_feature_says_what_it_is() {
 #[test]
 fn all_crates_skip_tests_alike() {
     let own = include_str!("require.rs");
-    for library in LIBRARIES {
-        let path = root().join(library).join("tests/it/require.rs");
-        if path.exists() {
-            let text = fs::read_to_string(&path).expect("UTF-8");
-            assert_eq!(text, own, "{} is not mesh-core's", path.display());
-        }
+    let copies = files(&root(), "rs");
+    let copies = copies
+        .iter()
+        .filter(|path| path.ends_with("tests/it/require.rs"));
+    let mut packages = Vec::new();
+    for path in copies {
+        let text = fs::read_to_string(path).expect("UTF-8");
+        assert_eq!(text, own, "{} is not mesh-core's", path.display());
+        packages.push(path.strip_prefix(root()).expect("in the root").to_owned());
+    }
+    for package in LIBRARIES.iter().chain(&["examples/bookinfo", "benches"]) {
+        let path = Path::new(package).join("tests/it/require.rs");
+        assert!(packages.contains(&path), "{} is missing", path.display());
     }
 }
 

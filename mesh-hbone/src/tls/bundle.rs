@@ -65,8 +65,9 @@ impl Bundle {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidBundle`] if the chain or the roots are empty, a certificate, key or CRL
-    /// does not parse (a CRL that cannot be read must not be taken for "nothing is revoked"), or
-    /// the leaf does not have exactly one URI name that is a SPIFFE id.
+    /// does not parse (a CRL that cannot be read must not be taken for "nothing is revoked"), the
+    /// leaf's validity ends before it begins, or the leaf does not have exactly one URI name that is a
+    /// SPIFFE id.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -92,6 +93,11 @@ impl Bundle {
             .map_err(|error| invalid("leaf certificate").with_source(error))?;
         let facts =
             Facts::of(leaf).map_err(|error| invalid("leaf certificate").with_source(error))?;
+        if facts.not_before > facts.not_after {
+            return Err(invalid(
+                "leaf certificate: validity: expected not-before at or before not-after",
+            ));
+        }
         let trust = Trust::new(roots, crls)?;
         let own = Own {
             chain,

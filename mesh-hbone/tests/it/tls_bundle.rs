@@ -37,6 +37,22 @@ fn chain_pem(leaf: &Leaf) -> String {
 }
 
 #[test]
+fn a_validity_that_ends_before_it_begins_is_refused() {
+    let root = Authority::root("root");
+    let mut params = leaf_params(&[CLIENT]);
+    params.not_before = date_time_ymd(2031, 1, 1);
+    params.not_after = date_time_ymd(2030, 1, 1);
+    let leaf = root.issue(&params);
+    let key = leaf.key.clone_key();
+    let error = Bundle::new(leaf.chain, key, vec![root.der()], &[]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidBundle);
+    assert!(
+        format!("{error} {error:?}").contains("validity"),
+        "{error:?}"
+    );
+}
+
+#[test]
 fn pem_and_der_give_the_same_bundle() {
     let root = Authority::root("root");
     let intermediate = root.intermediate("intermediate", 7);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -16,6 +16,8 @@ use mesh_authz::{Attribute, Attributes, Identity, PolicySet};
 use mesh_xds::file::{Loader, Settings};
 use mesh_xds::model::*;
 use serde_json::Value;
+
+use crate::require;
 
 #[test]
 fn bookinfo() {
@@ -76,22 +78,8 @@ impl Exceptions {
     }
 }
 
-/// Where the recordings are; says so when nobody told.
-#[allow(
-    clippy::disallowed_methods,
-    clippy::print_stderr,
-    reason = "a test finds its data by the environment and says why it skips"
-)]
-fn test_data() -> Option<PathBuf> {
-    let data = std::env::var_os("MESH_TEST_DATA").map(PathBuf::from);
-    if data.is_none() {
-        eprintln!("skipped: MESH_TEST_DATA does not say where the recordings are");
-    }
-    data
-}
-
 fn replay(recording: &str) {
-    let Some(data) = test_data() else {
+    let Some(data) = require::data(&format!("istiod_recordings::{recording}")) else {
         return;
     };
     let root = data.join("istiod").join(recording);
