@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::future::IntoFuture;
+use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -100,6 +101,9 @@ async fn main() -> Result<(), BoxError> {
     if body != "from the backend" || seen.is_none_or(|seen| seen != "1") {
         return Err("the request did not pass through the layer and the backend".into());
     }
-    println!("request passed: caller -> proxy, where the layer counted it -> backend");
+    writeln!(
+        io::stdout(),
+        "passed: caller -> proxy, whose layer counted the request -> backend"
+    )?;
     Ok(())
 }

@@ -117,7 +117,7 @@ impl Hosts {
                 return;
             }
             let found = transport.look_up(host.to_string()).await;
-            let answer = found.and_then(in_order).map_err(Arc::new);
+            let answer = found.and_then(|found| in_order(&found)).map_err(Arc::new);
             lock(&table).answered(&host, answer.as_ref().ok(), Instant::now());
             tell.send_replace(Some(answer));
         }
@@ -199,7 +199,7 @@ impl Table {
 
 /// The resolver's order (RFC 6724), families taking turns (RFC 8305 section 4): where one of them leads
 /// nowhere, the second attempt is already of the other.
-fn in_order(found: Vec<IpAddr>) -> io::Result<Arc<[IpAddr]>> {
+fn in_order(found: &[IpAddr]) -> io::Result<Arc<[IpAddr]>> {
     let mut distinct: Vec<IpAddr> = Vec::with_capacity(found.len());
     for ip in found.iter().map(IpAddr::to_canonical) {
         if !distinct.contains(&ip) {

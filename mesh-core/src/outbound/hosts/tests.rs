@@ -35,11 +35,8 @@ fn families_take_turns_in_the_resolvers_order() {
     ]
     .map(ip);
     let expected = ["::1", "10.0.0.1", "::2", "10.0.0.2"].map(ip);
-    assert_eq!(*in_order(found.to_vec()).unwrap(), expected);
-    assert_eq!(
-        in_order(Vec::new()).unwrap_err().kind(),
-        io::ErrorKind::NotFound
-    );
+    assert_eq!(*in_order(&found).unwrap(), expected);
+    assert_eq!(in_order(&[]).unwrap_err().kind(), io::ErrorKind::NotFound);
 }
 
 #[tokio::test(start_paused = true)]
