@@ -1,5 +1,9 @@
 //! The file source: manifests and ztunnel's form, loaded, reloaded and watched. The wire: protobuf as istiod has it.
 
+mod decode_addresses;
+mod decode_listeners;
+mod decode_policies;
+mod decode_rbac_goldens;
 mod generated;
 mod istiod_recordings;
 mod manifests;
