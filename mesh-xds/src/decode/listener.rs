@@ -148,10 +148,9 @@ fn http_policies(
         if filter.disabled {
             continue;
         }
-        let config = match &filter.config_type {
-            Some(http_filter::ConfigType::TypedConfig(config)) => config,
+        let Some(http_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
             // Its configuration is elsewhere, and may refuse requests.
-            _ => return Err(unknown(&at, &filter.name, "")),
+            return Err(unknown(&at, &filter.name, ""));
         };
         match config.type_url.as_str() {
             type_url::HTTP_RBAC => {

@@ -315,7 +315,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.network_gateway = Some(wire::GatewayAddress {
                     hbone_mtls_port: 70_000,
                     ..gateway()
-                })
+                });
             },
             "workload.network_gateway.hbone_mtls_port: 70000, expected a port, at most 65535",
         ),
@@ -324,7 +324,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.application_tunnel = Some(wire::ApplicationTunnel {
                     protocol: 2,
                     port: 0,
-                })
+                });
             },
             "workload.application_tunnel.protocol: 2, expected NONE (0) or PROXY (1)",
         ),
@@ -333,7 +333,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.application_tunnel = Some(wire::ApplicationTunnel {
                     protocol: 1,
                     port: 65_536,
-                })
+                });
             },
             "workload.application_tunnel.port: 65536, expected a port, at most 65535",
         ),
@@ -352,7 +352,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.addresses = vec![wire::NetworkAddress {
                     length: Some(33),
                     ..address(&[1; 4])
-                }]
+                }];
             },
             "service.addresses[0].length: 33, expected at most 32",
         ),
@@ -361,7 +361,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.addresses = vec![wire::NetworkAddress {
                     length: Some(256 + 8),
                     ..address(&[1; 16])
-                }]
+                }];
             },
             "service.addresses[0].length: 264, expected at most 128",
         ),
@@ -374,7 +374,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.load_balancing = Some(wire::LoadBalancing {
                     routing_preference: vec![1, 7],
                     ..Default::default()
-                })
+                });
             },
             "service.load_balancing.routing_preference[1]: 7, expected a scope, 0 to 6",
         ),
@@ -383,7 +383,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.load_balancing = Some(wire::LoadBalancing {
                     mode: 4,
                     ..Default::default()
-                })
+                });
             },
             "service.load_balancing.mode: 4, expected a mode, 0 to 3",
         ),
@@ -392,7 +392,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.load_balancing = Some(wire::LoadBalancing {
                     health_policy: 2,
                     ..Default::default()
-                })
+                });
             },
             "service.load_balancing.health_policy: 2, expected ONLY_HEALTHY (0) or ALLOW_ALL (1)",
         ),
@@ -401,7 +401,7 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
                 it.ports = vec![wire::Port {
                     app_protocol: 6,
                     ..Default::default()
-                }]
+                }];
             },
             "service.ports[0].app_protocol: 6, expected a protocol, 0 to 5",
         ),
