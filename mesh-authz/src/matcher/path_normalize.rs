@@ -4,7 +4,7 @@ use std::borrow::Cow;
 ///
 /// These are the modes of Istio's `meshConfig.pathNormalization.normalization` ([reference][istio]).
 /// Every mode cuts the fragment off; a query is never touched, and neither is anything that no mode
-/// names: double encodings, overlong UTF-8, `;parameters`, letter case.
+/// names: double encodings, overlong UTF-8, letter case, `;parameters` other than those of dot segments.
 ///
 /// [istio]: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ProxyPathNormalization-NormalizationType
 ///
@@ -24,7 +24,7 @@ pub enum PathNormalization {
     /// Leaves paths as they are.
     None,
     /// Decodes percent-encoded unreserved characters, turns `\` into `/`, resolves `.` and `..`
-    /// (RFC 3986 section 6.2.2). The default, as in Istio.
+    /// (RFC 3986 section 6.2.2), with parameters (`..;x`) too, as Envoy does. The default, as in Istio.
     #[default]
     Base,
     /// As [`Base`](Self::Base), then merges repeated slashes.
@@ -150,9 +150,11 @@ fn resolve_dots(path: &str) -> String {
     let mut segments = path.split('/').peekable();
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
-        match segment {
+        // With parameters, too (`..;x`): some servers cut them off before they resolve. So does Envoy.
+        let bare = segment.split(';').next().unwrap_or(segment);
+        match bare {
             "." | ".." => {
-                if segment == ".." {
+                if bare == ".." {
                     resolved.truncate(resolved.rfind('/').unwrap_or(0));
                 }
                 // A path that ends in a dot segment names a folder.
@@ -160,7 +162,7 @@ fn resolve_dots(path: &str) -> String {
                     resolved.push('/');
                 }
             }
-            segment => {
+            _ => {
                 resolved.push('/');
                 resolved.push_str(segment);
             }

@@ -47,6 +47,12 @@ mod envoy;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod envoy_meets_mesh;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod envoy_normalises_paths;
 mod handler;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_dev_ca;

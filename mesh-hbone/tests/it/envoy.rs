@@ -100,6 +100,12 @@ const ACCESS_LOG: &str = r#"
               log_format: { text_format_source: { inline_string: "FORMAT\n" } }"#;
 
 impl Role {
+    /// Any other.
+    #[allow(dead_code, reason = "of mesh-core's tests")]
+    pub(crate) fn of(resources: String) -> Self {
+        Self(resources)
+    }
+
     /// Accepts tunnels from `peer` and joins each with a connection to `app`; CONNECT to
     /// `forbidden.example:80` is answered 403.
     pub(crate) fn server(files: &Files, on: IpAddr, peer: &str, app: SocketAddr) -> Self {

@@ -1,0 +1,206 @@
+//! Paths as a real Envoy makes them comparable, with the settings that istiod gives it, and as we do.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use mesh_core::authz::matcher::PathNormalization;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::envoy::{Envoy, Role, soon};
+use crate::require;
+
+/// How istiod sets Envoy's connection manager in each mode, and ours.
+const MODES: [(&str, PathNormalization, &str); 4] = [
+    ("none", PathNormalization::None, ""),
+    ("base", PathNormalization::Base, "normalize_path: true"),
+    (
+        "merge",
+        PathNormalization::MergeSlashes,
+        "normalize_path: true, merge_slashes: true",
+    ),
+    (
+        "decode",
+        PathNormalization::DecodeAndMergeSlashes,
+        "normalize_path: true, merge_slashes: true, path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD",
+    ),
+];
+
+/// How many paths are generated beside those that are written out.
+const GENERATED: u64 = 2_000;
+
+/// What somebody thought of to get round a policy.
+const KNOWN: [&str; 24] = [
+    "/",
+    "//",
+    "/a/%%32%65/admin",
+    "/a/%%32%65%%32%65/admin",
+    "/%%33%30",
+    "/a%2",
+    "/a%",
+    "/a%zz",
+    "/a%2g/../b",
+    "/public/..;/admin",
+    "/public/;/admin",
+    "/public/%2e%2e%2fadmin",
+    "/public%2f..%2fadmin",
+    "/public%5c..%5cadmin",
+    "/public\\..\\admin",
+    "/%252e%252e/admin",
+    "/%c0%ae%c0%ae/admin",
+    "/..",
+    "/a/..",
+    "/a/.",
+    "/a/./",
+    "/a//../b",
+    "/a?b=/../c",
+    "/a%3f/../b",
+];
+
+const PIECES: [&str; 36] = [
+    "/", "/", "/", "//", "a", "b", "admin", ".", "..", "...", "%2e", "%2E", "%2f", "%2F", "%5c",
+    "%5C", "\\", "%", "%%", "%2", "32", "65", "%32%65", "%25", "%252e", "%41", "%7e", "~", ";",
+    ";x=y", "%20", "%3b", "%3f", "%c0%ae", "%0a", "A",
+];
+
+/// The same paths in every run: a failure names one that can be tried by hand.
+fn paths() -> Vec<String> {
+    let mut state = 0x9e37_79b9_u64;
+    let mut below = |bound: u64| {
+        // A linear congruential generator (Knuth, MMIX).
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % bound
+    };
+    let generated = (0..GENERATED).map(|_| {
+        let mut path = String::from("/");
+        for _ in 0..=below(8) {
+            path.push_str(PIECES[below(PIECES.len() as u64) as usize]);
+        }
+        path
+    });
+    let known = KNOWN.iter().map(ToString::to_string);
+    known.chain(generated.collect::<Vec<_>>()).collect()
+}
+
+/// A server that tells in `x-path` what it made of each path.
+fn role(settings: &str) -> Role {
+    let settings = if settings.is_empty() {
+        String::new()
+    } else {
+        format!("{settings},")
+    };
+    Role::of(format!(
+        r#"
+  listeners:
+  - name: paths
+    address: {{ socket_address: {{ address: 127.0.0.1, port_value: 0 }} }}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config: {{
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
+          stat_prefix: paths, {settings}
+          route_config: {{ virtual_hosts: [{{ name: all, domains: ["*"], routes: [{{
+            match: {{ prefix: "" }},
+            response_headers_to_add: [{{ header: {{ key: x-path, value: "%REQ(:PATH)%" }} }}],
+            direct_response: {{ status: 200 }} }}] }}] }},
+          http_filters: [{{ name: envoy.filters.http.router, typed_config: {{
+            "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }} }}] }}
+"#
+    ))
+}
+
+/// What Envoy makes of a path: its form, or the status of its refusal.
+type Made = Result<String, u16>;
+
+/// Asks for all paths, on one connection for as long as it lasts.
+async fn ask(envoy: &Envoy, paths: &[String]) -> Vec<Made> {
+    let mut made = Vec::with_capacity(paths.len());
+    let mut open: Option<TcpStream> = None;
+    for path in paths {
+        let mut stream = match open.take() {
+            Some(stream) => stream,
+            None => TcpStream::connect(envoy.addr()).await.unwrap(),
+        };
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let header = |name: &str| {
+            let mut lines = head.lines();
+            lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        };
+        let length = header("content-length").map_or(0, |length| length.parse().unwrap());
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        if header("connection") != Some("close") {
+            open = Some(stream);
+        }
+        made.push(match status {
+            200 => Ok(header("x-path").unwrap_or_default().to_owned()),
+            refused => Err(refused),
+        });
+    }
+    made
+}
+
+const ROOT: &str = "the root of merged slashes";
+const ENCODED_DOTS: &str = "encoded dot segments with parameters";
+
+/// Where we differ, and why that is right.
+fn exception(mode: PathNormalization, ours: &Made, theirs: &Made) -> Option<&'static str> {
+    let (Ok(ours), Ok(theirs)) = (ours, theirs) else {
+        return None;
+    };
+    let path = |target: &str| target.split('?').next().map(str::to_owned);
+    // Envoy keeps a first and a last slash apart, and so two of a path that is nothing but slashes:
+    // the root is the root, and what is normal stays as it is.
+    if path(ours).as_deref() == Some("/") && path(theirs).as_deref() == Some("//") {
+        return Some(ROOT);
+    }
+    // Envoy resolves `..;x` and leaves `%2e%2e;x` as `..;x`, which the next Envoy would resolve. Ours
+    // is what comes of that: nobody behind us makes another path of it.
+    let dots = |path: &str| path.contains("/.;") || path.contains("/..;");
+    let again = mode.normalize(theirs).ok()?;
+    (dots(theirs) && again == *ours).then_some(ENCODED_DOTS)
+}
+
+#[tokio::test]
+async fn envoy_and_we_make_the_same_of_every_path() {
+    let test = "envoy_and_we_make_the_same_of_every_path";
+    let Some(program) = require::peer(test, "PEER_ENVOY") else {
+        return;
+    };
+    let paths = paths();
+    let mut differences = String::new();
+    let mut count = 0;
+    let mut excepted: BTreeMap<&str, usize> = BTreeMap::new();
+    for (name, mode, settings) in MODES {
+        let envoy = Envoy::start(&program, &role(settings)).await;
+        let made = soon("all paths", ask(&envoy, &paths)).await;
+        for (path, theirs) in paths.iter().zip(made) {
+            let ours = mode.normalize(path);
+            let ours = ours.map(|path| path.into_owned()).map_err(|_| 400);
+            if ours == theirs {
+                continue;
+            }
+            if let Some(reason) = exception(mode, &ours, &theirs) {
+                *excepted.entry(reason).or_default() += 1;
+                continue;
+            }
+            count += 1;
+            if count <= 40 {
+                writeln!(differences, "{name} {path}: Envoy {theirs:?}, we {ours:?}").unwrap();
+            }
+        }
+    }
+    assert_eq!(count, 0, "differences:\n{differences}");
+    // An exception that nothing needs any more is to go.
+    let needed: Vec<&str> = excepted.into_keys().collect();
+    assert_eq!(needed, [ENCODED_DOTS, ROOT]);
+}
