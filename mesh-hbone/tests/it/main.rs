@@ -8,6 +8,7 @@ mod envoy_accepts;
 mod envoy_opens;
 mod foreign;
 mod frame_bounds;
+mod hostile;
 mod peers;
 mod pool;
 mod require;
