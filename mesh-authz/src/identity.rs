@@ -7,6 +7,9 @@ use std::sync::Arc;
 /// Longest SPIFFE id accepted, in bytes ([SPIFFE-ID §2.3](https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md)).
 const MAX_URI: usize = 2048;
 
+/// Longest trust domain accepted, in bytes (the same section: it is a URI's host).
+const MAX_TRUST_DOMAIN: usize = 255;
+
 /// Names one workload identity: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
 ///
 /// Cloning is one reference count. Comparison is exact and case-sensitive, as SPIFFE demands: no
@@ -43,6 +46,9 @@ impl Identity {
         service_account: &str,
     ) -> Result<Self, InvalidIdentity> {
         check("trust domain", trust_domain, is_trust_domain_char)?;
+        if trust_domain.len() > MAX_TRUST_DOMAIN {
+            return Err(InvalidIdentity::new("trust domain", "at most 255 bytes"));
+        }
         check("namespace", namespace, is_path_char)?;
         check("service account", service_account, is_path_char)?;
         let principal = format!("{trust_domain}/ns/{namespace}/sa/{service_account}");

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use crate::authority::Authority;
 use crate::config::Config;
 use crate::driver::{Driver, Http2, SharedIo, from_h2};
-use crate::frames::Frames;
+use crate::frames::{Frames, Owed};
 use crate::headers::{Baggage, ConnectHeaders, read_baggage};
 use crate::tls::Peer;
 use crate::tunnel::{Outboxes, Slot};
@@ -59,8 +59,9 @@ pub async fn handshake<IO>(io: IO, config: &Config) -> Result<(Connection, Sende
 where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
-    let io = SharedIo::new(io, Frames::new(config, 0));
-    match timeout(config.handshake_timeout, start(io.clone(), config)).await {
+    let owed = Owed::new(config.max_outgoing_streams);
+    let io = SharedIo::new(io, Frames::of_client(config, owed.clone()));
+    match timeout(config.handshake_timeout, start(io.clone(), config, owed)).await {
         Ok(Ok(started)) => Ok(started),
         Ok(Err(error)) => Err(last_words(io, error).await.retry_safe()),
         Err(_) => Err(Error::new(ErrorKind::Timeout, Side::Upstream)
@@ -97,7 +98,11 @@ where
     }
 }
 
-async fn start<IO>(io: SharedIo<IO>, config: &Config) -> Result<(Connection, Sender), Error>
+async fn start<IO>(
+    io: SharedIo<IO>,
+    config: &Config,
+    owed: Owed,
+) -> Result<(Connection, Sender), Error>
 where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
@@ -148,6 +153,7 @@ where
         send,
         outboxes,
         live: Arc::new(AtomicUsize::new(0)),
+        owed,
         limit: config.max_outgoing_streams as usize,
         settings: config.tunnel_settings(),
         connect_timeout: config.connect_timeout,
@@ -183,7 +189,7 @@ fn builder(config: &Config) -> h2::client::Builder {
         .max_send_buffer_size(config.whole_send_buffer())
         .max_local_error_reset_streams(Some(config.max_error_resets))
         .max_pending_accept_reset_streams(config.max_pending_resets)
-        .data_frame_budget(config.budget_of(streams))
+        .data_frame_budget(config.budget())
         // Zero until the peer's SETTINGS are here: this is how their arrival shows.
         .initial_max_send_streams(0)
         .enable_push(false);
@@ -277,6 +283,7 @@ pub struct Sender {
     send: SendRequest<Bytes>,
     outboxes: Arc<Outboxes>,
     live: Arc<AtomicUsize>,
+    owed: Owed,
     limit: usize,
     settings: crate::tunnel::Settings,
     connect_timeout: Duration,
@@ -342,8 +349,14 @@ impl Sender {
         let unsent = |error| from_h2(error, Side::Upstream).retry_safe();
         let mut send = self.send.clone();
         poll_fn(|cx| send.poll_ready(cx)).await.map_err(unsent)?;
-        let (response, body) = send.send_request(request, false).map_err(unsent)?;
-        let response = response.await.map_err(|error| {
+        self.owed.asked();
+        let (mut response, body) = send.send_request(request, false).map_err(unsent)?;
+        let answer = poll_fn(|cx| {
+            // 1xx mean nothing to a tunnel, and h2 keeps for ever those that nobody takes.
+            while let Poll::Ready(Some(Ok(_))) = response.poll_informational(cx) {}
+            Pin::new(&mut response).poll(cx)
+        });
+        let response = answer.await.map_err(|error| {
             let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
                 || (error.is_go_away() && error.is_remote());
             let error = from_h2(error, Side::Upstream);

@@ -51,6 +51,9 @@ pub struct Config {
     pub(crate) linger: Duration,
 }
 
+/// What unread small DATA frames may cost unless it is set.
+const FRAME_BUDGET: usize = 6 << 20;
+
 /// The largest flow-control window (RFC 9113 section 6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 
@@ -177,9 +180,11 @@ impl Config {
     /// What small unread DATA frames of a connection may cost before the connection is closed: a
     /// frame of n < 256 bytes costs 256 - n until it is read.
     ///
-    /// Default: stream window × 255, the connection's window if that is more: one tunnel that nobody
-    /// reads cannot exhaust it, even if all its bytes come one by one. h2's own default (half of the
-    /// connection window) would let one such tunnel close the connection under its neighbours.
+    /// Default: stream window × 255, at most 6 MiB. One tunnel that nobody reads cannot exhaust it
+    /// with frames of 11 bytes or more, and 24 000 frames of one byte fit. It does not grow with the
+    /// windows, because h2 holds some 250 bytes for each unread frame: with this bound no peer makes
+    /// more than ten times of what it sends. h2's own default (half of the connection window) would be
+    /// twice this with the default windows, and next to nothing with small ones.
     #[must_use]
     pub fn data_frame_budget(mut self, bytes: usize) -> Self {
         self.data_frame_budget = Some(bytes);
@@ -211,7 +216,8 @@ impl Config {
     }
 
     /// Frames that carry nothing and that the peer may send per 10 s: SETTINGS, PING, PRIORITY, empty
-    /// DATA, GOAWAY and unknown ones, answers included. More close the connection with
+    /// DATA, GOAWAY and unknown ones, answers included; from a server also header blocks beyond two for
+    /// each tunnel that was asked for, which is to say 1xx answers. More close the connection with
     /// ENHANCE_YOUR_CALM (CVE-2019-9512, CVE-2019-9515, CVE-2019-9518). Default: 200; at least 1.
     ///
     /// h2 answers one PING and one SETTINGS at a time and so bounds their memory; this bounds their
@@ -342,12 +348,10 @@ impl Config {
         )
     }
 
-    pub(crate) fn budget_of(&self, streams: u32) -> usize {
+    pub(crate) fn budget(&self) -> usize {
         self.data_frame_budget.unwrap_or_else(|| {
-            let window = self.window_of(streams) as usize;
-            (self.stream_window as usize)
-                .saturating_mul(255)
-                .max(window)
+            let stream = self.stream_window as usize;
+            stream.saturating_mul(255).min(FRAME_BUDGET)
         })
     }
 }

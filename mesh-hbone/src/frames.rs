@@ -1,5 +1,7 @@
 //! What a peer may cost by frames that carry nothing: a state machine over the headers of what arrives.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,8 +29,46 @@ pub(crate) struct Frames {
     have: usize,
     control: Rate,
     resets: Rate,
+    /// Of a client's connection.
+    owed: Option<Owed>,
     block: Block,
     block_since: Option<Instant>,
+}
+
+/// Header blocks that a server owes its client: for each request its answer and its trailers. What
+/// comes beyond them are 1xx answers, which h2 keeps until somebody takes them.
+#[derive(Debug, Clone)]
+pub(crate) struct Owed {
+    blocks: Arc<AtomicUsize>,
+    most: usize,
+}
+
+const BLOCKS_PER_REQUEST: usize = 2;
+
+impl Owed {
+    /// For so many requests at once.
+    pub(crate) fn new(requests: u32) -> Self {
+        Self {
+            blocks: Arc::default(),
+            most: BLOCKS_PER_REQUEST * requests as usize,
+        }
+    }
+
+    /// A request is about to be sent.
+    pub(crate) fn asked(&self) {
+        let more = |blocks: usize| Some((blocks + BLOCKS_PER_REQUEST).min(self.most));
+        let _ = self
+            .blocks
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    fn answered(&self) -> bool {
+        let less = |blocks: usize| blocks.checked_sub(1);
+        let updated = self
+            .blocks
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        updated.is_ok()
+    }
 }
 
 /// How far a header block has come (HEADERS and its CONTINUATIONs).
@@ -49,8 +89,17 @@ impl Frames {
             have: 0,
             control: Rate::new(config.max_control_frames),
             resets: Rate::new(config.max_resets.saturating_mul(10)),
+            owed: None,
             block: Block::None,
             block_since: None,
+        }
+    }
+
+    /// Of a client, which is owed answers.
+    pub(crate) fn of_client(config: &Config, owed: Owed) -> Self {
+        Self {
+            owed: Some(owed),
+            ..Self::new(config, 0)
         }
     }
 
@@ -99,6 +148,10 @@ impl Frames {
             0 if self.payload > 0 || flags & END_STREAM != 0 => {}
             // HEADERS, CONTINUATION
             1 | 9 => {
+                let unasked = kind == 1 && self.owed.as_ref().is_some_and(|owed| !owed.answered());
+                if unasked && !self.control.admits(now()) {
+                    return Err("answers");
+                }
                 self.block = match flags & END_HEADERS {
                     0 => Block::Open,
                     _ => Block::Ending,

@@ -59,7 +59,7 @@ where
         .max_send_buffer_size(config.whole_send_buffer())
         .max_local_error_reset_streams(Some(config.max_error_resets))
         .max_pending_accept_reset_streams(config.max_pending_resets)
-        .data_frame_budget(config.budget_of(streams))
+        .data_frame_budget(config.budget())
         .handshake(io.clone());
     Connection {
         state: State::Handshake {

@@ -3,6 +3,7 @@
 //! The properties run 256 cases each; `PROPTEST_CASES=100000 cargo test --release -p mesh-authz` runs
 //! as many as a release wants.
 
+mod cidr;
 mod crd;
 mod decisions;
 mod equivalence;
@@ -15,5 +16,6 @@ mod monotone;
 mod normalisation;
 mod require;
 mod scale;
+mod spiffe_ids;
 mod strings;
 mod ztunnel_clauses;

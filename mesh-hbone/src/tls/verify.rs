@@ -9,7 +9,8 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{CertRevocationList, EndEntityCert, KeyUsage};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::asn1_rs::Tag;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::bundle::{Bundle, system_time};
 use super::crl;
@@ -21,15 +22,54 @@ use super::verify_error::VerifyError;
 /// # Errors
 ///
 /// More or fewer than one URI name, or one that is no SPIFFE id: which of several to believe must
-/// not depend on their order.
+/// not depend on their order. A key usage that a leaf must not have.
 pub(super) fn identity_of(leaf: &EndEntityCert<'_>) -> Result<Identity, VerifyError> {
-    let mut names = leaf.valid_uri_names();
-    match (names.next(), names.next()) {
-        (Some(name), None) => Identity::parse(name).map_err(VerifyError::InvalidIdentity),
+    let der = leaf.der();
+    let broken = |_| VerifyError::certificate(&webpki::Error::BadDer);
+    let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| broken(error.to_string()))?;
+    key_usage(&parsed)?;
+    let names = parsed
+        .subject_alternative_name()
+        .map_err(|error| broken(error.to_string()))?;
+    // Those that are no text count too: webpki's own list leaves them out.
+    let mut uris = names
+        .iter()
+        .flat_map(|names| &names.value.general_names)
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(Some(*uri)),
+            GeneralName::Invalid(tag, _) if *tag == URI => Some(None),
+            _ => None,
+        });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => {
+            Identity::parse(uri.unwrap_or("")).map_err(VerifyError::InvalidIdentity)
+        }
         (first, second) => Err(VerifyError::UriNames {
-            found: usize::from(first.is_some()) + usize::from(second.is_some()) + names.count(),
+            found: usize::from(first.is_some()) + usize::from(second.is_some()) + uris.count(),
         }),
     }
+}
+
+/// `uniformResourceIdentifier` among the general names (RFC 5280 section 4.2.1.6).
+const URI: Tag = Tag(6);
+
+/// A leaf signs handshakes and no certificates ([X509-SVID §4.3](https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md#43-key-usage)),
+/// which webpki leaves to its caller.
+fn key_usage(leaf: &X509Certificate<'_>) -> Result<(), VerifyError> {
+    let reason = match leaf.key_usage() {
+        Ok(None) => return Ok(()),
+        Ok(Some(usage)) if usage.value.key_cert_sign() || usage.value.crl_sign() => {
+            "the key usage of a leaf must not have keyCertSign or cRLSign"
+        }
+        Ok(Some(usage)) if !usage.value.digital_signature() => {
+            "the key usage of a leaf must have digitalSignature"
+        }
+        Ok(Some(_)) => return Ok(()),
+        Err(_) => "the key usage cannot be read",
+    };
+    Err(VerifyError::Certificate {
+        reason: reason.to_owned(),
+    })
 }
 
 /// What every peer is judged by; made once for each [`Bundle`].

@@ -88,7 +88,10 @@ pub(crate) fn leaf_params(uris: &[&str]) -> CertificateParams {
 
 impl Authority {
     pub(crate) fn root(name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
+        Self::root_of(name, KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn root_of(name: &str, key: KeyPair) -> Self {
         Self {
             issuer: CertifiedIssuer::self_signed(authority_params(name), key).unwrap(),
             above: Vec::new(),

@@ -2,6 +2,7 @@
 #![cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 
 mod authority;
+mod certificates;
 mod copy;
 mod envoy;
 mod envoy_accepts;
@@ -12,6 +13,7 @@ mod hostile;
 mod peers;
 mod pool;
 mod require;
+mod security_page;
 mod tls_admission;
 mod tls_bundle;
 mod tls_handshake;

@@ -14,7 +14,7 @@ use crate::authority::{
 use crate::foreign;
 
 /// What our server says of a client with this certificate.
-async fn judge_client(server: &Credentials, leaf: &Leaf) -> Result<(), Error> {
+pub(crate) async fn judge_client(server: &Credentials, leaf: &Leaf) -> Result<(), Error> {
     let connector = TlsConnector::from(Arc::new(foreign::client(Some(leaf))));
     let (near, far) = duplex(64 * 1024);
     let (_near, judged) = tokio::join!(
@@ -25,7 +25,11 @@ async fn judge_client(server: &Credentials, leaf: &Leaf) -> Result<(), Error> {
 }
 
 /// What our client says of a server with this certificate.
-async fn judge_server(client: &Credentials, leaf: &Leaf, expected: &str) -> Result<(), Error> {
+pub(crate) async fn judge_server(
+    client: &Credentials,
+    leaf: &Leaf,
+    expected: &str,
+) -> Result<(), Error> {
     let acceptor = TlsAcceptor::from(Arc::new(foreign::server(leaf)));
     let (near, far) = duplex(64 * 1024);
     let expected = [id(expected)];

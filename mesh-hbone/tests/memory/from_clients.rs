@@ -3,7 +3,6 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use mesh_hbone::config::Config;
 use mesh_hbone::tls::accept;
 use mesh_hbone::{Tunnel, server};
 use tokio::io::{AsyncWriteExt as _, copy, split};
@@ -13,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::authority::{Authority, SERVER};
 use crate::wire::*;
-use crate::{HostileClient, Sent, attack, client, counting, judge};
+use crate::{HostileClient, Sent, attack, client, counting, judge, patient};
 
 /// What our server does with tunnels.
 #[derive(Clone, Copy, PartialEq)]
@@ -54,7 +53,7 @@ fn under(
         let tls = accept(listener.accept().await.unwrap().0, &credentials)
             .await
             .unwrap();
-        let mut connection = server::handshake(tls, &Config::default());
+        let mut connection = server::handshake(tls, &patient());
         let mut held = JoinSet::new();
         let idle = counting::idle();
         shaken.send(()).unwrap();

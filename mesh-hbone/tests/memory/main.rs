@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use mesh_hbone::config::Config;
 use rustls::{ClientConnection, ConnectionCommon, ServerConnection, SideData, StreamOwned};
 
 use authority::{Authority, CLIENT, SERVER};
@@ -121,6 +122,13 @@ where
             cut: false,
         }
     }
+}
+
+/// The default settings, but for those that would end a flood before it counts.
+fn patient() -> Config {
+    Config::default()
+        .max_control_frames(u32::MAX)
+        .max_resets_per_second(u32::MAX)
 }
 
 type HostileClient = Attacker<ClientConnection, rustls::client::ClientConnectionData>;

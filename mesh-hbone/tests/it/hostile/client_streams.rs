@@ -309,7 +309,7 @@ async fn goaway_from_a_client() {
     ] {
         let mut server = Server::echoing().await;
         server.raw.send(&connect(1)).await;
-        for _ in 0..1000 {
+        for _ in 0..100 {
             assert!(server.raw.send(&goaway(0, code)).await);
         }
         server.raw.send(&data(1, END_STREAM, b"goes on")).await;

@@ -198,7 +198,8 @@ fn judge(frames: &[Frame], ended: Result<(), Error>, elapsed: Duration) -> Resul
     let last = frames.iter().rfind(|frame| frame.kind == GOAWAY);
     match (last, ended) {
         (Some(last), Err(error))
-            if error.kind() == ErrorKind::Http2 && elapsed < Duration::from_secs(2) =>
+            if matches!(error.kind(), ErrorKind::Http2 | ErrorKind::Flooded)
+                && elapsed < Duration::from_secs(2) =>
         {
             Ok(last.code())
         }

@@ -10,7 +10,8 @@ use tokio::time::timeout;
 use super::wire::*;
 use super::{Client, settle};
 
-/// Frames that want nothing or only an answer: at most one each, and tunnels go on.
+/// Frames that want nothing or only an answer: too many close the connection; those that the settings
+/// allow cost at most one answer each, and tunnels go on.
 #[tokio::test(start_paused = true)]
 async fn frames_that_only_want_an_answer() {
     let windows = [
@@ -28,7 +29,15 @@ async fn frames_that_only_want_an_answer() {
         ("PING answers", ping(ACK, 7), 0),
     ];
     for (what, one, answers) in rows {
-        let mut client = Client::new().await;
+        if what != "WINDOW_UPDATE" {
+            let mut client = Client::new().await;
+            client.raw.send(&one.repeat(300)).await;
+            settle().await;
+            let error = client.outcome().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Flooded, "{what}");
+        }
+        let patient = Config::default().max_control_frames(u32::MAX);
+        let mut client = Client::with(patient, &[]).await;
         const COUNT: usize = 10_000;
         settle().await;
         client.raw.polite().await;
@@ -48,7 +57,8 @@ async fn frames_that_only_want_an_answer() {
 /// GOAWAY again and again tells nobody anything new.
 #[tokio::test(start_paused = true)]
 async fn goaway_without_end() {
-    let mut client = Client::new().await;
+    let patient = Config::default().max_control_frames(u32::MAX);
+    let mut client = Client::with(patient, &[]).await;
     let (stream, mut tunnel) = client.open().await;
     let mut said = goaway(stream, NO_ERROR)[..].to_vec();
     // With all the debug data that a frame can hold.
@@ -80,7 +90,8 @@ async fn continuation() {
 
 #[tokio::test(start_paused = true)]
 async fn empty_data() {
-    let mut client = Client::new().await;
+    let patient = Config::default().max_control_frames(u32::MAX);
+    let mut client = Client::with(patient, &[]).await;
     let (stream, mut tunnel) = client.open().await;
     client.raw.send(&data(stream, 0, b"").repeat(1000)).await;
     let mut read = Vec::new();
@@ -113,10 +124,17 @@ async fn made_you_reset() {
     client.is_closed("made you reset", ENHANCE_YOUR_CALM).await;
 }
 
-/// Resets of streams that are long gone are nothing; those of live ones end them.
+/// Resets of streams that are long gone are nothing, until there are too many.
 #[tokio::test(start_paused = true)]
 async fn resets_without_end() {
     let mut client = Client::new().await;
+    let (stream, _tunnel) = client.open().await;
+    client.raw.send(&rst(stream, CANCEL).repeat(600)).await;
+    let error = client.outcome().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Flooded);
+
+    let patient = Config::default().max_resets_per_second(u32::MAX);
+    let mut client = Client::with(patient, &[]).await;
     let (stream, mut tunnel) = client.open().await;
     client.raw.send(&rst(stream, CANCEL).repeat(10_000)).await;
     let mut read = Vec::new();
