@@ -21,14 +21,21 @@ use ipnet::{IpNet, Ipv4Net};
 /// # Ok::<(), mesh_authz::matcher::InvalidCidr>(())
 /// ```
 pub fn parse_cidr(text: &str) -> Result<IpNet, InvalidCidr> {
-    let net = if text.contains('/') {
-        text.parse::<IpNet>().ok()
-    } else {
-        text.parse::<IpAddr>().ok().map(IpNet::from)
-    };
-    net.map(canonical_net).ok_or_else(|| InvalidCidr {
+    block(text).map(canonical_net).ok_or_else(|| InvalidCidr {
         text: text.to_owned(),
     })
+}
+
+/// `IpNet`'s own parser takes leading zeros, which other readers take for octal (CVE-2021-29923).
+fn block(text: &str) -> Option<IpNet> {
+    let Some((address, length)) = text.split_once('/') else {
+        return text.parse::<IpAddr>().ok().map(IpNet::from);
+    };
+    let digits = length.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits || (length.len() > 1 && length.starts_with('0')) {
+        return None;
+    }
+    IpNet::new(address.parse().ok()?, length.parse().ok()?).ok()
 }
 
 /// Says that a text is neither an address nor an address block.
