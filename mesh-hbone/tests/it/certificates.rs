@@ -22,6 +22,9 @@ const PEER: &str = "spiffe://cluster.local/ns/default/sa/peer";
 /// What a verifier says: yes, or what is wrong and a piece of how it puts it.
 type Expected = Result<(), (ErrorKind, &'static str)>;
 
+/// A day: year, month, day of the month.
+type Day = (i32, u8, u8);
+
 /// The table's rows that came out wrong.
 struct Bench {
     server: Credentials,
@@ -275,7 +278,7 @@ async fn times() {
         root.credentials_with(uri, Options::default().clock(clock))
     };
     let mut bench = Bench::of(at(SERVER), at(CLIENT));
-    let rows: [(&str, (i32, u8, u8), (i32, u8, u8), Expected); 8] = [
+    let rows: [(&str, Day, Day, Expected); 8] = [
         ("valid", (2029, 1, 1), (2031, 1, 1), Ok(())),
         ("valid from this second", (2030, 1, 1), (2031, 1, 1), Ok(())),
         ("valid for ever", (1970, 1, 1), (9999, 12, 31), Ok(())),
@@ -424,7 +427,7 @@ async fn chains() {
         )
         .await;
     let leaf = root.issue(&with(|params| {
-        params.is_ca = ca(BasicConstraints::Unconstrained)
+        params.is_ca = ca(BasicConstraints::Unconstrained);
     }));
     bench
         .both("an authority as a leaf", &leaf, bad("CaUsedAsEndEntity"))
@@ -563,7 +566,7 @@ async fn extensions_and_signatures() {
     };
     for (critical, expected) in [(false, Ok(())), (true, bad("UnsupportedCriticalExtension"))] {
         let leaf = root.issue(&with(|params| {
-            params.custom_extensions.push(extension(critical))
+            params.custom_extensions.push(extension(critical));
         }));
         bench.both("an unknown extension", &leaf, expected).await;
         let issuer = root.intermediate_with("intermediate", |params| {

@@ -1,4 +1,5 @@
 //! Envoy as a peer: its certificates, its configuration, its process. Shared with mesh-core's tests.
+#![allow(dead_code, reason = "mesh-core's tests use less")]
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -7,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
+    RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,6 +37,15 @@ pub(crate) struct Files {
     pub(crate) chain: PathBuf,
     pub(crate) key: PathBuf,
     pub(crate) roots: PathBuf,
+    pub(crate) crl: Option<PathBuf>,
+}
+
+impl Files {
+    /// Who has these looks into this list of revoked certificates.
+    pub(crate) fn with_crl(mut self, list: PathBuf) -> Self {
+        self.crl = Some(list);
+        self
+    }
 }
 
 impl Pki {
@@ -50,6 +61,15 @@ impl Pki {
 
     /// Issues what Istio's CA would to `identity`, a SPIFFE id.
     pub(crate) fn issue(&self, identity: &str) -> Files {
+        self.issue_with(identity, |_| ())
+    }
+
+    /// The same, changed before it is signed.
+    pub(crate) fn issue_with(
+        &self,
+        identity: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Files {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
@@ -57,6 +77,7 @@ impl Pki {
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let stem = identity.replace([':', '/'], "_");
@@ -65,10 +86,35 @@ impl Pki {
             chain: path("crt"),
             key: path("key"),
             roots: self.folder.path().join("root.pem"),
+            crl: None,
         };
         fs::write(&files.chain, certificate.pem()).unwrap();
         fs::write(&files.key, key.serialize_pem()).unwrap();
         files
+    }
+
+    /// Writes a list of revoked certificates.
+    pub(crate) fn revoke(&self, serials: &[u64]) -> PathBuf {
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2999, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials
+                .iter()
+                .map(|serial| RevokedCertParams {
+                    serial_number: SerialNumber::from(*serial),
+                    revocation_time: date_time_ymd(2020, 1, 1),
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let path = self.folder.path().join("crl.pem");
+        let list = params.signed_by(&self.issuer).unwrap();
+        fs::write(&path, list.pem().unwrap()).unwrap();
+        path
     }
 }
 
@@ -78,7 +124,16 @@ pub(crate) struct Role(String);
 /// Envoy's `CommonTlsContext`, as a flow mapping: TLS 1.3, ALPN h2, these certificates, and a peer of
 /// this identity.
 fn tls_context(files: &Files, peer: &str) -> String {
-    let Files { chain, key, roots } = files;
+    let Files {
+        chain,
+        key,
+        roots,
+        crl,
+    } = files;
+    let crl = crl
+        .as_ref()
+        .map(|list| format!(r#"crl: {{ filename: "{}" }},"#, list.display()));
+    let crl = crl.unwrap_or_default();
     let (chain, key, roots) = (chain.display(), key.display(), roots.display());
     format!(
         r#"{{
@@ -86,7 +141,7 @@ fn tls_context(files: &Files, peer: &str) -> String {
         tls_params: {{ tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3 }},
         tls_certificates: [{{ certificate_chain: {{ filename: "{chain}" }}, private_key: {{ filename: "{key}" }} }}],
         validation_context: {{
-          trusted_ca: {{ filename: "{roots}" }},
+          trusted_ca: {{ filename: "{roots}" }}, {crl}
           match_typed_subject_alt_names: [{{ san_type: URI, matcher: {{ exact: "{peer}" }} }}] }} }}"#
     )
 }
@@ -312,12 +367,17 @@ impl Envoy {
 
     /// Waits until a counter is at least 1.
     pub(crate) async fn counted(&self, counter: &str) {
+        self.counted_to(counter, 1).await;
+    }
+
+    /// Waits until a counter is at least this.
+    pub(crate) async fn counted_to(&self, counter: &str, least: usize) {
         let line = format!("{counter}: ");
         let counted = async {
             loop {
                 let stats = self.get(&format!("/stats?filter={counter}")).await;
                 let count = stats.lines().find_map(|stat| stat.strip_prefix(&line));
-                if count.is_some_and(|count| count != "0") {
+                if count.is_some_and(|count| count.parse::<usize>().unwrap() >= least) {
                     return;
                 }
                 sleep(Duration::from_millis(20)).await;
@@ -325,7 +385,10 @@ impl Envoy {
         };
         if timeout(PATIENCE, counted).await.is_err() {
             let stats = self.get("/stats?usedonly&filter=tunnels").await;
-            panic!("{counter} stays 0: {stats}\n{}", self.read("access.log"));
+            panic!(
+                "{counter} stays below {least}: {stats}\n{}",
+                self.read("access.log")
+            );
         }
     }
 

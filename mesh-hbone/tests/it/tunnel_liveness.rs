@@ -193,3 +193,35 @@ async fn the_last_handle_closes_the_connection() {
     connection.await.unwrap().unwrap();
     server.await.unwrap();
 }
+
+/// More than the windows hold, both ways, after GOAWAY.
+#[tokio::test]
+async fn a_drain_waits_for_all_of_it() {
+    const MANY: usize = 2 << 20;
+    let (near, far) = duplex(1 << 16);
+    let (arrived, mut incoming) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut connection = server::handshake(Lazy::new(far), &Config::default());
+        let first = connection.accept().await.unwrap().unwrap();
+        connection.graceful_shutdown();
+        arrived.send(first).await.unwrap();
+        assert!(connection.accept().await.is_none());
+    });
+    let (connection, sender) = client::handshake(Lazy::new(near), &Config::default())
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let accept = async { incoming.recv().await.unwrap().accept(None).unwrap() };
+    let (near, far) = tokio::join!(sender.connect(request("10.0.0.7:80")), accept);
+    let (near, far) = (tokio::io::split(near.unwrap().0), tokio::io::split(far));
+    let say = async |mut write: tokio::io::WriteHalf<_>| {
+        write.write_all(&vec![7; MANY]).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let hear = async |mut read: tokio::io::ReadHalf<_>| {
+        let mut heard = Vec::new();
+        read.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard.len(), MANY);
+    };
+    tokio::join!(say(near.1), say(far.1), hear(near.0), hear(far.0));
+}

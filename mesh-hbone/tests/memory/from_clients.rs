@@ -1,7 +1,6 @@
 //! Attacks of clients on our server.
 
 use std::sync::mpsc;
-use std::time::Duration;
 
 use mesh_hbone::tls::accept;
 use mesh_hbone::{Tunnel, server};
@@ -12,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::authority::{Authority, SERVER};
 use crate::wire::*;
-use crate::{HostileClient, Sent, attack, client, counting, judge, patient};
+use crate::{HostileClient, Sent, attack, client, counting, judge, linger, patient};
 
 /// What our server does with tunnels.
 #[derive(Clone, Copy, PartialEq)]
@@ -46,8 +45,7 @@ fn under(
             let mut attacker = client(&root, address);
             ready.recv().unwrap();
             let sent = run(&mut attacker);
-            // What was sent last has to arrive before the end does.
-            std::thread::sleep(Duration::from_millis(300));
+            linger();
             sent
         });
         let tls = accept(listener.accept().await.unwrap().0, &credentials)
@@ -63,10 +61,11 @@ fn under(
                     Some(Ok(incoming)) => {
                         held.spawn(async move {
                             match application {
-                                Application::Echoes => match incoming.accept(None) {
-                                    Ok(tunnel) => echo(tunnel).await,
-                                    Err(_) => return,
-                                },
+                                Application::Echoes => {
+                                    if let Ok(tunnel) = incoming.accept(None) {
+                                        echo(tunnel).await;
+                                    }
+                                }
                                 Application::Stalls => {
                                     let Ok(_tunnel) = incoming.accept(None) else { return };
                                     std::future::pending::<()>().await;

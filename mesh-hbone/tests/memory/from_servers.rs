@@ -1,7 +1,6 @@
 //! Attacks of servers on our client.
 
 use std::net::TcpListener;
-use std::time::Duration;
 
 use mesh_hbone::client::{self, ConnectRequest};
 use mesh_hbone::config::Config;
@@ -11,12 +10,12 @@ use tokio::runtime::Builder;
 
 use crate::authority::{Authority, CLIENT, SERVER, id};
 use crate::wire::*;
-use crate::{HostileServer, Sent, attack, counting, judge, patient, server};
+use crate::{HostileServer, Sent, attack, counting, judge, linger, patient, server};
 
 /// Asks for one tunnel in this thread, and never reads it; the server is in another.
 fn under(
     what: &str,
-    config: Config,
+    config: &Config,
     run: impl FnOnce(&mut HostileServer) -> Sent + Send + 'static,
 ) {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -29,14 +28,14 @@ fn under(
         let attacker = attack(move || {
             let mut attacker = server(&root, &listener);
             let sent = run(&mut attacker);
-            std::thread::sleep(Duration::from_millis(300));
+            linger();
             // Unless we ended first.
             let _ = finished.send(());
             sent
         });
         let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
         let tls = connect(tcp, &credentials, &[id(SERVER)]).await.unwrap();
-        let (connection, sender) = client::handshake(tls, &config).await.unwrap();
+        let (connection, sender) = client::handshake(tls, config).await.unwrap();
         let idle = counting::idle();
         let asked = tokio::spawn(async move {
             let request =
@@ -60,11 +59,11 @@ const TOTAL: usize = 4 << 20;
 
 #[test]
 fn informational_answers() {
-    under("103 without end", Config::default(), |attacker| {
+    under("103 without end", &Config::default(), |attacker| {
         let one = headers(1, 0, &block(&[(":status", "103")]));
         attacker.flood(TOTAL, true, || one.clone())
     });
-    under("103 with fields", Config::default(), |attacker| {
+    under("103 with fields", &Config::default(), |attacker| {
         let one = headers(
             1,
             0,
@@ -90,7 +89,7 @@ fn frames_that_only_want_an_answer() {
         ("RST_STREAM", true, rst(1, CANCEL)),
         ("PRIORITY", true, priority(1001, 3)),
     ] {
-        under(what, patient(), move |attacker| {
+        under(what, &patient(), move |attacker| {
             attacker.flood(TOTAL, listens, || one.clone())
         });
     }
@@ -103,7 +102,7 @@ fn tiny_data_that_nobody_reads() {
         ("DATA of 100 bytes", 100),
         ("full DATA", 16_384),
     ] {
-        under(what, patient(), move |attacker| {
+        under(what, &patient(), move |attacker| {
             attacker.send(&accepted(1));
             attacker.flood(TOTAL, true, || data(1, 0, &vec![7; size]))
         });
@@ -112,7 +111,7 @@ fn tiny_data_that_nobody_reads() {
 
 #[test]
 fn an_answer_that_is_a_bomb() {
-    under("an answer that is a bomb", Config::default(), |attacker| {
+    under("an answer that is a bomb", &Config::default(), |attacker| {
         let mut fields = block(&[(":status", "103")]);
         fields.extend(literal(0x40, "x", &"y".repeat(4000)));
         attacker.send(&headers(1, 0, &fields));
@@ -126,7 +125,7 @@ fn an_answer_that_is_a_bomb() {
 
 #[test]
 fn continuation() {
-    under("CONTINUATION", Config::default(), |attacker| {
+    under("CONTINUATION", &Config::default(), |attacker| {
         let piece = block(&[("x", &"y".repeat(8000))]);
         attacker.send(&frame(HEADERS, 0, 1, &block(&[(":status", "200")])));
         attacker.flood(TOTAL, true, || frame(CONTINUATION, 0, 1, &piece))

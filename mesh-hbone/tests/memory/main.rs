@@ -124,6 +124,15 @@ where
     }
 }
 
+/// What was sent last has to arrive before the end does.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the attacker has a thread of its own"
+)]
+fn linger() {
+    thread::sleep(Duration::from_millis(300));
+}
+
 /// The default settings, but for those that would end a flood before it counts.
 fn patient() -> Config {
     Config::default()

@@ -24,7 +24,7 @@ async fn rapid_reset() {
         server.raw.send(&pairs).await;
         settle().await;
         assert!(server.asked() <= 1000 && server.held() <= 20);
-        server.is_closed("rapid reset", ENHANCE_YOUR_CALM).await;
+        server.closes("rapid reset", ENHANCE_YOUR_CALM).await;
     }
 }
 
@@ -64,7 +64,7 @@ async fn made_you_reset() {
             settle().await;
         }
         assert_eq!(server.asked(), 101, "{what}");
-        server.is_closed(what, ENHANCE_YOUR_CALM).await;
+        server.closes(what, ENHANCE_YOUR_CALM).await;
     }
 }
 
@@ -84,7 +84,7 @@ async fn continuation() {
         }
         server.raw.send(&frames).await;
         assert_eq!(server.asked(), 0);
-        server.is_closed(what, ENHANCE_YOUR_CALM).await;
+        server.closes(what, ENHANCE_YOUR_CALM).await;
     }
 }
 
@@ -101,7 +101,7 @@ async fn empty_data() {
             let mut server = Server::new(patient.clone(), application).await;
             server.raw.send(&connect(1)).await;
             server.raw.send(&empty.repeat(1000)).await;
-            server.is_closed(what, ENHANCE_YOUR_CALM).await;
+            server.closes(what, ENHANCE_YOUR_CALM).await;
         }
     }
 }
@@ -118,7 +118,7 @@ async fn tiny_data_that_nobody_reads() {
     server.raw.send(&ping(0, 7)).await;
     server.raw.until(PING).await;
     server.raw.send(&data(1, 0, b"x").repeat(2)).await;
-    server.is_closed("tiny DATA", ENHANCE_YOUR_CALM).await;
+    server.closes("tiny DATA", ENHANCE_YOUR_CALM).await;
     // What is read costs nothing.
     let mut server = Server::new(config, Application::Echoes).await;
     server.raw.send(&connect(1)).await;
@@ -130,6 +130,9 @@ async fn tiny_data_that_nobody_reads() {
     server.goes_on("tiny DATA that is read", 3).await;
 }
 
+/// With frames of which kind, and how many.
+type Answered = Option<(u8, usize)>;
+
 /// CVE-2019-9512, -9513, -9515: frames that want nothing or only an answer. Too many close the connection;
 /// those that the settings allow cost one answer each, and the connection carries tunnels all the while.
 #[tokio::test(start_paused = true)]
@@ -139,7 +142,7 @@ async fn frames_that_only_want_an_answer() {
         settings(&[(INITIAL_WINDOW_SIZE, 65_535), (HEADER_TABLE_SIZE, 4096)]),
     ]
     .concat();
-    let rows: Vec<(&str, Vec<u8>, Option<(u8, usize)>)> = vec![
+    let rows: Vec<(&str, Vec<u8>, Answered)> = vec![
         ("PING", ping(0, 7), Some((PING, 1))),
         ("SETTINGS", settings(&[]), Some((SETTINGS, 1))),
         ("SETTINGS there and back", shrinking, Some((SETTINGS, 2))),
@@ -149,7 +152,7 @@ async fn frames_that_only_want_an_answer() {
     for (what, one, answered) in rows {
         let mut server = Server::echoing().await;
         server.raw.send(&one.repeat(300)).await;
-        server.is_closed(what, ENHANCE_YOUR_CALM).await;
+        server.closes(what, ENHANCE_YOUR_CALM).await;
 
         let patient = Config::default().max_control_frames(u32::MAX);
         let mut server = Server::new(patient, Application::Echoes).await;

@@ -218,7 +218,7 @@ async fn hpack_bombs() {
     server.raw.until_on(HEADERS, 5).await;
     assert_eq!(server.asked(), 2);
     server.raw.send(&headers(7, 0, &bomb(10_000))).await;
-    server.is_closed("a bomb", ENHANCE_YOUR_CALM).await;
+    server.closes("a bomb", ENHANCE_YOUR_CALM).await;
 
     // Many tiny fields count with 32 bytes each (RFC 9113 section 6.5.2).
     let mut server = Server::echoing().await;
@@ -230,7 +230,7 @@ async fn hpack_bombs() {
     server.raw.send(&headers(1, 0, &fields)).await;
     settle().await;
     assert_eq!(server.asked(), 0);
-    server.is_closed("tiny fields", ENHANCE_YOUR_CALM).await;
+    server.closes("tiny fields", ENHANCE_YOUR_CALM).await;
 }
 
 /// Header blocks that cannot be decoded end the connection: its tables are no longer the client's.

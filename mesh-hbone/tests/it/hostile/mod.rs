@@ -321,7 +321,7 @@ impl Server {
     }
 
     /// The attacked connection is closed at once with this code.
-    pub(crate) async fn is_closed(self, what: &str, code: u32) {
+    pub(crate) async fn closes(self, what: &str, code: u32) {
         assert_eq!(self.end().await, Ok(code), "{what}");
     }
 
@@ -480,7 +480,7 @@ impl Client {
     }
 
     /// We close the connection at once with this code.
-    pub(crate) async fn is_closed(self, what: &str, code: u32) {
+    pub(crate) async fn closes(self, what: &str, code: u32) {
         assert_eq!(self.end().await, Ok(code), "{what}");
     }
 

@@ -159,7 +159,7 @@ async fn answers_that_open_no_tunnel() {
         settle().await;
         if client.sender.is_closed() {
             closed.push(what);
-            client.is_closed(what, PROTOCOL_ERROR).await;
+            client.closes(what, PROTOCOL_ERROR).await;
         } else {
             client.goes_on(what).await;
         }

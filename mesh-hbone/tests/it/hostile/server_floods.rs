@@ -85,7 +85,7 @@ async fn continuation() {
     frames.extend(frame(CONTINUATION, 0, stream, &[]).repeat(1000));
     client.raw.send(&frames).await;
     asked.await.unwrap().unwrap_err();
-    client.is_closed("CONTINUATION", ENHANCE_YOUR_CALM).await;
+    client.closes("CONTINUATION", ENHANCE_YOUR_CALM).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,7 +96,7 @@ async fn empty_data() {
     client.raw.send(&data(stream, 0, b"").repeat(1000)).await;
     let mut read = Vec::new();
     tunnel.read_to_end(&mut read).await.unwrap_err();
-    client.is_closed("empty DATA", ENHANCE_YOUR_CALM).await;
+    client.closes("empty DATA", ENHANCE_YOUR_CALM).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +105,7 @@ async fn tiny_data_that_nobody_reads() {
     let mut client = Client::with(config, &[]).await;
     let (stream, _tunnel) = client.open().await;
     client.raw.send(&data(stream, 0, b"x").repeat(1001)).await;
-    client.is_closed("tiny DATA", ENHANCE_YOUR_CALM).await;
+    client.closes("tiny DATA", ENHANCE_YOUR_CALM).await;
 }
 
 /// A server that makes *us* reset: each violation costs it one of the resets that it may provoke.
@@ -121,7 +121,7 @@ async fn made_you_reset() {
             .await;
         asked.await.unwrap().unwrap_err();
     }
-    client.is_closed("made you reset", ENHANCE_YOUR_CALM).await;
+    client.closes("made you reset", ENHANCE_YOUR_CALM).await;
 }
 
 /// Resets of streams that are long gone are nothing, until there are too many.
@@ -169,7 +169,7 @@ async fn an_answer_that_is_a_bomb() {
             ),
         }
         if closes {
-            client.is_closed("a bomb", ENHANCE_YOUR_CALM).await;
+            client.closes("a bomb", ENHANCE_YOUR_CALM).await;
         } else {
             client.goes_on("a large answer").await;
         }

@@ -1,0 +1,240 @@
+//! Much at once through Envoy, both ways: nothing is lost, nobody waits for a slow neighbour.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use mesh_hbone::Tunnel;
+use mesh_hbone::client::{self, ConnectRequest, Sender};
+use mesh_hbone::config::Config;
+use mesh_hbone::headers::ConnectHeaders;
+use mesh_hbone::server::{self, Incoming};
+use mesh_hbone::tls::{self, Credentials};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::authority::{CLIENT, SERVER, id};
+use crate::envoy::{Envoy, Pki, Role, noise, soon};
+use crate::envoy_accepts::credentials;
+use crate::require;
+
+const BLOCK: usize = 1 << 20;
+
+/// Block number `at`, which is like no other.
+fn block(noise: &[u8], at: u64) -> Vec<u8> {
+    let mut block = noise.to_vec();
+    block[..8].copy_from_slice(&at.to_le_bytes());
+    block
+}
+
+/// Says so many MiB and its end.
+async fn say(mut to: impl AsyncWrite + Unpin, seed: u64, mebibytes: u64) {
+    let noise = noise(BLOCK, seed);
+    for at in 0..mebibytes {
+        to.write_all(&block(&noise, at)).await.unwrap();
+    }
+    to.shutdown().await.unwrap();
+}
+
+/// Hears exactly that.
+async fn hear(mut from: impl AsyncRead + Unpin, seed: u64, mebibytes: u64) {
+    let noise = noise(BLOCK, seed);
+    let mut read = vec![0; BLOCK];
+    for at in 0..mebibytes {
+        from.read_exact(&mut read).await.unwrap();
+        assert!(read == block(&noise, at), "MiB {at} is another");
+    }
+    assert_eq!(from.read(&mut read).await.unwrap(), 0);
+}
+
+async fn both_ways(
+    near: impl AsyncRead + AsyncWrite,
+    far: impl AsyncRead + AsyncWrite,
+    mebibytes: u64,
+) {
+    let (near, far) = (split(near), split(far));
+    tokio::join!(
+        say(near.1, 3, mebibytes),
+        say(far.1, 5, mebibytes),
+        hear(near.0, 5, mebibytes),
+        hear(far.0, 3, mebibytes),
+    );
+}
+
+/// An Envoy that accepts our tunnels, and the application behind it.
+async fn accepting(test: &str) -> Option<(Pki, TcpListener, Envoy)> {
+    let program = require::peer(test, "PEER_ENVOY")?;
+    let pki = Pki::new();
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (on, to) = (Ipv4Addr::LOCALHOST.into(), app.local_addr().unwrap());
+    let role = Role::server(&pki.issue(SERVER), on, CLIENT, to);
+    let envoy = Envoy::start(&program, &role).await;
+    Some((pki, app, envoy))
+}
+
+async fn dial(envoy: &Envoy, credentials: &Credentials) -> Sender {
+    let io = TcpStream::connect(envoy.addr()).await.unwrap();
+    let tls = tls::connect(io, credentials, &[id(SERVER)]).await.unwrap();
+    let (connection, sender) = client::handshake(tls, &Config::default()).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn request() -> ConnectRequest {
+    ConnectRequest::new("10.0.0.7:9080".parse().unwrap(), ConnectHeaders::default())
+}
+
+async fn open(sender: &Sender) -> Tunnel {
+    sender.connect(request()).await.unwrap().0
+}
+
+/// Our server before an Envoy that opens tunnels.
+async fn opening(test: &str) -> Option<(Envoy, mpsc::Receiver<Incoming>)> {
+    let program = require::peer(test, "PEER_ENVOY")?;
+    let pki = Pki::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let (arrive, arrived) = mpsc::channel(256);
+    let ours = credentials(&pki.issue(SERVER));
+    tokio::spawn(async move {
+        loop {
+            let (io, _) = listener.accept().await.unwrap();
+            let tls = tls::accept(io, &ours).await.unwrap();
+            let arrive = arrive.clone();
+            tokio::spawn(async move {
+                let mut connection = server::handshake(tls, &Config::default());
+                while let Some(incoming) = connection.accept().await {
+                    arrive.send(incoming.unwrap()).await.unwrap();
+                }
+            });
+        }
+    });
+    let role = Role::client(&pki.issue(CLIENT), SERVER, address, "10.0.0.7:9080");
+    let envoy = Envoy::start(&program, &role).await;
+    Some((envoy, arrived))
+}
+
+#[tokio::test]
+async fn much_through_an_envoy_that_accepts() {
+    let Some((pki, app, envoy)) = accepting("much_through_an_envoy_that_accepts").await else {
+        return;
+    };
+    let sender = dial(&envoy, &credentials(&pki.issue(CLIENT))).await;
+    let (tunnel, app) = tokio::join!(open(&sender), app.accept());
+    both_ways(tunnel, app.unwrap().0, require::bulk()).await;
+}
+
+#[tokio::test]
+async fn much_through_an_envoy_that_opens() {
+    let Some((envoy, mut arrived)) = opening("much_through_an_envoy_that_opens").await else {
+        return;
+    };
+    let client = TcpStream::connect(envoy.addr()).await.unwrap();
+    let incoming = soon("a tunnel", arrived.recv()).await.unwrap();
+    both_ways(client, incoming.accept(None).unwrap(), require::bulk()).await;
+}
+
+/// A hundred tunnels on one connection, one of which nobody reads until all others are done.
+#[tokio::test]
+async fn a_hundred_tunnels_and_one_that_nobody_reads() {
+    let test = "a_hundred_tunnels_and_one_that_nobody_reads";
+    let Some((pki, app, envoy)) = accepting(test).await else {
+        return;
+    };
+    let sender = dial(&envoy, &credentials(&pki.issue(CLIENT))).await;
+    let (slow, slow_app) = tokio::join!(open(&sender), app.accept());
+    let (mut slow, mut slow_app) = (slow, slow_app.unwrap().0);
+    let sent = noise(8 << 20, 7);
+    let writer = {
+        let sent = sent.clone();
+        tokio::spawn(async move {
+            slow_app.write_all(&sent).await.unwrap();
+            slow_app
+        })
+    };
+    let echo = tokio::spawn(async move {
+        let mut echoes = JoinSet::new();
+        for _ in 0..99 {
+            let (stream, _) = app.accept().await.unwrap();
+            echoes.spawn(async move {
+                let (mut read, mut write) = stream.into_split();
+                copy(&mut read, &mut write).await.unwrap();
+                write.shutdown().await.unwrap();
+            });
+        }
+        echoes.join_all().await;
+    });
+    let mut open_now = Vec::new();
+    for _ in 0..99 {
+        open_now.push(open(&sender).await);
+    }
+    assert_eq!(sender.live_streams(), 100);
+    let mut tunnels = JoinSet::new();
+    for (seed, tunnel) in (0..).zip(open_now) {
+        tunnels.spawn(async move {
+            let sent = noise(128 << 10, 2 * seed + 1);
+            let (mut read, mut write) = split(tunnel);
+            let mut heard = Vec::new();
+            let (said, listened) = tokio::join!(
+                async {
+                    write.write_all(&sent).await?;
+                    write.shutdown().await
+                },
+                read.read_to_end(&mut heard)
+            );
+            said.unwrap();
+            listened.unwrap();
+            assert!(heard == sent, "tunnel {seed}");
+        });
+    }
+    soon("ninety-nine tunnels", tunnels.join_all()).await;
+    soon("their echoes", echo).await.unwrap();
+    let mut heard = vec![0; sent.len()];
+    soon("the slow one", slow.read_exact(&mut heard))
+        .await
+        .unwrap();
+    assert!(heard == sent);
+    // Not before: Envoy throws away what it holds of an upstream that has ended.
+    drop(soon("its writer", writer).await.unwrap());
+    assert_eq!(soon("its end", slow.read(&mut heard)).await.unwrap(), 0);
+}
+
+/// The certificate changes under us all the while, and no tunnel fails, old or new.
+#[tokio::test]
+async fn certificates_change_under_load() {
+    let Some((pki, app, envoy)) = accepting("certificates_change_under_load").await else {
+        return;
+    };
+    let echo = tokio::spawn(async move {
+        loop {
+            let (stream, _) = app.accept().await.unwrap();
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.into_split();
+                if copy(&mut read, &mut write).await.is_ok() {
+                    let _ = write.shutdown().await;
+                }
+            });
+        }
+    });
+    let ours = credentials(&pki.issue(CLIENT));
+    let first = dial(&envoy, &ours).await;
+    let mut long = open(&first).await;
+    for round in 0..50_u8 {
+        // A new key and a new certificate of the same identity.
+        let fresh = credentials(&pki.issue(CLIENT));
+        ours.replace((*fresh.current()).clone()).unwrap();
+        let sender = dial(&envoy, &ours).await;
+        let mut tunnel = open(&sender).await;
+        for tunnel in [&mut long, &mut tunnel] {
+            let said = [round; 1000];
+            let mut heard = [0; 1000];
+            tunnel.write_all(&said).await.unwrap();
+            soon("an echo", tunnel.read_exact(&mut heard))
+                .await
+                .unwrap();
+            assert_eq!(heard, said);
+        }
+    }
+    assert_eq!(ours.generation(), 51);
+    echo.abort();
+}
