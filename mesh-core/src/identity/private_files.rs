@@ -62,6 +62,27 @@ pub(super) fn check_private(_: &File, _: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses a folder in which others can put files: what is found there would be theirs.
+#[cfg(all(unix, feature = "istiod"))]
+pub(super) fn check_folder(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = fs::metadata(path).map_err(at("reading", path))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o022 == 0 {
+        return Ok(());
+    }
+    let detail = format!(
+        "{}: expected a folder in which its owner alone can write, found mode {mode:o}",
+        path.display()
+    );
+    Err(Error::new(ErrorKind::Insecure, detail))
+}
+
+#[cfg(all(not(unix), feature = "istiod"))]
+pub(super) fn check_folder(_: &Path) -> Result<(), Error> {
+    Ok(())
+}
+
 pub(super) fn text(file: File, path: &Path) -> Result<Zeroizing<String>, Error> {
     let mut content = Zeroizing::new(String::new());
     file.take(MAX_FILE)

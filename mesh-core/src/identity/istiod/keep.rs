@@ -11,7 +11,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::control_plane::read_certificates;
-use crate::identity::private_files::{check_private, make_folder, open_if_there, put, text};
+use crate::identity::private_files::{
+    check_folder, check_private, make_folder, open_if_there, put, text,
+};
 use crate::identity::{Error, ErrorKind};
 
 const CERTIFICATE: &str = "certificate.pem";
@@ -34,6 +36,7 @@ pub(super) fn store(
 ) -> Result<(), Error> {
     let folder = folder(directory, identity);
     make_folder(&folder)?;
+    check_folder(&folder)?;
     // Roots do no harm beside an older certificate.
     put(&folder.join(ROOTS), roots.as_bytes())?;
     put(&folder.join(CERTIFICATE), certificate.as_bytes())
@@ -47,6 +50,7 @@ pub(super) fn load(directory: &Path, identity: &Identity) -> Result<Option<Bundl
     else {
         return Ok(None);
     };
+    check_folder(&folder)?;
     check_private(&file, &certificate)?;
     let pem = text(file, &certificate)?;
     let from = roots.display().to_string();

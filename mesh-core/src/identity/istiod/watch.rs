@@ -324,7 +324,9 @@ impl Watching {
             let now = latest.borrow_and_update().clone();
             if now.bundles > self.bundles {
                 self.bundles = now.bundles;
-                if let Some(bundle) = now.bundle {
+                // The task notices within ten seconds when the time of day jumps.
+                let wall = self.handle.shared.settings.control_plane.now();
+                if let Some(bundle) = now.bundle.filter(|bundle| bundle.not_after() > wall) {
                     // An error that comes with it was before it, or is still to be told.
                     if now.error.is_none() {
                         self.errors = now.errors;

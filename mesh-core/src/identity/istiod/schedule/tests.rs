@@ -215,8 +215,10 @@ impl NaiveEntry {
 impl Naive {
     fn want(&mut self, identity: &Identity, demanded: bool, now: Now) {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.identity == *identity) {
-            entry.demanded |= demanded;
-            entry.judge(now);
+            if demanded {
+                entry.demanded = true;
+                entry.judge(now);
+            }
             return;
         }
         self.next += 1;

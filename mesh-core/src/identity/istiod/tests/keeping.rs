@@ -59,7 +59,11 @@ async fn what_was_kept_and_cannot_be_used_is_fetched_anew() {
         file("moved").with_file_name("roots.pem"),
     )
     .unwrap();
-    for (number, account) in ["expired", "read", "torn", "moved", "new"]
+    store(dir.path(), &service, &identity("open"), now);
+    let open = file("open");
+    let open = open.parent().unwrap();
+    fs::set_permissions(open, fs::Permissions::from_mode(0o777)).unwrap();
+    for (number, account) in ["expired", "read", "torn", "moved", "open", "new"]
         .into_iter()
         .enumerate()
     {
