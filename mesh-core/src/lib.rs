@@ -40,8 +40,8 @@
 //!
 //! # Features
 //!
-//! Default: `aws-lc-rs`, `file`, `dev-ca`, `http`, `metrics`, `admin`. Off: `ring`, `istiod`, `axum`,
-//! `tonic`.
+//! Default: `aws-lc-rs`, `file`, `dev-ca`, `http`, `metrics`, `admin`. Off: `ring`, `istiod`,
+//! `workload-api`, `axum`, `tonic`.
 //! Features add and never change behaviour; `aws-lc-rs` and `ring` may both be on. The crypto
 //! provider is a value of the builder: the process default is neither read nor set.
 //!

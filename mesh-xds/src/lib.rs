@@ -25,6 +25,8 @@ pub mod model;
 mod proto;
 #[cfg(feature = "client")]
 pub mod transport;
+#[cfg(feature = "workload-api")]
+pub mod workload_api;
 
 #[cfg(feature = "client")]
 pub use error::{Error, ErrorKind};

@@ -8,6 +8,7 @@
 //! | [`DevCa`] | laptops and tests: a certificate authority in a folder, or in this process alone |
 //! | [`Files`] | certificates that somebody else writes and renews: cert-manager, a CSI driver, step, Vault agent |
 //! | `Istiod` (feature `istiod`) | istiod's certificate service, in a Pod or on a host |
+//! | `WorkloadApi` (feature `workload-api`) | SPIRE, or another agent of SPIFFE |
 //! | [`Renewed`] | an authority of your own: give it the function that fetches one certificate |
 
 mod clock;
@@ -32,6 +33,8 @@ mod istiod;
 mod private_files;
 mod renew;
 mod renewed;
+#[cfg(feature = "workload-api")]
+mod workload_api;
 
 use std::fmt;
 use std::pin::Pin;
@@ -48,6 +51,8 @@ pub use files::Files;
 #[cfg(feature = "istiod")]
 pub use istiod::Istiod;
 pub use renewed::Renewed;
+#[cfg(feature = "workload-api")]
+pub use workload_api::WorkloadApi;
 
 /// The certificates of one identity, as a [`CertificateSource`] gives them.
 pub type CertificateStream = Pin<Box<dyn Stream<Item = Result<Bundle, Error>> + Send>>;

@@ -66,6 +66,12 @@ mod identity_files;
 mod identity_istiod;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_renewal;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "workload-api",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod identity_workload_api;
 mod interfaces;
 #[cfg(all(
     feature = "dev-ca",

@@ -386,7 +386,7 @@ fn features_are_those_of_the_architecture() {
         core,
         set(&["aws-lc-rs", "file", "dev-ca", "http", "metrics", "admin"])
     );
-    let off = set(&["ring", "istiod", "axum", "tonic"]);
+    let off = set(&["ring", "istiod", "workload-api", "axum", "tonic"]);
     assert!(off.is_subset(&all), "mesh-core lacks one of {off:?}");
     assert_eq!(default("mesh-xds").0, set(&["file"]));
     assert_eq!(default("mesh-hbone").0, set(&["aws-lc-rs"]));

@@ -25,6 +25,14 @@ mod generated;
 #[allow(unused_imports, reason = "what a feature does not need")]
 pub(crate) use generated::{envoy, google, istio};
 
+/// SPIFFE's Workload API, which has no package.
+#[allow(unused_imports, reason = "what a feature does not need")]
+pub(crate) mod workload_api {
+    #[cfg(feature = "client")]
+    pub(crate) use super::generated::spiffe_workload_api_client;
+    pub(crate) use super::generated::{X509svid, X509svidRequest, X509svidResponse};
+}
+
 /// The names of resource types, as discovery requests have them.
 #[allow(dead_code, reason = "what a feature does not need")]
 pub(crate) mod type_url {
