@@ -4,12 +4,14 @@
 //! With the feature `file` (on by default), [`file`](mod@file) reads them from Kubernetes manifests or from ztunnel's local
 //! configuration and keeps them current.
 //!
-//! With the feature `client` (off by default), `decode` reads what a control plane sends, `transport` reaches it over
-//! connections that the caller makes, and `ca` gets certificates there. No type of protobuf or gRPC is part of any
-//! interface.
+//! With the feature `client` (off by default), `transport` reaches a control plane over connections that the caller
+//! makes, `ads` follows what it says of the mesh, which `decode` reads, and `ca` gets certificates there. No type of
+//! protobuf or gRPC is part of any interface.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+pub mod ads;
 #[cfg(feature = "client")]
 pub mod ca;
 #[cfg(feature = "client")]

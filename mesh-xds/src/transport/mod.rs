@@ -7,11 +7,11 @@
 
 mod connector;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -31,6 +31,9 @@ type TokenSource = dyn Fn() -> BoxFuture<'static, Result<Option<String>, BoxErro
 const WINDOW: u32 = 1024 * 1024;
 
 /// A way to a control plane: cheap to clone, connects when it is used.
+///
+/// Every request and every stream has a connection of its own: it meets the newest roots and the newest
+/// certificate, perhaps another replica, and no connection that is dead without anybody having noticed.
 ///
 /// # Examples
 ///
@@ -71,8 +74,6 @@ struct Shared {
     headers: Vec<(AsciiMetadataKey, AsciiValue)>,
     token: Option<Arc<TokenSource>>,
     max_message_size: usize,
-    /// What single requests share. It connects again by itself.
-    connection: Mutex<Option<tonic::transport::Channel>>,
 }
 
 impl Channel {
@@ -95,45 +96,32 @@ impl Channel {
         &self.shared.uri
     }
 
-    /// Lets requests from now on use a new connection, for instance because the roots were rotated.
-    ///
-    /// Requests and streams that are under way keep theirs.
-    pub fn reconnect(&self) {
-        let mut connection = self.connection();
-        *connection = None;
-    }
-
-    fn connection(&self) -> std::sync::MutexGuard<'_, Option<tonic::transport::Channel>> {
-        let connection = self.shared.connection.lock();
-        connection.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The connection that single requests share. Needs a runtime.
-    #[allow(dead_code, reason = "certificates are asked for with single requests")]
-    pub(crate) fn shared(&self) -> tonic::transport::Channel {
-        self.connection()
-            .get_or_insert_with(|| self.fresh())
-            .clone()
-    }
-
     /// A connection of its own, made when it is used. Needs a runtime.
-    ///
-    /// A stream that lives long has its own: one that is tried again meets another replica, the newest
-    /// roots and the newest certificate, and no connection that is dead without anybody having noticed.
-    #[allow(dead_code, reason = "discovery has a connection for each stream")]
     pub(crate) fn fresh(&self) -> tonic::transport::Channel {
         let connector = self.shared.connector.clone();
         self.shared.endpoint.connect_with_connector_lazy(connector)
     }
 
+    /// A connection of its own, made now.
+    ///
+    /// # Errors
+    ///
+    /// `Connection` if the connector failed or took too long.
+    pub(crate) async fn connect(&self) -> Result<tonic::transport::Channel, Error> {
+        let connector = self.shared.connector.clone();
+        let connection = self.shared.endpoint.connect_with_connector(connector);
+        connection.await.map_err(|error| {
+            let detail = format!("no connection to {}", self.shared.uri);
+            Error::new(ErrorKind::Connection, detail).with_source(error)
+        })
+    }
+
     /// The largest message that is accepted.
-    #[allow(dead_code, reason = "each generated client is told")]
     pub(crate) fn max_message_size(&self) -> usize {
         self.shared.max_message_size
     }
 
     /// A request with the headers, and with the token as it is now.
-    #[allow(dead_code, reason = "every client starts its requests here")]
     pub(crate) async fn request<T>(&self, message: T) -> Result<tonic::Request<T>, Error> {
         let mut request = tonic::Request::new(message);
         let metadata = request.metadata_mut();
@@ -289,7 +277,6 @@ impl ChannelBuilder {
                 headers,
                 token: self.token,
                 max_message_size: self.max_message_size,
-                connection: Mutex::new(None),
             }),
         })
     }

@@ -1,0 +1,46 @@
+//! What a server is told of resources that were refused.
+
+/// What a refusal says at most.
+const MAX_TEXT: usize = 1024;
+
+/// Room for how many others there are.
+const ROOM_FOR_COUNT: usize = 32;
+
+/// Names the resources that were refused, each with its reason, as long as there is room.
+#[derive(Debug, Default)]
+pub(super) struct Refusal {
+    text: String,
+    /// How many are not in the text.
+    others: usize,
+}
+
+impl Refusal {
+    pub(super) fn add(&mut self, name: &str, reason: &str) {
+        let room = MAX_TEXT - ROOM_FOR_COUNT;
+        let first = self.text.is_empty();
+        if first {
+            self.text = format!("{name}: {reason}");
+            if self.text.len() > room {
+                let ends = (0..=room).rev();
+                let end = ends.into_iter().find(|at| self.text.is_char_boundary(*at));
+                self.text.truncate(end.unwrap_or_default());
+            }
+        } else if self.others == 0 && self.text.len() + name.len() + reason.len() + 4 <= room {
+            self.text.push_str("; ");
+            self.text.push_str(name);
+            self.text.push_str(": ");
+            self.text.push_str(reason);
+        } else {
+            self.others += 1;
+        }
+    }
+
+    /// `None` if nothing was refused.
+    pub(super) fn into_text(self) -> Option<String> {
+        match self.others {
+            _ if self.text.is_empty() => None,
+            0 => Some(self.text),
+            others => Some(format!("{}; and {others} more", self.text)),
+        }
+    }
+}

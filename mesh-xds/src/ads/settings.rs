@@ -1,0 +1,155 @@
+//! What a session asks for, and its bounds.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use super::Node;
+use crate::error::{Error, ErrorKind};
+
+/// Which resources of a type are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Interest {
+    /// All that there are.
+    All,
+    /// Those whose names are wanted, with what the control plane sends along: a service comes with its
+    /// workloads. Nothing is asked for before the first name is wanted.
+    Named,
+}
+
+/// Who asks, for what, and within which bounds.
+///
+/// # Examples
+///
+/// ```
+/// use mesh_xds::ads::{Interest, Node, Settings};
+///
+/// let settings = Settings::new(Node::new("ztunnel~10.0.0.1~a.ns~ns.svc.cluster.local"))
+///     .with_type("type.googleapis.com/istio.workload.Address", Interest::All)
+///     .with_type("type.googleapis.com/istio.security.Authorization", Interest::All);
+/// # let _ = settings;
+/// ```
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub(super) node: Node,
+    pub(super) types: Vec<(String, Interest)>,
+    pub(super) backoff_first: Duration,
+    pub(super) backoff_max: Duration,
+    pub(super) seed: Option<u64>,
+    pub(super) max_initial_versions: usize,
+    pub(super) max_names: usize,
+    pub(super) max_resources: usize,
+    pub(super) max_resource_size: usize,
+    pub(super) drop_forgotten_after: Duration,
+}
+
+/// A name longer than this is no name of a resource.
+pub(super) const MAX_NAME: usize = 4096;
+
+impl Settings {
+    /// The settings of `node`, which asks for nothing yet.
+    pub fn new(node: Node) -> Self {
+        Self {
+            node,
+            types: Vec::new(),
+            backoff_first: Duration::from_millis(1100),
+            backoff_max: Duration::from_secs(30),
+            seed: None,
+            max_initial_versions: 3_670_016,
+            max_names: 10_000,
+            max_resources: 2_000_000,
+            max_resource_size: 1024 * 1024,
+            drop_forgotten_after: Duration::from_secs(10),
+        }
+    }
+
+    /// Adds a type of resources, by its URL. Requests start in the order of the types.
+    #[must_use]
+    pub fn with_type(mut self, type_url: impl Into<String>, interest: Interest) -> Self {
+        self.types.push((type_url.into(), interest));
+        self
+    }
+
+    /// How long the first wait before another attempt may be, and any wait; 1.1 s and 30 s.
+    ///
+    /// With 1.1 s a client makes at most two attempts in a second, three within eight (a host that has lost
+    /// its stream is unregistered after ten), and of many clients a tenth comes back in a tenth of a second.
+    #[must_use]
+    pub fn with_backoff(mut self, first: Duration, max: Duration) -> Self {
+        self.backoff_first = first;
+        self.backoff_max = max;
+        self
+    }
+
+    /// Seeds what spreads attempts, for tests. Unset is different for every client.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Up to which size the first request of a type on a new stream says which versions are here, in bytes;
+    /// 3.5 MiB, because stock istiod refuses requests beyond 4 MiB.
+    ///
+    /// Beyond it nothing is said: everything is sent again, and what is not among it is dropped.
+    #[must_use]
+    pub fn with_max_initial_versions(mut self, bytes: usize) -> Self {
+        self.max_initial_versions = bytes;
+        self
+    }
+
+    /// How many names of a type may be wanted; 10 000, which fit a request to istiod.
+    #[must_use]
+    pub fn with_max_names(mut self, names: usize) -> Self {
+        self.max_names = names;
+        self
+    }
+
+    /// How many resources of a type are kept; 2 000 000. Those beyond are refused by name.
+    #[must_use]
+    pub fn with_max_resources(mut self, resources: usize) -> Self {
+        self.max_resources = resources;
+        self
+    }
+
+    /// How large a resource may be, in bytes; 1 MiB. A larger one is refused by name.
+    #[must_use]
+    pub fn with_max_resource_size(mut self, bytes: usize) -> Self {
+        self.max_resource_size = bytes;
+        self
+    }
+
+    /// How long after a name was forgotten what came along with it is dropped; 10 s.
+    ///
+    /// Nothing says what came along with a name, so it is found out by asking anew on another stream for
+    /// the names that are left. Names that are forgotten within this time share one.
+    #[must_use]
+    pub fn with_drop_forgotten_after(mut self, wait: Duration) -> Self {
+        self.drop_forgotten_after = wait;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let invalid = |detail: String| Err(Error::new(ErrorKind::InvalidSettings, detail));
+        if self.node.id.is_empty() {
+            return invalid("a node needs an id".to_owned());
+        }
+        if self.types.is_empty() {
+            return invalid("no type of resources is asked for".to_owned());
+        }
+        for (at, (url, _)) in self.types.iter().enumerate() {
+            if url.is_empty() || self.types[..at].iter().any(|(other, _)| other == url) {
+                return invalid(format!("type {url:?} is empty or there twice"));
+            }
+        }
+        if self.backoff_first.is_zero() || self.backoff_max < self.backoff_first {
+            return invalid("expected 0 < the first wait <= the longest".to_owned());
+        }
+        Ok(())
+    }
+
+    pub(super) fn seed_or_random(&self) -> u64 {
+        self.seed
+            .unwrap_or_else(|| RandomState::new().hash_one(&self.node.id))
+    }
+}

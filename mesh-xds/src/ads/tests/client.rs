@@ -1,0 +1,397 @@
+//! The whole client against a server that does what the test says.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::StreamExt;
+use http::Uri;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::*;
+use crate::ads::{Client, Event, Events, Health, Presence};
+use crate::error::ErrorKind;
+use crate::model::{Batch, Verdict};
+use crate::proto::envoy::service::discovery::v3::DiscoveryResponse;
+use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use crate::proto::type_url;
+use crate::transport::tests::Pipe;
+use crate::transport::{Channel, ChannelBuilder};
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The server's end of a stream.
+struct Peer<Q, P> {
+    token: String,
+    requests: Streaming<Q>,
+    responses: mpsc::UnboundedSender<Result<P, Status>>,
+}
+
+type DeltaPeer = Peer<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
+type WorldPeer = Peer<DiscoveryRequest, DiscoveryResponse>;
+
+impl<Q, P: Send + 'static> Peer<Q, P> {
+    fn new(request: Request<Streaming<Q>>) -> (Self, Responses<P>) {
+        let token = request.metadata().get("authorization");
+        let token = token.map(|token| token.to_str().expect("ASCII").to_owned());
+        let (responses, stream) = mpsc::unbounded_channel();
+        let peer = Self {
+            token: token.unwrap_or_default(),
+            requests: request.into_inner(),
+            responses,
+        };
+        (peer, Box::pin(UnboundedReceiverStream::new(stream)))
+    }
+
+    async fn request(&mut self) -> Q {
+        let request = self.requests.message().await.expect("a message");
+        request.expect("the stream goes on")
+    }
+
+    fn send(&self, response: P) {
+        self.responses.send(Ok(response)).expect("a stream");
+    }
+
+    fn fail(self, code: Code) {
+        let _ = self.responses.send(Err(Status::new(code, "scripted")));
+    }
+}
+
+impl DeltaPeer {
+    fn answer(&self, nonce: &str, resources: Vec<Resource>, removed: &[&str]) {
+        let Incoming::Delta(response) = response(nonce, resources, removed) else {
+            panic!("it is delta");
+        };
+        self.send(response);
+    }
+}
+
+struct Scripted {
+    delta: Option<mpsc::UnboundedSender<DeltaPeer>>,
+    world: Option<mpsc::UnboundedSender<WorldPeer>>,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Scripted {
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let peers = self.delta.as_ref().ok_or(Status::unimplemented("no"))?;
+        let (peer, responses) = Peer::new(request);
+        peers.send(peer).map_err(|_| Status::unavailable("gone"))?;
+        Ok(Response::new(responses))
+    }
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let peers = self.world.as_ref().ok_or(Status::unimplemented("no"))?;
+        let (peer, responses) = Peer::new(request);
+        peers.send(peer).map_err(|_| Status::unavailable("gone"))?;
+        Ok(Response::new(responses))
+    }
+}
+
+fn serve(scripted: Scripted) -> Pipe {
+    let (pipe, connections, _) = Pipe::new();
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(AggregatedDiscoveryServiceServer::new(scripted))
+            .serve_with_incoming(connections),
+    );
+    pipe
+}
+
+fn delta_server() -> (Pipe, mpsc::UnboundedReceiver<DeltaPeer>) {
+    let (delta, peers) = mpsc::unbounded_channel();
+    let pipe = serve(Scripted {
+        delta: Some(delta),
+        world: None,
+    });
+    (pipe, peers)
+}
+
+fn builder() -> ChannelBuilder {
+    Channel::builder(Uri::from_static("http://istiod.istio-system.svc:15010"))
+}
+
+fn start(channel: Channel, settings: Settings) -> (Client, Events) {
+    let client = Client::with_decoder(channel, settings, Arc::new(Texts));
+    let (client, events, worker) = client.expect("settings");
+    tokio::spawn(worker.run());
+    (client, events)
+}
+
+async fn next(events: &mut Events) -> Event {
+    events.next().await.expect("the session goes on")
+}
+
+async fn batch(events: &mut Events) -> Batch {
+    match next(events).await {
+        Event::Batch(batch) => batch,
+        other => panic!("expected a batch: {other:?}"),
+    }
+}
+
+/// Applies a batch, all but what is called `refused`; says what it had.
+fn apply(batch: Batch) -> (Vec<String>, Vec<String>) {
+    let (updates, removed, reply) = batch.into_parts();
+    let names: Vec<_> = updates.iter().map(Update::name).collect();
+    let verdict = |name: &ResourceName| match Texts.name(name).as_str() {
+        "refused" => Verdict::rejected(name.clone(), Rejection::new("cannot be applied")),
+        _ => Verdict::accepted(name.clone()),
+    };
+    reply.send(names.iter().map(verdict).collect());
+    let text = |names: &[ResourceName]| names.iter().map(|n| Texts.name(n)).collect();
+    (text(&names), text(&removed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn verdicts_are_acknowledgements_and_streams_come_and_go() {
+    let (pipe, mut peers) = delta_server();
+    let count = AtomicUsize::new(0);
+    let token = move || {
+        let n = count.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(Ok(Some(format!("token-{n}"))))
+    };
+    let channel = builder().token(token).build(pipe).expect("settings");
+    let (client, mut events) = start(channel, settings(&[(URL, Interest::All)]));
+    client
+        .report_health(Health::Healthy)
+        .await
+        .expect("a session");
+
+    let mut peer = peers.recv().await.expect("a stream");
+    assert_eq!(peer.token, "Bearer token-0");
+    assert!(peer.request().await.node.is_some());
+    assert_eq!(peer.request().await.type_url, type_url::HEALTH);
+    let resources = vec![resource("a", "1", "x"), resource("refused", "1", "x")];
+    peer.answer("n1", resources, &[]);
+    peer.answer("n2", vec![resource("b", "1", "x")], &["a"]);
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    let (updated, _) = apply(batch(&mut events).await);
+    assert_eq!(updated, ["a", "refused"]);
+    let request = peer.request().await;
+    assert_eq!(request.response_nonce, "n1");
+    let message = request.error_detail.expect("a refusal").message;
+    assert_eq!(message, "refused: cannot be applied");
+    let (updated, removed) = apply(batch(&mut events).await);
+    assert_eq!(
+        (updated, removed),
+        (vec!["b".to_owned()], vec!["a".to_owned()])
+    );
+    assert!(matches!(next(&mut events).await, Event::Synced(url) if *url == *URL));
+    let request = peer.request().await;
+    assert_eq!(
+        (&*request.response_nonce, request.error_detail),
+        ("n2", None)
+    );
+
+    peer.fail(Code::Unavailable);
+    match next(&mut events).await {
+        Event::Disconnected(Some(error)) => assert_eq!(error.kind(), ErrorKind::Unavailable),
+        other => panic!("{other:?}"),
+    }
+    let mut peer = peers.recv().await.expect("another stream");
+    assert_eq!(peer.token, "Bearer token-1", "read anew");
+    let versions = peer.request().await.initial_resource_versions;
+    assert_eq!(versions.into_keys().collect::<Vec<_>>(), ["b"]);
+    assert_eq!(
+        peer.request().await.type_url,
+        type_url::HEALTH,
+        "said again"
+    );
+    drop(peer);
+    assert!(matches!(next(&mut events).await, Event::Disconnected(None)));
+
+    // A batch that nobody applied is asked for again.
+    let mut peer = peers.recv().await.expect("another stream");
+    peer.request().await;
+    peer.answer("m1", vec![resource("c", "1", "x")], &[]);
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    drop(batch(&mut events).await);
+    assert!(matches!(
+        next(&mut events).await,
+        Event::Disconnected(Some(_))
+    ));
+    let mut peer = peers.recv().await.expect("another stream");
+    let versions = peer.request().await.initial_resource_versions;
+    assert_eq!(versions.into_keys().collect::<Vec<_>>(), ["b"]);
+
+    drop(client);
+    assert!(
+        events.next().await.is_none(),
+        "it ends with the last client"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_are_asked_for_while_a_batch_waits() {
+    let (pipe, mut peers) = delta_server();
+    let channel = builder().build(pipe).expect("settings");
+    let (client, mut events) = start(channel, settings(&[(URL, Interest::Named)]));
+    client.want(URL, "a").await.expect("a name");
+    let mut peer = peers.recv().await.expect("a stream");
+    assert_eq!(peer.request().await.resource_names_subscribe, ["a"]);
+    peer.answer("n1", vec![resource("a", "1", "x")], &["b"]);
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    let waiting = batch(&mut events).await;
+    for n in 0..200 {
+        let presence = client.want(URL, n.to_string()).await.expect("a name");
+        assert_eq!(presence, Presence::Asked);
+    }
+    let mut asked = 0;
+    while asked < 200 {
+        asked += peer.request().await.resource_names_subscribe.len();
+    }
+    apply(waiting);
+    assert_eq!(peer.request().await.response_nonce, "n1");
+    peer.answer("n2", Vec::new(), &["7"]);
+    assert!(matches!(next(&mut events).await, Event::Synced(_)));
+    match next(&mut events).await {
+        Event::Absent { type_url, name } => assert_eq!((&*type_url, &*name), (URL, "7")),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(peer.request().await.response_nonce, "n2");
+    let presence = client.want(URL, "7").await.expect("a name");
+    assert_eq!(presence, Presence::Absent);
+    client.forget(URL, "a").await.expect("a type");
+    assert_eq!(peer.request().await.resource_names_unsubscribe, ["a"]);
+    assert!(client.want("other", "a").await.is_err());
+
+    // Ten seconds later another stream finds out what is left.
+    let mut peer = peers.recv().await.expect("another stream");
+    let request = peer.request().await;
+    assert_eq!(request.resource_names_subscribe.len(), 200);
+    assert!(request.initial_resource_versions.is_empty());
+    peer.answer("m1", Vec::new(), &[]);
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    assert_eq!(apply(batch(&mut events).await).1, ["a"]);
+    assert_eq!(peer.request().await.response_nonce, "m1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_without_delta_is_spoken_to_as_it_can() {
+    let (world, mut peers) = mpsc::unbounded_channel();
+    let pipe = serve(Scripted {
+        delta: None,
+        world: Some(world),
+    });
+    let channel = builder().build(pipe).expect("settings");
+    let (_client, mut events) = start(channel, settings(&[(URL, Interest::All)]));
+    match next(&mut events).await {
+        Event::Disconnected(Some(error)) => assert_eq!(error.kind(), ErrorKind::Unimplemented),
+        other => panic!("{other:?}"),
+    }
+    let mut peer = peers.recv().await.expect("a stream");
+    assert!(peer.request().await.node.is_some());
+    peer.send(DiscoveryResponse {
+        version_info: "v1".to_owned(),
+        resources: vec![packed(URL, "a", "x")],
+        type_url: URL.to_owned(),
+        nonce: "n1".to_owned(),
+        ..DiscoveryResponse::default()
+    });
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    assert_eq!(apply(batch(&mut events).await).0, ["a"]);
+    let request = peer.request().await;
+    assert_eq!(
+        (&*request.response_nonce, &*request.version_info),
+        ("n1", "v1")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_ends_the_stream_and_nothing_else() {
+    let (pipe, mut peers) = delta_server();
+    let channel = builder().max_message_size(10_000).build(pipe);
+    let channel = channel.expect("settings");
+    let (_client, mut events) = start(channel, settings(&[(URL, Interest::All)]));
+    let mut peer = peers.recv().await.expect("a stream");
+    peer.request().await;
+    peer.answer("n1", vec![resource("a", "1", "x")], &[]);
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    apply(batch(&mut events).await);
+    assert!(matches!(next(&mut events).await, Event::Synced(_)));
+    peer.answer("n2", vec![resource("a", "2", &"x".repeat(10_000))], &[]);
+    match next(&mut events).await {
+        Event::Disconnected(Some(error)) => assert_eq!(error.kind(), ErrorKind::TooLarge),
+        other => panic!("{other:?}"),
+    }
+    let mut peer = peers.recv().await.expect("another stream");
+    let versions = peer.request().await.initial_resource_versions;
+    assert_eq!(versions["a"], "1", "the last good version stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_is_an_error_and_tried_again_later() {
+    let (pipe, mut connections, mut dialled) = Pipe::new();
+    let channel = builder().build(pipe).expect("settings");
+    let (_client, mut events) = start(channel, settings(&[(URL, Interest::All)]));
+    let start = Instant::now();
+    for _ in 0..5 {
+        let connection = connections.next().await.expect("a connection");
+        let mut connection = connection.expect("a pipe");
+        connection.write_all(&[0xff; 1000]).await.expect("a pipe");
+        match next(&mut events).await {
+            Event::Disconnected(Some(error)) => assert!(error.is_connection(), "{error:?}"),
+            other => panic!("{other:?}"),
+        }
+        dialled.try_recv().expect("an attempt");
+    }
+    // And when nobody takes connections at all.
+    drop(connections);
+    for _ in 0..5 {
+        match next(&mut events).await {
+            Event::Disconnected(Some(error)) => assert!(error.is_connection(), "{error:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let waited = start.elapsed();
+    assert!(
+        waited > Duration::from_secs(10),
+        "{waited:?} for ten attempts"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_takes_nothing_stops_the_stream() {
+    let (pipe, mut peers) = delta_server();
+    let channel = builder().build(pipe).expect("settings");
+    let (_client, mut events) = start(channel, settings(&[(URL, Interest::All)]));
+    let mut peer = peers.recv().await.expect("a stream");
+    peer.request().await;
+    for n in 0..100 {
+        peer.answer(
+            &n.to_string(),
+            vec![resource(&n.to_string(), "1", "x")],
+            &[],
+        );
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let requests = tokio::time::timeout(Duration::from_secs(5), peer.request()).await;
+    assert!(
+        requests.is_err(),
+        "nothing is acknowledged that was not applied"
+    );
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    for n in 0..100 {
+        let (updated, _) = loop {
+            if let Event::Batch(batch) = next(&mut events).await {
+                break apply(batch);
+            }
+        };
+        assert_eq!(updated, [n.to_string()]);
+        assert_eq!(peer.request().await.response_nonce, n.to_string());
+    }
+}

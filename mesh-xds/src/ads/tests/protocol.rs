@@ -1,0 +1,467 @@
+//! What is said when, step by step.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::ads::Health;
+use crate::ads::state::Protocol;
+use crate::ads::subscription::Wanted;
+use crate::error::ErrorKind;
+use crate::proto::envoy::service::discovery::v3::DiscoveryResponse;
+use crate::proto::type_url;
+
+fn names(updates: &[Update]) -> Vec<String> {
+    let name = |update: &Update| Texts.name(&update.name());
+    updates.iter().map(name).collect()
+}
+
+#[test]
+fn each_type_is_asked_for_once_with_the_node() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All), (OTHER, Interest::All)]));
+    open(&mut session, now);
+    for url in [URL, OTHER] {
+        let request = delta(&mut session);
+        assert_eq!(request.type_url, url);
+        let node = request.node.expect("the node");
+        assert_eq!(node.id, "ztunnel~10.0.0.1~a.ns~ns.svc.cluster.local");
+        assert!(request.resource_names_subscribe.is_empty(), "all of them");
+        assert!(request.resource_names_unsubscribe.is_empty());
+    }
+    assert_eq!(session.poll_transmit(), None);
+}
+
+#[test]
+fn good_resources_apply_beside_bad_ones_which_are_named() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    let mut other = resource("other", "1", "x");
+    other.resource = Some(packed(OTHER, "other", "x"));
+    let mut empty = resource("empty", "1", "x");
+    empty.resource = None;
+    let resources = vec![
+        resource("a", "1", "x"),
+        resource("b", "1", "!"),
+        other,
+        empty,
+        resource("c", "1", "x"),
+        resource("a", "2", "y"),
+        resource(&"n".repeat(5000), "1", "x"),
+    ];
+    let delivery = session.received(response("n1", resources, &[]));
+    assert_eq!(names(&delivery.updates), ["a", "c"]);
+    assert_eq!(session.poll_transmit(), None, "not before it is judged");
+    let synced = session.judged([(ResourceName::Workload("c".into()), "no room".to_owned())]);
+    assert_eq!(synced, None, "not everything is here");
+    let request = delta(&mut session);
+    assert_eq!((&*request.response_nonce, request.node), ("n1", None));
+    let error = request.error_detail.expect("a refusal");
+    assert_eq!(error.code, 3);
+    assert!(error.message.len() <= 1024, "{}", error.message.len());
+    for part in [
+        "b: value: expected a good one",
+        "other: is of type",
+        "empty: has no value",
+        "a: is there twice",
+    ] {
+        assert!(error.message.contains(part), "{part}: {}", error.message);
+    }
+    assert_eq!(session.poll_transmit(), None, "once");
+
+    // What was refused is not said to be here.
+    session.closed(None, now);
+    let retry = now + wait(&session, now);
+    open(&mut session, retry);
+    let request = delta(&mut session);
+    let known: Vec<_> = request.initial_resource_versions.into_iter().collect();
+    assert_eq!(known, [("a".to_owned(), "1".to_owned())]);
+}
+
+#[test]
+fn a_refusal_has_room_for_few_and_counts_the_rest() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    let bad = (0..100_000).map(|n| resource(&format!("bad-{n}"), "1", "!é"));
+    let delivery = session.received(response("n1", bad.collect(), &[]));
+    assert!(delivery.updates.is_empty());
+    session.judged([]);
+    let error = delta(&mut session).error_detail.expect("a refusal");
+    assert!(error.message.len() <= 1024);
+    assert!(
+        error.message.starts_with("bad-0: value"),
+        "{}",
+        error.message
+    );
+    assert!(error.message.contains("; and 999"), "{}", error.message);
+}
+
+#[test]
+fn a_new_stream_says_what_is_here_and_goes_on() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    let hash = "0123456789abcdef";
+    let resources = vec![resource("a", hash, "x"), resource("b", "2026/7", "x")];
+    session.received(response("n1", resources, &[]));
+    assert_eq!(session.judged([]).as_deref(), Some(URL));
+    assert_eq!(delta(&mut session).error_detail, None);
+    session.received(response("n2", Vec::new(), &[]));
+    assert_eq!(session.judged([]), None, "only the first time");
+
+    session.closed(Some(ErrorKind::Connection), now);
+    assert!(session.poll_connect(now).is_none(), "not at once");
+    let retry = now + wait(&session, now);
+    assert!(open(&mut session, retry).is_empty());
+    let versions = delta(&mut session).initial_resource_versions;
+    let expected = [("a", hash), ("b", "2026/7")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    assert_eq!(versions, BTreeMap::from(expected));
+    // What is not in the answer is as it was.
+    let delivery = session.received(response("m1", Vec::new(), &["b"]));
+    assert_eq!(delivery.removed, [ResourceName::Workload("b".into())]);
+    session.judged([]);
+    assert_eq!(delta(&mut session).response_nonce, "m1");
+}
+
+#[test]
+fn beyond_the_limit_nothing_is_said_and_the_answer_is_everything() {
+    let limited = settings(&[(URL, Interest::All)]).with_max_initial_versions(200);
+    let (mut session, now) = session(limited);
+    open(&mut session, now);
+    delta(&mut session);
+    let many = |from| (from..20).map(|n| resource(&format!("name-{n}"), "1", "x"));
+    session.received(response("n1", many(0).collect(), &[]));
+    session.judged([]);
+    session.closed(None, now);
+    let retry = now + wait(&session, now);
+    open(&mut session, retry);
+    assert!(delta(&mut session).initial_resource_versions.is_empty());
+    let mut resources: Vec<_> = many(2).collect();
+    // Refused, so its last good version stays.
+    resources[0] = resource("name-2", "2", "!");
+    let delivery = session.received(response("m1", resources, &[]));
+    let mut removed: Vec<_> = delivery
+        .removed
+        .iter()
+        .map(|name| Texts.name(name))
+        .collect();
+    removed.sort();
+    assert_eq!(removed, ["name-0", "name-1"]);
+    session.judged([]);
+    // Only the first answer is everything.
+    let delivery = session.received(response("m2", Vec::new(), &[]));
+    assert!(delivery.removed.is_empty());
+}
+
+#[test]
+fn a_refused_size_is_tried_without_versions() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    session.received(response("n1", vec![resource("a", "1", "x")], &[]));
+    session.judged([]);
+    session.closed(None, now);
+    for (said, why) in [
+        (true, Some(ErrorKind::ResourceExhausted)),
+        (false, Some(ErrorKind::Unavailable)),
+        (false, None),
+    ] {
+        let at = session.poll_timeout().expect("a retry");
+        open(&mut session, at);
+        let request = delta(&mut session);
+        assert_eq!(!request.initial_resource_versions.is_empty(), said);
+        if why.is_none() {
+            let delivery = session.received(response("m1", Vec::new(), &[]));
+            assert_eq!(delivery.removed.len(), 1, "the answer was everything");
+            session.judged([]);
+        }
+        session.closed(why, at);
+    }
+}
+
+#[test]
+fn names_are_wanted_and_forgotten() {
+    let (mut session, now) = session(settings(&[(URL, Interest::Named), (OTHER, Interest::All)]));
+    open(&mut session, now);
+    assert_eq!(delta(&mut session).type_url, OTHER);
+    assert_eq!(
+        session.poll_transmit(),
+        None,
+        "nothing is wanted of the other"
+    );
+    assert_eq!(session.want(URL, "a").expect("a name"), Wanted::Asked);
+    assert_eq!(session.want(URL, "b").expect("a name"), Wanted::Asked);
+    assert_eq!(session.want(URL, "a").expect("a name"), Wanted::Already);
+    let request = delta(&mut session);
+    assert_eq!(request.resource_names_subscribe, ["a", "b"]);
+    assert!(request.node.is_some(), "the first of its type");
+    session.want(URL, "/10.0.0.1").expect("a name");
+    session.want(URL, "c").expect("a name");
+    session.forget(URL, "b", now).expect("a type");
+    let request = delta(&mut session);
+    assert_eq!(request.resource_names_subscribe, ["/10.0.0.1", "c"]);
+    assert_eq!(request.resource_names_unsubscribe, ["b"]);
+    assert_eq!(request.node, None);
+
+    let mut along = resource("w", "1", "x");
+    along.aliases = vec!["/10.0.0.1".to_owned()];
+    let resources = vec![resource("a", "1", "x"), along];
+    let delivery = session.received(response("n1", resources, &["c", "never wanted"]));
+    assert_eq!(names(&delivery.updates), ["a", "w"]);
+    assert_eq!(delivery.absent, ["c"]);
+    assert!(delivery.removed.is_empty(), "nothing was here");
+    session.judged([]);
+    assert_eq!(delta(&mut session).response_nonce, "n1");
+    assert_eq!(session.want(URL, "c").expect("a name"), Wanted::Absent);
+    let delivery = session.received(response("n2", vec![resource("c", "1", "x")], &[]));
+    assert_eq!(names(&delivery.updates), ["c"]);
+    session.judged([]);
+    delta(&mut session);
+    assert_eq!(session.want(URL, "c").expect("a name"), Wanted::Already);
+    // What `b` may have brought along goes in ten seconds.
+    assert_eq!(wait(&session, now), Duration::from_secs(10));
+
+    // What came along with a forgotten name goes with the next stream, which comes for it.
+    session.forget(URL, "/10.0.0.1", now).expect("a type");
+    session.forget(URL, "not wanted", now).expect("a type");
+    assert_eq!(
+        delta(&mut session).resource_names_unsubscribe,
+        ["/10.0.0.1"]
+    );
+    assert_eq!(wait(&session, now), Duration::from_secs(10));
+    assert!(session.poll_connect(now).is_none());
+    let later = now + Duration::from_secs(10);
+    open(&mut session, later);
+    let request = delta(&mut session);
+    assert_eq!(request.resource_names_subscribe, ["a", "c"]);
+    assert!(request.initial_resource_versions.is_empty());
+    let resources = vec![resource("a", "1", "x"), resource("c", "1", "x")];
+    let delivery = session.received(response("m1", resources, &[]));
+    assert_eq!(delivery.removed, [ResourceName::Workload("w".into())]);
+    session.judged([]);
+    assert_eq!(session.poll_timeout(), None);
+
+    // And with the last name everything.
+    session.forget(URL, "a", later).expect("a type");
+    session.forget(URL, "c", later).expect("a type");
+    let removed = open(&mut session, later + Duration::from_secs(10));
+    assert_eq!(removed.len(), 2, "{removed:?}");
+    assert_eq!(delta(&mut session).type_url, OTHER);
+    assert_eq!(session.poll_transmit(), None);
+}
+
+#[test]
+fn names_have_bounds() {
+    let (mut session, _) = session(settings(&[(URL, Interest::Named)]).with_max_names(2));
+    for name in ["", "*", &"n".repeat(4097)] {
+        let error = session.want(URL, name).expect_err("no name");
+        assert_eq!(error.kind(), ErrorKind::InvalidSettings);
+    }
+    session.want(URL, &"n".repeat(4096)).expect("a name");
+    session.want(URL, "b").expect("a name");
+    let error = session.want(URL, "c").expect_err("too many");
+    assert!(error.to_string().contains("more than 2 names"), "{error}");
+    session.want(URL, "b").expect("it is wanted already");
+    let error = session.want("unknown", "a").expect_err("no type");
+    assert!(error.to_string().starts_with("unknown"), "{error}");
+}
+
+#[test]
+fn resources_have_bounds() {
+    let bounded = settings(&[(URL, Interest::All)])
+        .with_max_resources(2)
+        .with_max_resource_size(16);
+    let (mut session, now) = session(bounded);
+    open(&mut session, now);
+    delta(&mut session);
+    let resources = vec![
+        resource("a", "1", "x"),
+        resource("large", "1", &"x".repeat(16)),
+        resource("b", "1", "x"),
+        resource("c", "1", "x"),
+    ];
+    let delivery = session.received(response("n1", resources, &[]));
+    assert_eq!(names(&delivery.updates), ["a", "b"]);
+    session.judged([]);
+    let error = delta(&mut session).error_detail.expect("a refusal");
+    assert!(error.message.contains("large: has 22 bytes, at most 16"));
+    assert!(error.message.contains("c: there are 2 resources"));
+    // Those that are here may change, and make room.
+    let delivery = session.received(response("n2", vec![resource("a", "2", "y")], &["b"]));
+    assert_eq!(names(&delivery.updates), ["a"]);
+    session.judged([]);
+    delta(&mut session);
+    let delivery = session.received(response("n3", vec![resource("c", "1", "x")], &[]));
+    assert_eq!(names(&delivery.updates), ["c"]);
+}
+
+#[test]
+fn a_million_names_are_no_trouble() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]).with_max_resources(1000));
+    open(&mut session, now);
+    delta(&mut session);
+    let gone: Vec<String> = (0..1_000_000).map(|n| n.to_string()).collect();
+    let gone: Vec<&str> = gone.iter().map(String::as_str).collect();
+    let delivery = session.received(response("n1", Vec::new(), &gone));
+    assert!(delivery.removed.is_empty() && delivery.absent.is_empty());
+    session.judged([]);
+    assert_eq!(delta(&mut session).error_detail, None);
+    let many = (0..100_000).map(|n| resource(&n.to_string(), "1", "x"));
+    let delivery = session.received(response("n2", many.collect(), &[]));
+    assert_eq!(delivery.updates.len(), 1000);
+}
+
+#[test]
+fn a_type_that_was_not_asked_for_is_refused() {
+    let (mut session, now) = session(settings(&[(URL, Interest::Named)]));
+    open(&mut session, now);
+    let delivery = session.received(response("n1", vec![resource("a", "1", "x")], &[]));
+    assert!(delivery.updates.is_empty());
+    assert_eq!(session.judged([]), None);
+    let request = delta(&mut session);
+    assert_eq!((&*request.type_url, &*request.response_nonce), (URL, "n1"));
+    assert!(request.error_detail.is_some());
+}
+
+#[test]
+fn health_follows_the_first_request_of_every_stream() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    session.report_health(Health::Unhealthy("starting".to_owned()));
+    open(&mut session, now);
+    assert_eq!(delta(&mut session).type_url, URL);
+    let report = delta(&mut session);
+    assert_eq!(report.type_url, type_url::HEALTH);
+    let detail = report.error_detail.expect("unhealthy");
+    assert_eq!((detail.code, &*detail.message), (13, "starting"));
+    session.report_health(Health::Unhealthy("starting".to_owned()));
+    assert_eq!(session.poll_transmit(), None, "nothing new");
+    session.report_health(Health::Healthy);
+    assert_eq!(delta(&mut session).error_detail, None);
+    session.closed(None, now);
+    let retry = now + wait(&session, now);
+    open(&mut session, retry);
+    delta(&mut session);
+    let report = delta(&mut session);
+    assert_eq!(
+        (&*report.type_url, report.error_detail),
+        (type_url::HEALTH, None)
+    );
+    assert_eq!(session.poll_transmit(), None);
+}
+
+#[test]
+fn a_verdict_that_comes_after_its_stream_is_kept_and_not_sent() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    session.received(response("n1", vec![resource("a", "1", "x")], &[]));
+    session.closed(Some(ErrorKind::Connection), now);
+    session.judged([]);
+    let retry = now + wait(&session, now);
+    open(&mut session, retry);
+    let request = delta(&mut session);
+    assert_eq!(request.initial_resource_versions["a"], "1");
+    assert_eq!(
+        session.poll_transmit(),
+        None,
+        "an old nonce means nothing here"
+    );
+}
+
+fn all(nonce: &str, version: &str, resources: Vec<Any>) -> Incoming {
+    Incoming::StateOfTheWorld(DiscoveryResponse {
+        version_info: version.to_owned(),
+        resources,
+        type_url: URL.to_owned(),
+        nonce: nonce.to_owned(),
+        ..DiscoveryResponse::default()
+    })
+}
+
+#[test]
+fn a_server_without_delta_is_asked_for_the_state_of_the_world() {
+    let (mut session, now) = session(settings(&[(URL, Interest::Named)]));
+    session.want(URL, "a").expect("a name");
+    session.want(URL, "b").expect("a name");
+    open(&mut session, now);
+    delta(&mut session);
+    session.closed(Some(ErrorKind::Unimplemented), now);
+    assert_eq!(
+        session.poll_connect(now),
+        Some(Protocol::StateOfTheWorld),
+        "at once"
+    );
+    session.opened();
+    let request = world(&mut session);
+    assert_eq!(request.resource_names, ["a", "b"]);
+    assert_eq!((&*request.version_info, &*request.response_nonce), ("", ""));
+    let delivery = session.received(all("n1", "v1", vec![packed(URL, "a", "x")]));
+    assert_eq!(names(&delivery.updates), ["a"]);
+    assert_eq!(delivery.absent, ["b"]);
+    session.judged([]);
+    let request = world(&mut session);
+    assert_eq!(
+        (&*request.version_info, &*request.response_nonce),
+        ("v1", "n1")
+    );
+    assert_eq!(request.resource_names, ["a", "b"]);
+
+    // A refusal keeps the last version; and what was not understood may be what is missing.
+    let delivery = session.received(all("n2", "v2", vec![packed(URL, "a", "!")]));
+    assert!(delivery.updates.is_empty() && delivery.removed.is_empty());
+    session.judged([]);
+    let request = world(&mut session);
+    assert_eq!(
+        (&*request.version_info, &*request.response_nonce),
+        ("v1", "n2")
+    );
+    assert!(request.error_detail.is_some());
+
+    session.forget(URL, "b", now).expect("a type");
+    session.want(URL, "c").expect("a name");
+    let request = world(&mut session);
+    assert_eq!(request.resource_names, ["a", "c"]);
+    assert_eq!(
+        (&*request.version_info, &*request.response_nonce),
+        ("v1", "n2")
+    );
+    let delivery = session.received(all("n3", "v3", vec![packed(URL, "c", "x")]));
+    assert_eq!(delivery.removed, [ResourceName::Workload("a".into())]);
+    session.judged([]);
+    world(&mut session);
+
+    // Whoever comes next may speak delta.
+    session.closed(None, now);
+    let retry = now + wait(&session, now);
+    assert_eq!(session.poll_connect(retry), Some(Protocol::Delta));
+}
+
+#[test]
+fn a_server_without_either_is_not_asked_in_a_hurry() {
+    let (mut session, mut now) = session(settings(&[(URL, Interest::All)]));
+    let start = now;
+    for expected in [Protocol::Delta, Protocol::StateOfTheWorld].repeat(10) {
+        now = session.poll_timeout().expect("a retry");
+        assert_eq!(session.poll_connect(now), Some(expected));
+        session.opened();
+        session.closed(Some(ErrorKind::Unimplemented), now);
+    }
+    assert!(now - start > Duration::from_secs(20), "{:?}", now - start);
+}
+
+#[test]
+fn settings_are_checked() {
+    let bad = [
+        Settings::new(Node::new("")).with_type(URL, Interest::All),
+        Settings::new(Node::new("a")),
+        settings(&[(URL, Interest::All), (URL, Interest::Named)]),
+        settings(&[("", Interest::All)]),
+        settings(&[(URL, Interest::All)]).with_backoff(Duration::ZERO, Duration::from_secs(1)),
+    ];
+    for settings in bad {
+        let session = Session::new(settings, Arc::new(Texts), Instant::now());
+        let error = session.err().expect("bad settings");
+        assert_eq!(error.kind(), ErrorKind::InvalidSettings);
+    }
+}

@@ -1,0 +1,402 @@
+//! Moves messages between the session, the stream and the caller, and decides nothing.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::{fmt, mem};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+use tonic::Streaming;
+use tonic::codegen::tokio_stream::{Stream, StreamExt};
+
+use super::client::{Command, Event};
+use super::state::{Delivery, Incoming, Outgoing, Protocol, Session};
+use crate::error::{Error, ErrorKind};
+use crate::model::{Batch, Verdict};
+use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use crate::transport::Channel;
+
+type Service = AggregatedDiscoveryServiceClient<tonic::transport::Channel>;
+
+/// Requests that wait for the connection.
+const REQUESTS: usize = 16;
+
+/// The session itself: spawn [`run`](Self::run).
+#[must_use = "nothing happens before it runs"]
+pub struct Worker {
+    channel: Channel,
+    session: Session,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    outbox: VecDeque<Event>,
+    link: Link,
+    /// The verdicts on what the last response brought.
+    verdicts: Option<oneshot::Receiver<Vec<Verdict>>>,
+    answered: bool,
+}
+
+/// The way to the control plane, as far as it is made.
+enum Link {
+    Down,
+    Connecting(BoxFuture<'static, Result<Connection, Error>>),
+    /// Requests are on their way; a server may send no headers before its first response.
+    Calling(Requests, BoxFuture<'static, Result<Responses, Error>>),
+    Up(Requests, Responses),
+}
+
+/// A connection, with what the stream's request needs.
+struct Connection {
+    service: Service,
+    request: tonic::Request<()>,
+}
+
+enum Requests {
+    Delta(mpsc::Sender<crate::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest>),
+    World(mpsc::Sender<crate::proto::envoy::service::discovery::v3::DiscoveryRequest>),
+}
+
+enum Responses {
+    Delta(Box<Streaming<crate::proto::envoy::service::discovery::v3::DeltaDiscoveryResponse>>),
+    World(Box<Streaming<crate::proto::envoy::service::discovery::v3::DiscoveryResponse>>),
+}
+
+/// What the worker has to do next.
+enum Step {
+    Command(Command),
+    Judged(Result<Vec<Verdict>, oneshot::error::RecvError>),
+    Progress(Progress),
+    Again,
+    End,
+}
+
+/// What the link did.
+enum Progress {
+    Connected(Box<Connection>),
+    Called(Responses),
+    Response(Incoming),
+    Room,
+    Ended(Option<Error>),
+}
+
+impl Worker {
+    pub(super) fn new(
+        channel: Channel,
+        session: Session,
+        commands: mpsc::Receiver<Command>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self {
+            channel,
+            session,
+            commands,
+            events,
+            outbox: VecDeque::new(),
+            link: Link::Down,
+            verdicts: None,
+            answered: false,
+        }
+    }
+
+    /// Keeps the session until the last [`Client`](super::Client) or the [`Events`](super::Events) are dropped.
+    ///
+    /// Must run on a tokio runtime with time and I/O.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the session.
+    pub async fn run(mut self) {
+        loop {
+            // Attempts wait for the caller too, who would be told of each.
+            if self.outbox.is_empty()
+                && self.verdicts.is_none()
+                && self.session.poll_connect(Instant::now()).is_some()
+            {
+                self.link = Link::Connecting(connect(self.channel.clone()));
+            }
+            let blocked = self.transmit();
+            let timeout = self.session.poll_timeout();
+            let idle = self.outbox.is_empty() && self.verdicts.is_none();
+            let step = tokio::select! {
+                command = self.commands.recv() => command.map_or(Step::End, Step::Command),
+                permit = self.events.reserve(), if !self.outbox.is_empty() => match permit {
+                    Ok(permit) => {
+                        if let Some(event) = self.outbox.pop_front() {
+                            permit.send(event);
+                        }
+                        Step::Again
+                    }
+                    Err(_) => Step::End,
+                },
+                () = self.events.closed() => Step::End,
+                verdicts = verdicts(&mut self.verdicts), if self.outbox.is_empty() => {
+                    Step::Judged(verdicts)
+                }
+                progress = self.link.progress(blocked, idle) => Step::Progress(progress),
+                () = sleep_until(timeout.unwrap_or_else(Instant::now)), if timeout.is_some() && idle => {
+                    Step::Again
+                }
+            };
+            match step {
+                Step::Command(command) => self.command(command),
+                Step::Judged(verdicts) => {
+                    self.verdicts = None;
+                    self.judged(verdicts);
+                }
+                Step::Progress(progress) => self.progress(progress),
+                Step::Again => {}
+                Step::End => return,
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        // Whoever does not wait for the answer any more does not want it.
+        match command {
+            Command::Want {
+                type_url,
+                name,
+                answer,
+            } => {
+                let _ = answer.send(self.session.want(&type_url, &name));
+            }
+            Command::Forget {
+                type_url,
+                name,
+                answer,
+            } => {
+                let now = Instant::now();
+                let _ = answer.send(self.session.forget(&type_url, &name, now));
+            }
+            Command::Health(health) => self.session.report_health(health),
+        }
+    }
+
+    /// Sends what there is to send; says whether there is no room for more.
+    fn transmit(&mut self) -> bool {
+        let (Link::Calling(requests, _) | Link::Up(requests, _)) = &self.link else {
+            return false;
+        };
+        while requests.has_room() {
+            match self.session.poll_transmit() {
+                Some(outgoing) => requests.send(outgoing),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Connected(connection) => {
+                self.answered = false;
+                let removed = self.session.opened();
+                let (requests, call) = call(*connection, self.session.protocol());
+                self.link = Link::Calling(requests, call);
+                self.deliver(Delivery {
+                    removed,
+                    ..Delivery::default()
+                });
+            }
+            Progress::Called(responses) => {
+                if let Link::Calling(requests, _) = mem::replace(&mut self.link, Link::Down) {
+                    self.link = Link::Up(requests, responses);
+                }
+            }
+            Progress::Response(incoming) => {
+                if !mem::replace(&mut self.answered, true) {
+                    self.outbox.push_back(Event::Connected);
+                }
+                let url = incoming.type_url().into();
+                let mut delivery = self.session.received(incoming);
+                let absent = mem::take(&mut delivery.absent);
+                if !self.deliver(delivery) {
+                    self.judged(Ok(Vec::new()));
+                }
+                for name in absent {
+                    let type_url = std::sync::Arc::clone(&url);
+                    self.outbox.push_back(Event::Absent { type_url, name });
+                }
+            }
+            Progress::Room => {}
+            Progress::Ended(error) => self.ended(error),
+        }
+    }
+
+    /// Whether there is anything that the caller has to judge.
+    fn deliver(&mut self, delivery: Delivery) -> bool {
+        let batch = Batch::new(delivery.updates, delivery.removed);
+        if batch.is_empty() {
+            return false;
+        }
+        let (judged, verdicts) = oneshot::channel();
+        let batch = batch.with_reply(move |verdicts| {
+            // The session may have ended.
+            let _ = judged.send(verdicts);
+        });
+        self.outbox.push_back(Event::Batch(batch));
+        self.verdicts = Some(verdicts);
+        true
+    }
+
+    fn judged(&mut self, verdicts: Result<Vec<Verdict>, oneshot::error::RecvError>) {
+        let Ok(verdicts) = verdicts else {
+            self.session.abandoned();
+            let error = Error::new(ErrorKind::Connection, "a batch was not applied");
+            self.ended(Some(error));
+            return;
+        };
+        let rejected = verdicts.iter().filter_map(|verdict| {
+            let rejection = verdict.result().err()?;
+            Some((verdict.resource().clone(), rejection.reason().to_owned()))
+        });
+        if let Some(type_url) = self.session.judged(rejected) {
+            self.outbox.push_back(Event::Synced(type_url));
+        }
+    }
+
+    fn ended(&mut self, error: Option<Error>) {
+        self.link = Link::Down;
+        let kind = error.as_ref().map(Error::kind);
+        self.session.closed(kind, Instant::now());
+        tracing::debug!(uri = %self.channel.uri(), ?error, "discovery stream ended");
+        self.outbox.push_back(Event::Disconnected(error));
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("channel", &self.channel)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn verdicts(
+    verdicts: &mut Option<oneshot::Receiver<Vec<Verdict>>>,
+) -> Result<Vec<Verdict>, oneshot::error::RecvError> {
+    match verdicts {
+        Some(verdicts) => verdicts.await,
+        None => pending().await,
+    }
+}
+
+fn connect(channel: Channel) -> BoxFuture<'static, Result<Connection, Error>> {
+    Box::pin(async move {
+        let connection = channel.connect().await?;
+        let service = Service::with_origin(connection, channel.uri().clone())
+            .max_decoding_message_size(channel.max_message_size());
+        let request = channel.request(()).await?;
+        Ok(Connection { service, request })
+    })
+}
+
+fn call(
+    connection: Connection,
+    protocol: Protocol,
+) -> (Requests, BoxFuture<'static, Result<Responses, Error>>) {
+    let Connection {
+        mut service,
+        request,
+    } = connection;
+    match protocol {
+        Protocol::Delta => {
+            let (requests, taken) = mpsc::channel(REQUESTS);
+            let call = async move {
+                let request = request.map(|()| received(taken));
+                let response = service.delta_aggregated_resources(request).await?;
+                Ok(Responses::Delta(Box::new(response.into_inner())))
+            };
+            (Requests::Delta(requests), Box::pin(call))
+        }
+        Protocol::StateOfTheWorld => {
+            let (requests, taken) = mpsc::channel(REQUESTS);
+            let call = async move {
+                let request = request.map(|()| received(taken));
+                let response = service.stream_aggregated_resources(request).await?;
+                Ok(Responses::World(Box::new(response.into_inner())))
+            };
+            (Requests::World(requests), Box::pin(call))
+        }
+    }
+}
+
+fn received<T: Send + 'static>(
+    mut requests: mpsc::Receiver<T>,
+) -> impl Stream<Item = T> + Send + 'static {
+    futures_util::stream::poll_fn(move |cx| requests.poll_recv(cx))
+}
+
+impl Requests {
+    fn has_room(&self) -> bool {
+        match self {
+            Self::Delta(requests) => requests.capacity() > 0,
+            Self::World(requests) => requests.capacity() > 0,
+        }
+    }
+
+    /// There is room, or nobody takes it any more, which the responses tell.
+    fn send(&self, outgoing: Outgoing) {
+        match (self, outgoing) {
+            (Self::Delta(requests), Outgoing::Delta(request)) => {
+                let _ = requests.try_send(request);
+            }
+            (Self::World(requests), Outgoing::StateOfTheWorld(request)) => {
+                let _ = requests.try_send(request);
+            }
+            _ => debug_assert!(false, "the session speaks what was opened"),
+        }
+    }
+
+    async fn room(&self) {
+        match self {
+            Self::Delta(requests) => drop(requests.reserve().await.is_ok()),
+            Self::World(requests) => drop(requests.reserve().await.is_ok()),
+        }
+    }
+}
+
+impl Responses {
+    async fn next(&mut self) -> Progress {
+        let next = match self {
+            Self::Delta(responses) => {
+                let next = responses.next().await;
+                next.map(|response| response.map(Incoming::Delta))
+            }
+            Self::World(responses) => {
+                let next = responses.next().await;
+                next.map(|response| response.map(Incoming::StateOfTheWorld))
+            }
+        };
+        match next {
+            Some(Ok(incoming)) => Progress::Response(incoming),
+            Some(Err(status)) => Progress::Ended(Some(status.into())),
+            None => Progress::Ended(None),
+        }
+    }
+}
+
+impl Link {
+    /// The next thing that happens. Responses wait until the last one's are judged.
+    async fn progress(&mut self, blocked: bool, idle: bool) -> Progress {
+        match self {
+            Self::Down => pending().await,
+            Self::Connecting(connection) => match connection.await {
+                Ok(connection) => Progress::Connected(Box::new(connection)),
+                Err(error) => Progress::Ended(Some(error)),
+            },
+            Self::Calling(requests, call) => tokio::select! {
+                responses = call => match responses {
+                    Ok(responses) => Progress::Called(responses),
+                    Err(error) => Progress::Ended(Some(error)),
+                },
+                () = requests.room(), if blocked => Progress::Room,
+            },
+            Self::Up(requests, responses) => tokio::select! {
+                progress = responses.next(), if idle => progress,
+                () = requests.room(), if blocked => Progress::Room,
+                else => pending().await,
+            },
+        }
+    }
+}
