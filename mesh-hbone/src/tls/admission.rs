@@ -1,7 +1,9 @@
 //! Which connections may begin a TLS handshake, and which wait.
 //!
 //! A handshake costs signatures and key exchanges, so few run at a time. A peer that says nothing
-//! must not hold one of those slots: a slot is taken only once a whole ClientHello is here.
+//! must not hold one of those slots: a slot is taken only once a whole ClientHello is here. One that
+//! says nothing more afterwards holds it no longer than until somebody else wants it: slots are shared
+//! out between source addresses.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -9,14 +11,17 @@ use std::fmt;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::ready;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::client_hello::{ClientHello, MAX_RECORD, Malformed};
+use super::slots::Slots;
 use super::{Credentials, TlsStream, serve, timed_out};
 use crate::{Error, ErrorKind, Side};
 
@@ -25,6 +30,7 @@ use crate::{Error, ErrorKind, Side};
 pub struct AdmissionLimits {
     listener_handshakes: usize,
     handshakes: usize,
+    grace: Duration,
     waiting: usize,
     client_hello: usize,
 }
@@ -34,6 +40,7 @@ impl Default for AdmissionLimits {
         Self {
             listener_handshakes: 256,
             handshakes: 1024,
+            grace: Duration::from_secs(1),
             waiting: 4096,
             client_hello: 2048,
         }
@@ -43,14 +50,22 @@ impl Default for AdmissionLimits {
 impl AdmissionLimits {
     /// Handshakes in progress on one listener. Default: 256. At least 1.
     pub fn listener_handshakes(mut self, count: usize) -> Self {
-        self.listener_handshakes = count.clamp(1, Semaphore::MAX_PERMITS);
+        self.listener_handshakes = count.max(1);
         self
     }
 
     /// Handshakes in progress on all listeners that share the [`Admission`]. Default: 1 024. At
     /// least 1.
     pub fn handshakes(mut self, count: usize) -> Self {
-        self.handshakes = count.clamp(1, Semaphore::MAX_PERMITS);
+        self.handshakes = count.max(1);
+        self
+    }
+
+    /// How long a handshake may run before it may have to give way: when no slot is free, a connection
+    /// from a source address with fewer takes that of the oldest of the address with most. Default:
+    /// 1 s, which is several round trips of the longest path.
+    pub fn handshake_grace(mut self, time: Duration) -> Self {
+        self.grace = time;
         self
     }
 
@@ -77,12 +92,14 @@ impl AdmissionLimits {
 #[derive(Clone)]
 pub struct Admission {
     shared: Arc<Shared>,
-    listener: Arc<Semaphore>,
+    listener: Arc<Slots>,
 }
 
 struct Shared {
     limits: AdmissionLimits,
-    slots: Semaphore,
+    slots: Slots,
+    /// Of those that had a slot.
+    evicted: AtomicU64,
     // Held while one connection enters or leaves: O(log n), nothing waits inside.
     waiting: Mutex<Waiting>,
 }
@@ -91,9 +108,10 @@ impl Admission {
     /// A new set of bounds, with its first listener.
     pub fn new(limits: AdmissionLimits) -> Self {
         Self {
-            listener: Arc::new(Semaphore::new(limits.listener_handshakes)),
+            listener: Arc::new(Slots::new(limits.listener_handshakes, limits.grace)),
             shared: Arc::new(Shared {
-                slots: Semaphore::new(limits.handshakes),
+                slots: Slots::new(limits.handshakes, limits.grace),
+                evicted: AtomicU64::new(0),
                 waiting: Mutex::new(Waiting::new(limits.waiting)),
                 limits,
             }),
@@ -103,7 +121,10 @@ impl Admission {
     /// The same bounds for another listener.
     pub fn listener(&self) -> Self {
         Self {
-            listener: Arc::new(Semaphore::new(self.shared.limits.listener_handshakes)),
+            listener: Arc::new(Slots::new(
+                self.shared.limits.listener_handshakes,
+                self.shared.limits.grace,
+            )),
             shared: Arc::clone(&self.shared),
         }
     }
@@ -115,16 +136,15 @@ impl Admission {
 
     /// Handshakes in progress, on all listeners.
     pub fn handshakes(&self) -> usize {
-        self.shared.limits.handshakes - self.shared.slots.available_permits()
+        self.shared.slots.taken()
     }
 
     /// Connections that were evicted so far, on all listeners.
     pub fn evicted(&self) -> u64 {
-        self.shared.waiting().evicted
+        self.shared.waiting().evicted + self.shared.evicted.load(Ordering::Relaxed)
     }
 
     fn enter(&self, source: IpAddr) -> Place<'_> {
-        let source = source.to_canonical();
         let (id, evicted) = self.shared.waiting().enter(source);
         Place {
             shared: &self.shared,
@@ -132,15 +152,6 @@ impl Admission {
             id,
             evicted,
         }
-    }
-
-    /// Waits for a slot, of this listener and of all.
-    async fn slot(&self) -> Option<[SemaphorePermit<'_>; 2]> {
-        // Neither is ever closed. The listener's first, so that one listener's queue does not hold
-        // slots that another could use.
-        let listener = self.listener.acquire().await.ok()?;
-        let process = self.shared.slots.acquire().await.ok()?;
-        Some([listener, process])
     }
 }
 
@@ -179,25 +190,46 @@ pub async fn accept_with<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    let source = source.to_canonical();
+    let overloaded = |detail| {
+        Error::new(ErrorKind::Overloaded, Side::Us)
+            .with_detail(detail)
+            .retry_safe()
+    };
+    let gave_way = || {
+        admission.shared.evicted.fetch_add(1, Ordering::Relaxed);
+        overloaded("the TLS handshake gave way to another")
+    };
     let admitted = async {
-        let (slot, first) = {
-            let mut place = admission.enter(source);
-            let wait = async {
-                let first =
-                    read_client_hello(&mut io, admission.shared.limits.client_hello).await?;
-                Ok((admission.slot().await, first))
-            };
+        let mut place = admission.enter(source);
+        let wait = async {
+            let first = read_client_hello(&mut io, admission.shared.limits.client_hello).await?;
+            // The listener's first, so that one listener's queue does not hold slots that another
+            // could use.
+            let mut listener = admission.listener.enter(source);
+            listener.granted().await;
+            let mut process = admission.shared.slots.enter(source);
             tokio::select! {
                 biased;
-                _ = &mut place.evicted => Err(Error::new(ErrorKind::Overloaded, Side::Us)
-                    .with_detail("too many connections wait for a TLS handshake")
-                    .retry_safe()),
-                waited = wait => waited,
-            }?
+                () = listener.evicted() => return Err(gave_way()),
+                () = process.granted() => {}
+            }
+            Ok((listener, process, first))
         };
-        let stream = serve(io, credentials, &first).await;
-        drop(slot);
-        stream
+        let (mut listener, mut process, first) = tokio::select! {
+            biased;
+            _ = &mut place.evicted => {
+                Err(overloaded("too many connections wait for a TLS handshake"))
+            }
+            waited = wait => waited,
+        }?;
+        drop(place);
+        tokio::select! {
+            biased;
+            stream = serve(io, credentials, &first) => stream,
+            () = listener.evicted() => Err(gave_way()),
+            () = process.evicted() => Err(gave_way()),
+        }
     };
     timeout(credentials.options().handshake_timeout, admitted)
         .await

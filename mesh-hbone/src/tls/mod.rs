@@ -39,6 +39,7 @@ mod named;
 mod provider;
 mod read_buffer;
 mod session;
+mod slots;
 mod stream;
 mod verify;
 mod verify_error;

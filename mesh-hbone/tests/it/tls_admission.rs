@@ -154,6 +154,56 @@ async fn handshakes_beyond_the_bounds_wait_for_a_slot() {
     assert_eq!((first.handshakes(), first.waiting()), (0, 0));
 }
 
+/// All slots are held by one address that says a whole hello and nothing more, and its next ones queue.
+#[tokio::test(start_paused = true)]
+async fn stalled_handshakes_of_one_address_lock_no_other_out() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let hello = client_hello(&client).await;
+    let grace = Duration::from_secs(1);
+    // Full by the listener's bound, and by that of all.
+    for (of_listener, of_all) in [(8, 100), (100, 8)] {
+        let limits = AdmissionLimits::default()
+            .listener_handshakes(of_listener)
+            .handshakes(of_all)
+            .handshake_grace(grace);
+        let admission = Admission::new(limits);
+        let mut stalled = Vec::new();
+        for _ in 0..40 {
+            let (mut near, task) = incoming(&server, &admission, ip(1));
+            near.write_all(&hello).await.unwrap();
+            stalled.push((near, task));
+        }
+        settle().await;
+        assert_eq!((admission.handshakes(), admission.waiting()), (8, 32));
+
+        let began = tokio::time::Instant::now();
+        let mut others = Vec::new();
+        for source in 2..6 {
+            let (near, task) = incoming(&server, &admission, ip(source));
+            let client = client.clone();
+            let connects = tokio::spawn(async move { connect(near, &client, &[id(SERVER)]).await });
+            others.push((connects, task));
+        }
+        for (connects, task) in others {
+            connects.await.unwrap().unwrap();
+            task.await.unwrap().unwrap();
+        }
+        assert!(began.elapsed() <= grace, "{:?}", began.elapsed());
+        // No more than had to, and the oldest first.
+        settle().await;
+        assert_eq!(admission.evicted(), 4);
+        let mut ends = Vec::new();
+        for (near, task) in stalled {
+            ends.push(kind(task.await.unwrap()));
+            drop(near);
+        }
+        assert_eq!(ends[..4], [ErrorKind::Overloaded; 4]);
+        assert_eq!(ends[4..], [ErrorKind::Timeout; 36]);
+        assert_eq!((admission.handshakes(), admission.waiting()), (0, 0));
+    }
+}
+
 #[tokio::test]
 async fn a_hello_in_records_of_one_byte_is_a_hello() {
     let root = Authority::root("root");
