@@ -3,6 +3,7 @@
 
 mod authority;
 mod certificates;
+mod close_matrix;
 mod copy;
 mod envoy;
 mod envoy_accepts;
