@@ -142,8 +142,11 @@ impl Peer {
     }
 
     /// Sets the canonical revision; it stands in for [`with_version`](Self::with_version) where that is not set.
+    ///
+    /// An empty one is `latest`: istiod and Envoy say so of a workload that has none.
     pub fn with_canonical_revision(self, value: impl Into<Arc<str>>) -> Self {
-        self.with(|record| record.canonical_revision = bounded(value))
+        let value = bounded(value).unwrap_or_else(|| "latest".into());
+        self.with(|record| record.canonical_revision = Some(value))
     }
 
     /// Sets the application, where it is not the canonical service: of a peer known from baggage alone,

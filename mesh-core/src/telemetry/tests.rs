@@ -370,4 +370,8 @@ fn a_workload_of_the_model_becomes_a_peer() {
     assert_eq!(peer.instance(), Some("reviews-abc"));
     assert_eq!((peer.region(), peer.zone()), (Some("eu"), None));
     assert_eq!(peer.principal(), None);
+    let unversioned = Peer::from(&workload.with_canonical_revision(""));
+    assert_eq!(unversioned.canonical_revision(), Some("latest"));
+    assert_eq!(unversioned.version(), Some("latest"));
+    assert_eq!(Peer::unknown().canonical_revision(), None);
 }
