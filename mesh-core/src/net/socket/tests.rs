@@ -124,3 +124,22 @@ async fn options_can_be_set() {
         Some(Duration::from_secs(30))
     );
 }
+
+/// A restart: the old connections' TIME_WAIT is on our side, because we ended them first.
+#[tokio::test]
+async fn a_port_can_be_listened_on_again_at_once() {
+    let settings = TcpSettings::default();
+    let listener = settings.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (client, accepted) = tokio::join!(settings.connect(address), listener.accept());
+    let (mut client, (mut accepted, _)) = (client.unwrap(), accepted.unwrap());
+    accepted.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    client.shutdown().await.unwrap();
+    assert_eq!(accepted.read(&mut [0; 1]).await.unwrap(), 0);
+    drop((accepted, listener));
+    let again = settings.bind(address).unwrap();
+    // Two at once would steal connections from each other.
+    assert!(settings.bind(address).is_err());
+    drop(again);
+}
