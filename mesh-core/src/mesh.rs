@@ -51,6 +51,8 @@ pub(crate) struct MeshInner {
     /// Connections of the HTTP client.
     #[cfg(feature = "http")]
     pub(crate) http: HttpPool,
+    #[cfg(feature = "admin")]
+    pub(crate) outbound: Arc<crate::outbound::Live>,
     /// Hosts outside the mesh that were logged.
     passthrough: Mutex<HashSet<String>>,
 }
@@ -197,6 +199,8 @@ impl MeshInner {
             tasks,
             #[cfg(feature = "http")]
             http,
+            #[cfg(feature = "admin")]
+            outbound: Arc::default(),
             passthrough: Mutex::default(),
         })
     }

@@ -42,6 +42,8 @@ mod timeout;
 
 pub use answer::{Answer, AnswerFuture, AnswerLayer};
 pub use authorize::{Authorize, AuthorizeLayer};
+#[cfg(feature = "admin")]
+pub(crate) use authorize::{normalize, without_trailing_dot};
 pub use identify::{Identify, IdentifyLayer, PeerIdentity};
 pub use inbound::{Inbound, InboundLayer};
 pub use jwt::{RefuseTokens, RefuseTokensLayer, TokenLocations};

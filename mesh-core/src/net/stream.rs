@@ -30,6 +30,8 @@ pub struct MeshStream {
     context: ConnectionContext,
     registered: Option<Registered>,
     account: Option<Box<dyn Account>>,
+    #[cfg(feature = "admin")]
+    _tracked: Option<crate::outbound::Tracked>,
     /// Until when the peer has to have said something.
     first_byte: Option<Pin<Box<Sleep>>>,
 }
@@ -91,6 +93,8 @@ impl MeshStream {
             context,
             registered: None,
             account: None,
+            #[cfg(feature = "admin")]
+            _tracked: None,
             first_byte: None,
         }
     }
@@ -106,6 +110,12 @@ impl MeshStream {
 
     fn cut(&self) -> Option<CutReason> {
         self.registered.as_ref()?.cut().reason()
+    }
+
+    #[cfg(feature = "admin")]
+    pub(crate) fn with_tracked(mut self, tracked: crate::outbound::Tracked) -> Self {
+        self._tracked = Some(tracked);
+        self
     }
 
     pub(crate) fn with_account(mut self, account: Box<dyn Account>) -> Self {

@@ -95,7 +95,7 @@ impl MeshInner {
                 }
             };
             let error = match self.open(&route).await {
-                Ok(stream) => return Ok((route, stream)),
+                Ok(stream) => return Ok((route, self.tracked(destination, stream))),
                 Err(error) => error,
             };
             account::failed(self, &route, &error);
@@ -106,6 +106,20 @@ impl MeshInner {
             tracing::debug!(target: "mesh::outbound", %destination, %error, "trying another endpoint");
             tried.add(&route);
         }
+    }
+
+    #[cfg(feature = "admin")]
+    fn tracked(&self, destination: &Destination, stream: MeshStream) -> MeshStream {
+        let connection = super::Outbound {
+            asked: destination.to_string().into(),
+            context: stream.context().clone(),
+        };
+        stream.with_tracked(self.outbound.track(connection))
+    }
+
+    #[cfg(not(feature = "admin"))]
+    fn tracked(&self, _: &Destination, stream: MeshStream) -> MeshStream {
+        stream
     }
 
     /// Decides where a connection goes, on the newest snapshot.

@@ -11,6 +11,8 @@ mod exchange;
 mod hosts;
 #[cfg(feature = "http")]
 mod http_pool;
+#[cfg(feature = "admin")]
+mod live;
 #[cfg(feature = "http")]
 mod report;
 mod target;
@@ -23,5 +25,7 @@ pub(crate) use dial::PoolKey;
 pub(crate) use hosts::Hosts;
 #[cfg(feature = "http")]
 pub(crate) use http_pool::HttpPool;
+#[cfg(feature = "admin")]
+pub(crate) use live::{Live, Outbound, Tracked};
 #[cfg(feature = "admin")]
 pub(crate) use target::Destination;

@@ -11,6 +11,15 @@ mod admin;
     feature = "admin",
     feature = "file",
     feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod admin_agrees;
+#[cfg(all(
+    feature = "admin",
+    feature = "file",
+    feature = "dev-ca",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod admin_answers;
@@ -31,7 +40,8 @@ mod admin_explain;
 #[cfg(all(
     any(feature = "aws-lc-rs", feature = "ring"),
     feature = "dev-ca",
-    feature = "http"
+    feature = "http",
+    feature = "metrics"
 ))]
 mod cuts_reach_the_wire;
 #[cfg(all(

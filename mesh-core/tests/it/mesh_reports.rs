@@ -9,6 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::service_fn;
 
 use crate::layers_logs::capture;
+#[cfg(feature = "admin")]
+use crate::mesh_world::identity;
 use crate::mesh_world::{PORT, World, echo, until};
 
 type Series = (BTreeMap<String, String>, f64);
@@ -386,4 +388,55 @@ async fn a_request_has_one_id_at_both_ends() {
             .await;
         }
     }
+}
+
+#[cfg(feature = "admin")]
+#[tokio::test]
+async fn the_dump_lists_the_connections_of_both_ends() {
+    let world = World::new(133);
+    let (client, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let connections = async |uid: &str| {
+        let dump = crate::admin::get(&world.node.admin(), "/config_dump").await;
+        dump.json()["workloadState"][uid]["connections"].clone()
+    };
+    let empty = serde_json::json!({"inbound": [], "outbound": []});
+    assert_eq!(connections("uid/client").await, empty);
+
+    let stream = client.connect(format!("server:{PORT}")).await.unwrap();
+    let accepted = listener.accept().await.unwrap();
+    let bare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let outside = bare.local_addr().unwrap();
+    let plain = client.connect(outside.to_string()).await.unwrap();
+    let source = std::net::SocketAddr::new(world.ip(1), 0);
+    let dump = connections("uid/client").await;
+    assert_eq!(dump["inbound"], empty["inbound"]);
+    let mut outbound = vec![
+        serde_json::json!({
+            "src": source, "originalDst": format!("server:{PORT}"), "protocol": "HBONE",
+            "actualDst": std::net::SocketAddr::new(world.ip(2), 15008),
+            "dstIdentity": identity("server").to_string(),
+        }),
+        serde_json::json!({
+            "src": source, "originalDst": outside, "actualDst": outside, "protocol": "TCP",
+        }),
+    ];
+    outbound.sort_by_key(|one| {
+        one["actualDst"]
+            .as_str()
+            .unwrap()
+            .parse::<std::net::SocketAddr>()
+            .unwrap()
+    });
+    assert_eq!(dump["outbound"], serde_json::Value::from(outbound));
+    let dump = connections("uid/server").await;
+    assert_eq!(
+        dump["inbound"][0]["srcIdentity"],
+        identity("client").to_string()
+    );
+    assert_eq!(dump["outbound"], empty["outbound"]);
+
+    drop((stream, accepted, plain));
+    assert_eq!(connections("uid/client").await, empty);
+    assert_eq!(connections("uid/server").await, empty);
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::ConnectionContext;
 use crate::inbound::Judgement;
 use crate::mesh::MeshInner;
+use crate::outbound::Outbound;
 use crate::snapshot::Snapshot;
 
 /// One workload of this process.
@@ -28,8 +29,23 @@ pub(super) struct StateDump {
 #[derive(Serialize)]
 struct Connections {
     inbound: Vec<Inbound>,
-    /// Outbound connections are not tracked: always empty.
-    outbound: [(); 0],
+    outbound: Vec<OutboundDump>,
+}
+
+/// A connection that the workload opened. Connections of a pool are listed while somebody has them
+/// open, in use or not.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutboundDump {
+    /// Without a port where the connection shares its socket with others.
+    src: SocketAddr,
+    /// What was asked for, by name if it was so.
+    original_dst: String,
+    actual_dst: SocketAddr,
+    protocol: &'static str,
+    /// Not of ztunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dst_identity: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -60,13 +76,15 @@ impl StateDump {
         let contexts = mesh.registry.connections();
         let mut inbound: Vec<Inbound> = contexts.iter().map(Inbound::new).collect();
         inbound.sort_by_key(|connection| (connection.src, connection.actual_dst));
+        let live = mesh.outbound.connections();
+        let mut outbound: Vec<_> = live.iter().map(OutboundDump::new).collect();
+        outbound
+            .sort_by(|a, b| (a.actual_dst, &a.original_dst).cmp(&(b.actual_dst, &b.original_dst)));
         let key = record.map_or_else(|| mesh.id.to_string(), |record| record.uid().to_string());
         let state = Self {
             state: if up { "Up" } else { "Pending" },
-            connections: (up || !inbound.is_empty()).then_some(Connections {
-                inbound,
-                outbound: [],
-            }),
+            connections: (up || !inbound.is_empty() || !outbound.is_empty())
+                .then_some(Connections { inbound, outbound }),
             info: Info {
                 name: mesh.id.name().to_owned(),
                 namespace: mesh.id.namespace().to_owned(),
@@ -92,13 +110,29 @@ impl Inbound {
             src: context.source(),
             original_dst: None,
             actual_dst: context.destination(),
-            protocol: if context.is_mutual_tls() {
-                "HBONE"
-            } else {
-                "TCP"
-            },
+            protocol: protocol(context),
             src_identity: context.identity().map(ToString::to_string),
         }
+    }
+}
+
+impl OutboundDump {
+    fn new(outbound: &Outbound) -> Self {
+        let Outbound { asked, context } = outbound;
+        Self {
+            src: context.source(),
+            original_dst: asked.to_string(),
+            actual_dst: context.destination(),
+            protocol: protocol(context),
+            dst_identity: context.identity().map(ToString::to_string),
+        }
+    }
+}
+
+fn protocol(context: &ConnectionContext) -> &'static str {
+    match context.is_mutual_tls() {
+        true => "HBONE",
+        false => "TCP",
     }
 }
 

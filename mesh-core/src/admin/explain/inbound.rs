@@ -4,11 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use mesh_authz::matcher::PathNormalization;
 use mesh_authz::{Attribute, Attributes, Identity, RequestAttributes};
 
 use super::{BadParameter, Explained, Fact, Query, Step, Subject, Told};
 use crate::inbound::Judgement;
+use crate::layers::{normalize, without_trailing_dot};
 use crate::snapshot::{self, Snapshot, WorkloadRecord};
 
 pub(super) struct Question {
@@ -25,8 +25,9 @@ enum To {
 
 struct Request {
     method: Method,
-    /// Normalised.
+    /// Normalised as the port's listener has it, if it can be.
     uri: Uri,
+    is_normal: bool,
     host: Option<String>,
     headers: HeaderMap,
 }
@@ -92,10 +93,7 @@ impl Request {
         let path = path.as_deref().unwrap_or("/");
         let bad_path =
             || BadParameter::new("path", "/ and what a request target may have after it");
-        let normal = PathNormalization::default()
-            .normalize(path)
-            .map_err(|error| BadParameter::new("path", error))?;
-        let target = PathAndQuery::try_from(&*normal).map_err(|_| bad_path())?;
+        let target = PathAndQuery::try_from(path).map_err(|_| bad_path())?;
         if !path.starts_with('/') {
             return Err(bad_path());
         }
@@ -123,7 +121,8 @@ impl Request {
         Ok(Some(Self {
             method,
             uri: Uri::from(target),
-            host,
+            is_normal: false,
+            host: host.map(|host| without_trailing_dot(&host).into_owned()),
             headers,
         }))
     }
@@ -141,7 +140,7 @@ struct Asked {
 
 impl Asked {
     fn new(
-        question: Question,
+        mut question: Question,
         subject: &Subject,
         snapshot: &Snapshot,
         record: &WorkloadRecord,
@@ -158,6 +157,11 @@ impl Asked {
             let ports = subject.mesh.ports();
             ports.get(&destination.port()).map(|port| port.judgement)
         };
+        if let Some(request) = &mut question.request {
+            let enforced = subject.mesh.enforcement.on(destination.port());
+            let mode = enforced.load().path_normalization().unwrap_or_default();
+            request.is_normal = normalize(&mut request.uri, mode).is_ok();
+        }
         let mut facts = super::about(subject);
         let from = question.from.as_ref();
         let from = from.map_or_else(|| "plaintext".to_owned(), ToString::to_string);
@@ -298,9 +302,14 @@ impl Asked {
                 let Request {
                     method,
                     uri,
+                    is_normal,
                     host,
                     headers,
                 } = &mut request;
+                if !*is_normal {
+                    let reason = "it cannot be normalised: 400";
+                    self.steps.push(Step::new("path", false, reason));
+                }
                 let refused = enforced.tokens().check(method, uri, headers).is_err();
                 self.steps.push(if refused {
                     Step::new(

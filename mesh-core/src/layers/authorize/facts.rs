@@ -49,7 +49,8 @@ fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&byte)
 }
 
-fn without_trailing_dot(host: &str) -> Cow<'_, str> {
+/// The name in its one form.
+pub(crate) fn without_trailing_dot(host: &str) -> Cow<'_, str> {
     if let Some(name) = host.strip_suffix('.') {
         return Cow::Borrowed(name);
     }

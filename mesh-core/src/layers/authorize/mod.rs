@@ -10,5 +10,9 @@ mod facts;
 mod layer;
 mod service;
 
+#[cfg(feature = "admin")]
+pub(crate) use facts::without_trailing_dot;
 pub use layer::AuthorizeLayer;
 pub use service::Authorize;
+#[cfg(feature = "admin")]
+pub(crate) use service::normalize;

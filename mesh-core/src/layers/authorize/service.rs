@@ -103,10 +103,10 @@ fn judge(
 }
 
 /// Says that a path cannot be normalised.
-struct NotNormal;
+pub(crate) struct NotNormal;
 
 /// Puts the normal form of the path in the place of the path.
-fn normalize(uri: &mut Uri, mode: PathNormalization) -> Result<(), NotNormal> {
+pub(crate) fn normalize(uri: &mut Uri, mode: PathNormalization) -> Result<(), NotNormal> {
     // CONNECT names no path, and `OPTIONS *` none that has segments.
     let Some(target) = uri.path_and_query().filter(|target| target.path() != "*") else {
         return Ok(());
