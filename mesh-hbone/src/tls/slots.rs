@@ -81,7 +81,7 @@ impl Slot<'_> {
     /// Resolves when somebody else is to have the slot.
     pub(super) async fn evicted(&mut self) {
         if (&mut self.evicted).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

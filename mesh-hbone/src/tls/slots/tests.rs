@@ -55,6 +55,9 @@ fn the_busiest_gives_way_after_its_grace_and_only_while_it_has_more() {
     assert_eq!(slots.make_room(ip(9), due, GRACE), Room::NotNeeded);
 }
 
+/// Source, id, whether it was granted; its two receivers.
+type Live = (IpAddr, u64, bool, Receiver<()>, Receiver<()>);
+
 proptest! {
     /// Any order of coming, going and giving way, against a list.
     #[test]
@@ -64,11 +67,11 @@ proptest! {
     ) {
         let start = Instant::now();
         let mut slots = State::new(count);
-        let mut live: Vec<(IpAddr, u64, bool, Receiver<()>, Receiver<()>)> = Vec::new();
+        let mut live: Vec<Live> = Vec::new();
         for (step, (what, source, which)) in steps.into_iter().enumerate() {
             let now = start + GRACE * u32::try_from(step).unwrap();
             let source = ip(source);
-            let has = |live: &[(IpAddr, u64, bool, Receiver<()>, Receiver<()>)], of: IpAddr| {
+            let has = |live: &[Live], of: IpAddr| {
                 live.iter().filter(|entry| entry.0 == of && entry.2).count()
             };
             let mut made = false;
