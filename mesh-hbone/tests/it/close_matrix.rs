@@ -143,11 +143,9 @@ async fn other(stream: TcpStream, says: Vec<u8>) -> (Vec<u8>, io::Result<()>) {
 /// Ends as the case says, and says what it heard where it reads to the end.
 async fn ends(case: Case, mut stream: TcpStream, says: &[u8], hears: usize) -> Option<Vec<u8>> {
     stream.write_all(says).await.unwrap();
-    let mut heard = Vec::new();
     match case.end {
         End::Fin => {
-            heard.resize(hears, 0);
-            stream.read_exact(&mut heard).await.unwrap();
+            stream.read_exact(&mut vec![0; hears]).await.unwrap();
             None
         }
         End::FinThenRst => {
@@ -169,6 +167,7 @@ async fn ends(case: Case, mut stream: TcpStream, says: &[u8], hears: usize) -> O
         }
         End::ShutWrite => {
             stream.shutdown().await.unwrap();
+            let mut heard = Vec::new();
             stream.read_to_end(&mut heard).await.unwrap();
             Some(heard)
         }
