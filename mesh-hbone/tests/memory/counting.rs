@@ -41,15 +41,16 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Bytes that this thread holds; the peak is counted anew from here.
-pub(crate) fn idle() -> usize {
+/// Bytes that this thread holds, less those that others took and it gave back; the peak is counted
+/// anew from here.
+pub(crate) fn idle() -> isize {
     PEAK.set(HELD.get());
-    HELD.get().max(0) as usize
+    HELD.get()
 }
 
 /// The most that this thread has held since [`idle`].
-pub(crate) fn peak() -> usize {
-    PEAK.get().max(0) as usize
+pub(crate) fn peak() -> isize {
+    PEAK.get()
 }
 
 #[test]

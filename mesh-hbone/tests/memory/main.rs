@@ -177,8 +177,8 @@ fn attack<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> JoinHa
 
 /// Checks and shows what it came to.
 #[expect(clippy::print_stdout, reason = "the figure is what the test is for")]
-fn judge(what: &str, sent: &Sent, idle: usize, peak: usize) {
-    let grown = peak.saturating_sub(idle);
+fn judge(what: &str, sent: &Sent, idle: isize, peak: isize) {
+    let grown = peak - idle;
     let ratio = grown as f64 / sent.bytes.max(ENOUGH) as f64;
     println!(
         "{what}: {ratio:.2} ({grown} bytes held for {} sent{})",
