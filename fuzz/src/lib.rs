@@ -17,12 +17,13 @@ use rustls_pki_types::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("authority", authority),
     ("baggage", baggage),
     ("certificate", certificate),
     ("cidr", cidr),
     ("crl", crl),
+    ("discovery", discovery),
     ("forwarded", forwarded),
     ("identity", identity),
     ("manifest", manifest),
@@ -128,6 +129,11 @@ fn bundle(
     // The key is not looked at before a handshake.
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(Vec::new()));
     Bundle::new(vec![leaf.clone()], key, vec![leaf], crls)
+}
+
+/// What a control plane sends.
+pub fn discovery(data: &[u8]) {
+    mesh_xds::ads::fuzzing::response(data);
 }
 
 /// An address block of a policy.

@@ -21,6 +21,8 @@
 
 mod backoff;
 mod client;
+#[doc(hidden)]
+pub mod fuzzing;
 mod node;
 mod refusal;
 mod settings;
