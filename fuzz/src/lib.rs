@@ -2,13 +2,19 @@
 //!
 //! A target is named for what it parses. Its body holds the input to a property; not to panic is the least.
 
-use http::{HeaderMap, HeaderValue};
-use mesh_authz::Identity;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method};
 use mesh_authz::matcher::{PathNormalization, PathTemplate, parse_cidr};
+use mesh_authz::policy::Policy;
+use mesh_authz::policy::ztunnel::EmptyMatch;
+use mesh_authz::{Attribute, Attributes, Identity, PolicySet, RequestAttributes};
 use mesh_hbone::authority::Authority;
 use mesh_hbone::headers::ConnectHeaders;
 use mesh_hbone::tls::Bundle;
+use mesh_xds::decode::{Decoder, ResourceType};
 use mesh_xds::file::{Loader, Settings};
+use mesh_xds::model::Update;
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
@@ -17,12 +23,15 @@ use rustls_pki_types::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 15] = [
     ("authority", authority),
     ("baggage", baggage),
     ("certificate", certificate),
     ("cidr", cidr),
     ("crl", crl),
+    ("decode_address", decode_address),
+    ("decode_authorization", decode_authorization),
+    ("decode_listener", decode_listener),
     ("discovery", discovery),
     ("forwarded", forwarded),
     ("identity", identity),
@@ -229,4 +238,79 @@ pub fn path_template(data: &[u8]) {
         assert_eq!(matches, template == path, "{template:?} has no operator");
     }
     assert!(!matches || !path.is_empty());
+}
+
+/// Workloads and services of a control plane.
+pub fn decode_address(data: &[u8]) {
+    let Some(update) = decoded(ResourceType::Address, data) else {
+        return;
+    };
+    let name = match &update {
+        Update::Workload(workload) => workload.uid().to_owned(),
+        Update::Service(service) => service.name().to_string(),
+        other => panic!("{other:?}"),
+    };
+    named(ResourceType::Address, &name, data, &update);
+}
+
+/// Policies of a control plane.
+pub fn decode_authorization(data: &[u8]) {
+    let kind = ResourceType::Authorization;
+    let Some(Update::Policy(policy)) = decoded(kind, data) else {
+        return;
+    };
+    let update = Update::Policy(policy.clone());
+    named(kind, &policy.policy().name().to_string(), data, &update);
+    let ztunnel = Decoder::new().with_empty_match(EmptyMatch::NeverMatches);
+    let Ok(Some(Update::Policy(other))) = ztunnel.decode(kind, "", data) else {
+        panic!("what is lost does not make a policy wrong");
+    };
+    let allows = |policy: &Arc<Policy>| {
+        let set = PolicySet::new([policy.clone()]);
+        callers().map(|caller| {
+            let addr = "10.0.0.1:80".parse().expect("an address");
+            let attributes =
+                Attributes::new(addr, addr).with_identity(Attribute::from(caller.as_ref()));
+            set.evaluate_l4(&attributes).is_allowed()
+        })
+    };
+    let (lost, never) = (allows(policy.policy()), allows(other.policy()));
+    let wider = lost.iter().zip(never).any(|(lost, never)| *lost && !never);
+    assert!(!wider, "what was lost widens nothing");
+}
+
+/// Listeners of a control plane.
+pub fn decode_listener(data: &[u8]) {
+    let Some(Update::InboundListener(listener)) = decoded(ResourceType::Listener, data) else {
+        return;
+    };
+    let set = PolicySet::new(listener.policies().iter().cloned());
+    let headers = HeaderMap::new();
+    for caller in callers() {
+        let addr = "10.0.0.1:80".parse().expect("an address");
+        let attributes =
+            Attributes::new(addr, addr).with_identity(Attribute::from(caller.as_ref()));
+        let hopeless = !set.could_allow(&attributes).is_allowed();
+        let request = RequestAttributes::new(&Method::GET, Some("a"), "/a/b", &headers);
+        let attributes = attributes.with_sni(Attribute::Absent).with_request(request);
+        let allowed = set.evaluate(&attributes).is_allowed();
+        assert!(!allowed || (listener.closed().is_none() && !hopeless));
+    }
+}
+
+fn callers() -> [Option<Identity>; 2] {
+    [None, Identity::new("td", "a", "b").ok()]
+}
+
+fn decoded(kind: ResourceType, data: &[u8]) -> Option<Update> {
+    Decoder::new().decode(kind, "", data).ok().flatten()
+}
+
+/// A resource is the same under its own name, refused under another, and removed by its name.
+fn named(kind: ResourceType, name: &str, data: &[u8], update: &Update) {
+    let again = Decoder::new().decode(kind, name, data);
+    assert_eq!(again.ok().flatten().as_ref(), Some(update));
+    let other = format!("{name}-");
+    assert!(Decoder::new().decode(kind, &other, data).is_err());
+    assert!(kind.removed(name).contains(&update.name()), "{name:?}");
 }

@@ -8,13 +8,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::builder::{Builder, Missing};
-use crate::inbound::{Acceptor, Enforcement, Places, PortListener, Registry, Sessions};
+use crate::inbound::{Acceptor, Enforcement, Missings, Places, PortListener, Registry, Sessions};
 use crate::node::{Certificate, Node, supervised};
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
 use crate::ready::Readiness;
 use crate::shutdown::Phase;
-use crate::snapshot::{PolicyView, Snapshot, WorkloadRecord};
+use crate::snapshot::{Snapshot, WorkloadRecord};
 use crate::tasks::Tasks;
 use crate::{Error, ErrorKind};
 
@@ -34,7 +34,7 @@ pub(crate) struct MeshInner {
     /// What the workload's layers and listeners enforce.
     pub(crate) enforcement: Enforcement,
     /// Policies that the workload lists and that are not here yet.
-    missing: watch::Sender<Vec<String>>,
+    missing: watch::Sender<Missings>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) ports: Mutex<HashMap<u16, PortListener>>,
@@ -187,7 +187,7 @@ impl MeshInner {
             identity,
             certificate,
             enforcement: Enforcement::new(),
-            missing: watch::Sender::new(vec!["its own record".to_owned()]),
+            missing: watch::Sender::new(Missings::no_record()),
             registry: Arc::new(Registry::new(limit)),
             sessions: Arc::default(),
             ports: Mutex::default(),
@@ -218,21 +218,13 @@ impl MeshInner {
     pub(crate) fn configuration_changed(&self, snapshot: &Snapshot) {
         let Some(record) = self.record(snapshot) else {
             // Live connections stay on the old list; new ones wait until there is a record again.
-            self.missing.send_replace(vec!["its own record".to_owned()]);
-            return;
-        };
-        let Some(view) = snapshot.policies(record.uid()) else {
+            self.missing.send_replace(Missings::no_record());
             return;
         };
         if self.enforcement.update(snapshot, record) {
             self.registry.sweep(&self.enforcement);
         }
-        let missing = match &view {
-            PolicyView::Pending { missing, .. } => {
-                missing.iter().map(ToString::to_string).collect()
-            }
-            _ => Vec::new(),
-        };
+        let missing = Missings::of(snapshot, record);
         self.missing.send_if_modified(|known| {
             let changed = *known != missing;
             *known = missing;
@@ -243,7 +235,13 @@ impl MeshInner {
     /// Policies that the workload lists and that are not here yet.
     #[cfg(feature = "admin")]
     pub(crate) fn missing_policies(&self) -> Vec<String> {
-        self.missing.borrow().clone()
+        self.missing.borrow().on(None).to_vec()
+    }
+
+    /// Those that connections to a port wait for.
+    #[cfg(feature = "admin")]
+    pub(crate) fn missing_policies_on(&self, port: u16) -> Vec<String> {
+        self.missing.borrow().on(Some(port)).to_vec()
     }
 
     #[cfg(feature = "admin")]
@@ -251,20 +249,25 @@ impl MeshInner {
         self.certificate.borrow().credentials.is_some()
     }
 
-    /// Waits, at most as long as the settings say, until the policies of this workload are known.
-    /// `Err` names what is missing: the connection must be refused. The future holds no handle.
-    pub(crate) fn policies_known(&self) -> impl Future<Output = Result<(), String>> + Send + use<> {
+    /// Waits, at most as long as the settings say, until the policies of a port are known; of a port
+    /// that nobody can tell, all of the workload's. `Err` names what is missing: the connection must be
+    /// refused. The future holds no handle.
+    pub(crate) fn policies_known(
+        &self,
+        port: Option<u16>,
+    ) -> impl Future<Output = Result<(), String>> + Send + use<> {
         let mut missing = self.missing.subscribe();
         let wait = self.settings().policy_wait;
         async move {
-            if missing.borrow().is_empty() {
+            let known = |missing: &Missings| missing.on(port).is_empty();
+            if known(&missing.borrow()) {
                 return Ok(());
             }
-            let waits = async { missing.wait_for(Vec::is_empty).await.is_ok() };
+            let waits = async { missing.wait_for(known).await.is_ok() };
             match timeout(wait, waits).await {
                 Ok(true) => Ok(()),
                 Ok(false) => Err("the workload is gone".to_owned()),
-                Err(_) => Err(missing.borrow().join(", ")),
+                Err(_) => Err(missing.borrow().on(port).join(", ")),
             }
         }
     }

@@ -215,7 +215,10 @@ struct TunnelPeer {
 /// Takes one CONNECT from its authority to the listener's queue, or refuses it with a status.
 async fn tunnel(weak: Weak<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
     let known = match weak.upgrade() {
-        Some(mesh) => mesh.policies_known(),
+        Some(mesh) => {
+            let asked = destination(&mesh, incoming.authority(), peer.local.ip());
+            mesh.policies_known(asked.ok().map(|destination| destination.port()))
+        }
         None => return,
     };
     let known = known.await;

@@ -98,6 +98,45 @@ impl Enforcement {
     }
 }
 
+/// Policies that are listed and not here yet, port by port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Missings {
+    general: Vec<String>,
+    /// Of ports with an inbound listener, which need fewer.
+    own: HashMap<u16, Vec<String>>,
+}
+
+impl Missings {
+    /// Whatever the port, nobody knows what binds it.
+    pub(crate) fn no_record() -> Self {
+        Self {
+            general: vec!["its own record".to_owned()],
+            own: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn of(snapshot: &Snapshot, record: &WorkloadRecord) -> Self {
+        let missing = |view| match view {
+            Some(PolicyView::Pending { missing, .. }) => {
+                missing.iter().map(ToString::to_string).collect()
+            }
+            _ => Vec::new(),
+        };
+        let ports = snapshot.inbound_ports(record);
+        let on = |port| (port, missing(snapshot.policies_on(record.uid(), port)));
+        Self {
+            general: missing(snapshot.policies(record.uid())),
+            own: ports.map(on).collect(),
+        }
+    }
+
+    /// Of a port that nobody can tell, all.
+    pub(crate) fn on(&self, port: Option<u16>) -> &[String] {
+        let own = port.and_then(|port| self.own.get(&port));
+        own.unwrap_or(&self.general)
+    }
+}
+
 /// What is to be enforced, and why.
 struct New {
     view: PolicyView,

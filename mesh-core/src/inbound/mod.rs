@@ -14,7 +14,7 @@ mod validity;
 
 pub(crate) use acceptor::{Acceptor, LAST_WORDS};
 pub(crate) use account::baggage;
-pub(crate) use enforcement::Enforcement;
+pub(crate) use enforcement::{Enforcement, Missings};
 #[cfg(feature = "axum")]
 pub use http::{AxumFuture, AxumService};
 #[cfg(feature = "http")]

@@ -112,7 +112,7 @@ async fn admit(
     judgement: Judgement,
 ) {
     let known = match weak.upgrade() {
-        Some(mesh) => mesh.policies_known(),
+        Some(mesh) => mesh.policies_known(Some(waiting.local.port())),
         None => return,
     };
     let known = known.await;

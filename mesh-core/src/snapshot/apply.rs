@@ -9,7 +9,7 @@ use mesh_xds::model::{
 
 use super::endpoints::{Endpoint, Shape};
 use super::index::{CidrTable, insert_into, remove_from};
-use super::record::{Profile, ServiceRecord, WorkloadParts, WorkloadRecord};
+use super::record::{Addresses, Profile, Rare, ServiceRecord, WorkloadParts, WorkloadRecord};
 use super::{Snapshot, Tables};
 
 /// What applying a batch gave.
@@ -141,7 +141,7 @@ impl Tables {
         changes: &mut Changes,
     ) -> Result<(), Rejection> {
         let parts = WorkloadParts::new(workload)?;
-        let old = self.workloads.get(workload.uid()).cloned();
+        let old = self.workload(workload.uid()).cloned();
         let uid = match &old {
             Some(old) => Arc::clone(&old.uid),
             None => workload.uid().into(),
@@ -155,16 +155,14 @@ impl Tables {
             _ => self.acquire_profile(parts.profile),
         };
         let listed = self.listed_since(old.as_deref(), &profile);
-        let hostname = workload.hostname();
-        let addresses = workload.addresses().iter();
+        let rare = Rare::new(workload.hostname(), listed);
         let record = Arc::new(WorkloadRecord {
             uid,
             name: workload.name().into(),
-            hostname: (!hostname.is_empty()).then(|| hostname.into()),
-            addresses: addresses.map(std::net::IpAddr::to_canonical).collect(),
+            addresses: Addresses::new(workload.addresses()),
+            rare,
             place,
             profile,
-            listed,
             capacity: workload.capacity(),
             hbone_port: workload.hbone_port(),
             health: workload.health(),
@@ -183,15 +181,15 @@ impl Tables {
         }
         changes.workloads.push(Arc::clone(&record.uid));
         self.index_workload(&record);
-        self.workloads.insert_mut(Arc::clone(&record.uid), record);
+        self.workloads.insert(record, 0);
         Ok(())
     }
 
     fn remove_workload(&mut self, uid: &str, changes: &mut Changes) {
-        let Some(record) = self.workloads.get(uid).cloned() else {
+        let Some(record) = self.workload(uid).cloned() else {
             return;
         };
-        self.workloads.remove_mut(uid);
+        self.workloads.remove(&record);
         self.unindex_workload(&record);
         self.places.release(&record.place);
         self.release_profile(&record.profile);
@@ -204,12 +202,12 @@ impl Tables {
         if let Some(old) = old
             && Arc::ptr_eq(&old.profile, profile)
         {
-            return old.listed.clone();
+            return old.listed().into();
         }
         let since = |name: ResourceName| {
             let old = old?;
             let at = listed_names(&old.profile).position(|listed| listed == name)?;
-            old.listed.get(at).copied()
+            old.listed().get(at).copied()
         };
         listed_names(profile)
             .map(|name| since(name).unwrap_or(self.version))
@@ -234,16 +232,14 @@ impl Tables {
     fn index_workload(&mut self, record: &Arc<WorkloadRecord>) {
         // The host's addresses belong to the host (ztunnel.md 3.4).
         if record.network_mode() != NetworkMode::HostNetwork {
-            for ip in &record.addresses {
+            for ip in record.addresses() {
                 let network = record.network();
                 self.workload_addresses
                     .insert(network, *ip, Arc::clone(record));
             }
         }
-        let name = Arc::clone(&record.name);
-        self.workload_names
-            .insert(record.namespace(), name, Arc::clone(record));
-        if let Some(hostname) = &record.hostname {
+        self.workload_names.insert(Arc::clone(record), 0);
+        if let Some(hostname) = record.hostname() {
             let hostname = Arc::clone(hostname);
             insert_into(&mut self.workload_hostnames, hostname, Arc::clone(record));
         }
@@ -262,13 +258,13 @@ impl Tables {
 
     fn unindex_workload(&mut self, record: &Arc<WorkloadRecord>) {
         if record.network_mode() != NetworkMode::HostNetwork {
-            for ip in &record.addresses {
-                self.workload_addresses.remove(record.network(), ip, record);
+            for ip in record.addresses() {
+                let network = record.network();
+                self.workload_addresses.remove(network, *ip, record);
             }
         }
-        self.workload_names
-            .remove(record.namespace(), &record.name, record);
-        if let Some(hostname) = &record.hostname {
+        self.workload_names.remove(record);
+        if let Some(hostname) = record.hostname() {
             remove_from(&mut self.workload_hostnames, hostname, record);
         }
         for (position, membership) in record.memberships().iter().enumerate() {

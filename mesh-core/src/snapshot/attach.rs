@@ -278,7 +278,7 @@ impl Tables {
             }
         }
         let mut missing = Vec::new();
-        let listed = listed_names(&workload.profile).zip(&workload.listed);
+        let listed = listed_names(&workload.profile).zip(workload.listed());
         for (name, since) in listed {
             if let Some((name, entry)) = attachments.by_name.get_key_value(&name) {
                 attached.push((name, &entry.attachment));

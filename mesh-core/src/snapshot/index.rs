@@ -4,16 +4,16 @@ use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_xds::model::Visibility;
 use rpds::HashTrieMapSync;
 
-use super::Services;
 use super::record::{ServiceRecord, WorkloadRecord};
 use super::weighted::{Order, WeightedTree};
+use super::{Services, Workloads};
 
 /// Workloads that claim the same thing, the one to prefer first.
 #[derive(Clone, Copy, Default)]
@@ -23,6 +23,32 @@ impl Order<Arc<WorkloadRecord>> for ByPrecedence {
     fn compare(&self, a: &Arc<WorkloadRecord>, b: &Arc<WorkloadRecord>) -> Ordering {
         a.precedence().cmp(&b.precedence())
     }
+}
+
+/// Workloads by uid.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ByUid;
+
+impl Order<Arc<WorkloadRecord>> for ByUid {
+    fn compare(&self, a: &Arc<WorkloadRecord>, b: &Arc<WorkloadRecord>) -> Ordering {
+        a.uid.cmp(&b.uid)
+    }
+}
+
+/// Workloads by namespace and name; of one name, the one to prefer first.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ByName;
+
+impl Order<Arc<WorkloadRecord>> for ByName {
+    fn compare(&self, a: &Arc<WorkloadRecord>, b: &Arc<WorkloadRecord>) -> Ordering {
+        full_name(a)
+            .cmp(&full_name(b))
+            .then_with(|| a.precedence().cmp(&b.precedence()))
+    }
+}
+
+pub(super) fn full_name(workload: &WorkloadRecord) -> (&str, &str) {
+    (workload.namespace(), workload.name())
 }
 
 /// Services that claim the same thing, those that everybody may see and that own it first.
@@ -92,13 +118,6 @@ impl<K: Eq + Hash + Clone, V: Clone> Grouped<K, V> {
     {
         self.groups.get(group)?.get(key)
     }
-
-    pub(super) fn group(&self, group: &str) -> impl Iterator<Item = (&K, &V)> {
-        self.groups
-            .get(group)
-            .into_iter()
-            .flat_map(|table| table.iter())
-    }
 }
 
 impl<K: Eq + Hash + Clone, T: Clone, O: Order<T> + Default + Clone> Grouped<K, WeightedTree<T, O>> {
@@ -132,6 +151,92 @@ impl<K: Eq + Hash, V> Default for Grouped<K, V> {
         Self {
             groups: HashTrieMapSync::new_sync(),
         }
+    }
+}
+
+/// Workloads by network and address. Nearly every address has one workload, which needs no tree.
+#[derive(Clone)]
+pub(super) struct AddressTable {
+    /// The one to prefer.
+    first: HashTrieMapSync<Arc<str>, HashTrieMapSync<Ipv6Addr, Arc<WorkloadRecord>>>,
+    /// All of them, where there are several.
+    contested: Grouped<Ipv6Addr, Workloads>,
+}
+
+impl AddressTable {
+    /// The workload to prefer of those that have the address.
+    pub(super) fn get(&self, network: &str, ip: IpAddr) -> Option<&Arc<WorkloadRecord>> {
+        self.first.get(network)?.get(&key(ip))
+    }
+
+    pub(super) fn insert(&mut self, network: &Arc<str>, ip: IpAddr, workload: Arc<WorkloadRecord>) {
+        let first = match self.get(network, ip).map(Arc::clone) {
+            None => workload,
+            Some(other) => {
+                self.contested.insert(network, key(ip), Arc::clone(&other));
+                self.contested
+                    .insert(network, key(ip), Arc::clone(&workload));
+                self.best_of_several(network, ip).unwrap_or(workload)
+            }
+        };
+        if let Some(table) = self.first.get_mut(&**network) {
+            table.insert_mut(key(ip), first);
+        } else {
+            let table = HashTrieMapSync::new_sync().insert(key(ip), first);
+            self.first.insert_mut(Arc::clone(network), table);
+        }
+    }
+
+    pub(super) fn remove(&mut self, network: &str, ip: IpAddr, workload: &Arc<WorkloadRecord>) {
+        self.contested.remove(network, &key(ip), workload);
+        let rest = self.best_of_several(network, ip);
+        let several = self.contested.get(network, &key(ip)).map(WeightedTree::len);
+        if let (Some(last), Some(1)) = (&rest, several) {
+            self.contested.remove(network, &key(ip), last);
+        }
+        let Some(table) = self.first.get_mut(network) else {
+            return;
+        };
+        match rest {
+            Some(rest) => table.insert_mut(key(ip), rest),
+            None if table
+                .get(&key(ip))
+                .is_some_and(|one| one.uid == workload.uid) =>
+            {
+                table.remove_mut(&key(ip));
+            }
+            None => {}
+        }
+        if table.is_empty() {
+            self.first.remove_mut(network);
+        }
+    }
+
+    fn best_of_several(&self, network: &str, ip: IpAddr) -> Option<Arc<WorkloadRecord>> {
+        let several = self.contested.get(network, &key(ip))?;
+        several.first_from(|_| false).cloned()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.contested.groups.is_empty()
+    }
+}
+
+impl Default for AddressTable {
+    fn default() -> Self {
+        Self {
+            first: HashTrieMapSync::new_sync(),
+            contested: Grouped::default(),
+        }
+    }
+}
+
+/// One form for both families takes 16 bytes less: an address is canonical, so none is mapped already.
+fn key(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(four) => four.to_ipv6_mapped(),
+        IpAddr::V6(six) => six,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mesh_xds::model::ServiceName;
 
+use super::index::full_name;
 use super::record::{ServiceRecord, WorkloadRecord};
 use super::{Snapshot, Tables};
 
@@ -12,6 +13,10 @@ use super::{Snapshot, Tables};
 const NEAR_NAMES: usize = 3;
 
 impl Tables {
+    pub(super) fn workload(&self, uid: &str) -> Option<&Arc<WorkloadRecord>> {
+        self.workloads.find(|workload| (*workload.uid).cmp(uid))
+    }
+
     pub(super) fn service(&self, name: &ServiceName) -> Option<&Arc<ServiceRecord>> {
         self.services.get(name)?.record.as_ref()
     }
@@ -20,13 +25,16 @@ impl Tables {
 impl Snapshot {
     /// The workload with this uid.
     pub fn workload(&self, uid: &str) -> Option<&Arc<WorkloadRecord>> {
-        self.tables.workloads.get(uid)
+        self.tables.workload(uid)
     }
 
     /// The workload with this name in this namespace; of several, a Pod first, then one that takes tunnels.
     pub fn workload_named(&self, namespace: &str, name: &str) -> Option<&Arc<WorkloadRecord>> {
-        let workloads = self.tables.workload_names.get(namespace, name)?;
-        workloads.first_from(|_| false)
+        let sought = (namespace, name);
+        let names = &self.tables.workload_names;
+        names
+            .first_from(|workload| full_name(workload) < sought)
+            .filter(|workload| full_name(workload) == sought)
     }
 
     /// All workloads with this name in this namespace, the one to prefer first.
@@ -35,18 +43,16 @@ impl Snapshot {
         namespace: &str,
         name: &str,
     ) -> impl Iterator<Item = &Arc<WorkloadRecord>> {
-        let workloads = self.tables.workload_names.get(namespace, name);
-        workloads.into_iter().flat_map(|workloads| workloads.iter())
+        let names = &self.tables.workload_names;
+        let from = names.iter_from(|workload| full_name(workload) < (namespace, name));
+        from.take_while(move |workload| full_name(workload) == (namespace, name))
     }
 
     /// The workload that has this address in this network; of several, a Pod first, then one that
     /// takes tunnels. Workloads in their host's network have no address of their own.
     pub fn workload_at(&self, network: &str, ip: IpAddr) -> Option<&Arc<WorkloadRecord>> {
-        let workloads = self
-            .tables
-            .workload_addresses
-            .get(network, &ip.to_canonical())?;
-        workloads.first_from(|_| false)
+        let addresses = &self.tables.workload_addresses;
+        addresses.get(network, ip.to_canonical())
     }
 
     /// The workload that is found by this DNS name.
@@ -58,11 +64,11 @@ impl Snapshot {
     /// Names in this namespace that are like a name that is not there, nearest first: for error messages.
     /// Looks at every name of the namespace.
     pub fn names_near(&self, namespace: &str, name: &str) -> Vec<Arc<str>> {
-        let names = self
-            .tables
-            .workload_names
-            .group(namespace)
-            .map(|(name, _)| name);
+        let names = &self.tables.workload_names;
+        let names = names
+            .iter_from(|workload| &**workload.namespace() < namespace)
+            .take_while(|workload| &**workload.namespace() == namespace)
+            .map(|workload| workload.name());
         let mut near: Vec<_> = names
             .filter_map(|other| {
                 let distance = distance(name, other);
@@ -71,6 +77,7 @@ impl Snapshot {
             })
             .collect();
         near.sort();
+        near.dedup();
         near.truncate(NEAR_NAMES);
         near.into_iter().map(|(_, name)| name).collect()
     }
@@ -133,9 +140,9 @@ impl Snapshot {
         })
     }
 
-    /// All workloads, in no order.
+    /// All workloads, by uid.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<WorkloadRecord>> {
-        self.tables.workloads.values()
+        self.tables.workloads.iter()
     }
 
     /// All services, in no order.
@@ -160,7 +167,7 @@ impl Snapshot {
 
     /// How many workloads there are.
     pub fn workload_count(&self) -> usize {
-        self.tables.workloads.size()
+        self.tables.workloads.len()
     }
 
     /// How many endpoints a service has, those that cannot be used included.

@@ -68,7 +68,7 @@ pub use route::{
 
 use attach::Attachments;
 use endpoints::Endpoints;
-use index::{ByOwnership, ByPrecedence, CidrTable, Grouped, Interner};
+use index::{AddressTable, ByName, ByOwnership, ByPrecedence, ByUid, CidrTable, Grouped, Interner};
 use policies::PolicyCache;
 use record::{Place, Profile};
 use weighted::WeightedTree;
@@ -83,11 +83,10 @@ pub struct Snapshot {
 struct Tables {
     /// How many batches came before.
     version: u64,
-    workloads: HashTrieMapSync<Arc<str>, Arc<WorkloadRecord>>,
-    /// By network and address.
-    workload_addresses: Grouped<std::net::IpAddr, Workloads>,
-    /// By namespace and name.
-    workload_names: Grouped<Arc<str>, Workloads>,
+    /// Trees, where hash tables would do: they take half of the memory, and few ask by uid or name.
+    workloads: WeightedTree<Arc<WorkloadRecord>, ByUid>,
+    workload_names: WeightedTree<Arc<WorkloadRecord>, ByName>,
+    workload_addresses: AddressTable,
     workload_hostnames: HashTrieMapSync<Arc<str>, Workloads>,
     services: HashTrieMapSync<ServiceName, ServiceEntry>,
     service_hostnames: HashTrieMapSync<Arc<str>, Services>,
@@ -119,9 +118,9 @@ impl Snapshot {
         Self {
             tables: Arc::new(Tables {
                 version: 0,
-                workloads: HashTrieMapSync::new_sync(),
-                workload_addresses: Grouped::default(),
-                workload_names: Grouped::default(),
+                workloads: WeightedTree::default(),
+                workload_names: WeightedTree::default(),
+                workload_addresses: AddressTable::default(),
                 workload_hostnames: HashTrieMapSync::new_sync(),
                 services: HashTrieMapSync::new_sync(),
                 service_hostnames: HashTrieMapSync::new_sync(),
@@ -157,7 +156,7 @@ impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
             .field("version", &self.tables.version)
-            .field("workloads", &self.tables.workloads.size())
+            .field("workloads", &self.tables.workloads.len())
             .field("services", &self.tables.services.size())
             .finish_non_exhaustive()
     }

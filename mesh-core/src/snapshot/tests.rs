@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use mesh_authz::policy::PolicyName;
 use mesh_xds::model::{Batch, Locality, Membership, ResourceName, ServiceName, Update, Workload};
 
@@ -10,6 +12,7 @@ fn pod(number: usize) -> Workload {
         "default",
         format!("ratings-{number}"),
     )
+    .with_addresses(vec![IpAddr::from([10, 0, 0, number as u8 / 3])])
     .with_node(format!("node-{}", number % 2))
     .with_locality(Locality::new("region", "zone", ""))
     .with_authorization_policies(vec![PolicyName::new("default", "listed")])
@@ -44,6 +47,7 @@ fn nothing_is_left_of_workloads_that_are_gone() {
     assert_eq!(tables.places.len(), 0);
     assert!(tables.workloads.is_empty());
     assert!(tables.services.is_empty());
-    assert_eq!(tables.workload_names.group("default").count(), 0);
+    assert!(tables.workload_names.is_empty());
+    assert!(tables.workload_addresses.is_empty());
     assert_eq!(tables.attachments.listed(), 0);
 }

@@ -127,6 +127,21 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
         iter
     }
 
+    /// The items from the first that is not `before`, which must hold for a leading run of the items.
+    pub(super) fn iter_from(&self, before: impl Fn(&T) -> bool) -> Iter<'_, T> {
+        let mut iter = Iter { stack: Vec::new() };
+        let mut link = &self.root;
+        while let Some(node) = link {
+            if before(&node.item) {
+                link = &node.right;
+            } else {
+                iter.stack.push(node);
+                link = &node.left;
+            }
+        }
+        iter
+    }
+
     fn weight_before(&self, before: impl Fn(&T) -> bool) -> u64 {
         let mut weight = 0;
         let mut link = &self.root;

@@ -89,6 +89,10 @@ mod interfaces;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod istiod;
+#[cfg(feature = "file")]
+mod istiod_stream;
+#[cfg(feature = "file")]
+mod istiod_streams_replay;
 mod layers_authorize;
 mod layers_identify;
 mod layers_logs;
@@ -118,6 +122,14 @@ mod mesh_connects;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod mesh_ends;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_fed_by_istiod;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",

@@ -47,7 +47,7 @@ async fn status(client: &Mesh, method: Method, path: &str) -> StatusCode {
 /// Over xDS the L7 policy is an ALLOW without rules until the listener brings it whole.
 #[tokio::test]
 async fn requests_are_judged_by_the_listener() {
-    let world = World::new(110);
+    let world = World::new(217);
     let (client, server) = world.pair().await;
     let address = SocketAddr::new(world.ip(2), PORT);
     let reduced = policy("whole", Action::Allow, Vec::new());
@@ -79,7 +79,7 @@ async fn requests_are_judged_by_the_listener() {
 /// The listener comes after the application listens, and goes.
 #[tokio::test]
 async fn a_listener_that_comes_late_counts_and_one_that_goes_does_not() {
-    let world = World::new(111);
+    let world = World::new(218);
     let (client, server) = world.pair().await;
     let address = SocketAddr::new(world.ip(2), PORT);
     serve(&server).await;
@@ -100,7 +100,7 @@ async fn a_listener_that_comes_late_counts_and_one_that_goes_does_not() {
 
 #[tokio::test]
 async fn the_listener_says_how_paths_are_normalised() {
-    let world = World::new(112);
+    let world = World::new(219);
     let (client, server) = world.pair().await;
     let address = SocketAddr::new(world.ip(2), PORT);
     serve(&server).await;
@@ -130,7 +130,7 @@ async fn the_listener_says_how_paths_are_normalised() {
 /// Live connections of a port are judged again by its listener, those of other ports are not.
 #[tokio::test]
 async fn live_connections_are_judged_again_port_by_port() {
-    let world = World::new(113);
+    let world = World::new(220);
     let (client, server) = world.pair().await;
     let other = PORT + 1;
     for port in [PORT, other] {

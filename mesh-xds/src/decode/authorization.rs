@@ -19,6 +19,7 @@ pub(super) fn authorization(
         wire::Scope::Namespace => Scope::Namespace(message.namespace.as_str().into()),
         wire::Scope::WorkloadSelector => Scope::Workload,
     };
+    Field::root("namespace").is_part(&message.namespace)?;
     let mut policy = Authorization::new(message.namespace, message.name);
     policy.action = match Field::root("action").one_of(message.action, "ALLOW (0) or DENY (1)")? {
         wire::Action::Allow => Action::Allow,

@@ -111,6 +111,14 @@ impl<'a> Field<'a> {
         E::try_from(value).map_err(|_| self.wrong(value, expected))
     }
 
+    /// A part of a name, which `/` divides.
+    pub(super) fn is_part(&self, text: &str) -> Result<(), Problem> {
+        if text.contains('/') {
+            return Err(self.wrong(format_args!("{text:?}"), "no '/'"));
+        }
+        Ok(())
+    }
+
     /// `<namespace>/<name>`.
     pub(super) fn pair<'t>(&self, text: &'t str) -> Result<(&'t str, &'t str), Problem> {
         text.split_once('/')

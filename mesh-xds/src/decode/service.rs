@@ -22,6 +22,8 @@ pub(super) fn service(message: wire::Service, field: &Field<'_>) -> Result<Servi
             parsed.map_err(|error| Problem::new(format_args!("{}: {error}", at.index(index))))?,
         );
     }
+    field.at("namespace").is_part(&message.namespace)?;
+    field.at("hostname").is_part(&message.hostname)?;
     let name = ServiceName::new(message.namespace, message.hostname);
     let mut service = Service::new(name)
         .with_object_name(message.name)

@@ -418,6 +418,8 @@ fn what_cannot_be_meant_is_refused_by_its_field() {
         error.starts_with("service.subject_alt_names[0]: "),
         "{error}"
     );
+    let error = service(|it| it.hostname = "a/b".into()).unwrap_err();
+    assert_eq!(error, "service.hostname: \"a/b\", expected no '/'");
     let error = decode(ResourceType::Address, "", &wire::Address::default()).unwrap_err();
     assert_eq!(error, "type: missing, expected a workload or a service");
     let error = Decoder::new()

@@ -5,6 +5,7 @@ mod decode_listeners;
 mod decode_policies;
 mod decode_rbac_goldens;
 mod generated;
+mod istiod_notes;
 mod istiod_recordings;
 mod manifests;
 mod missing_waypoints;

@@ -222,7 +222,7 @@ impl Asked {
     }
 
     fn known(&mut self, subject: &Subject) {
-        let missing = subject.mesh.missing_policies();
+        let missing = subject.mesh.missing_policies_on(self.destination.port());
         self.steps.push(if missing.is_empty() {
             let enforced = subject.mesh.enforcement.on(self.destination.port());
             let enforced = enforced.load();

@@ -6,8 +6,8 @@ mod workload;
 use mesh_xds::model::{GatewayAddress, Port, Rejection};
 
 pub use service::{ServicePort, ServiceRecord};
+pub(super) use workload::{Addresses, Place, Profile, Rare, WorkloadParts};
 pub use workload::{MembershipRecord, WorkloadRecord};
-pub(super) use workload::{Place, Profile, WorkloadParts};
 
 fn check_ports(field: &str, ports: &[Port]) -> Result<(), Rejection> {
     for port in ports {

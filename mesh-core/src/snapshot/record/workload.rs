@@ -21,15 +21,52 @@ use super::{check_gateway, check_ports, expect};
 pub struct WorkloadRecord {
     pub(in crate::snapshot) uid: Arc<str>,
     pub(in crate::snapshot) name: Arc<str>,
-    pub(in crate::snapshot) hostname: Option<Arc<str>>,
-    pub(in crate::snapshot) addresses: Box<[IpAddr]>,
+    pub(in crate::snapshot) addresses: Addresses,
+    pub(in crate::snapshot) rare: Option<Box<Rare>>,
     pub(in crate::snapshot) place: Arc<Place>,
     pub(in crate::snapshot) profile: Arc<Profile>,
-    /// Since which version it has listed each name of the profile's lists, without a break.
-    pub(in crate::snapshot) listed: Box<[u64]>,
     pub(in crate::snapshot) capacity: u32,
     pub(in crate::snapshot) hbone_port: u16,
     pub(in crate::snapshot) health: Health,
+}
+
+/// The addresses of a workload: most have one, kept in place.
+#[derive(Clone, PartialEq, Eq)]
+pub(in crate::snapshot) enum Addresses {
+    One(IpAddr),
+    /// None or several.
+    Other(Box<[IpAddr]>),
+}
+
+impl Addresses {
+    pub(in crate::snapshot) fn new(addresses: &[IpAddr]) -> Self {
+        match addresses {
+            [one] => Self::One(one.to_canonical()),
+            other => Self::Other(other.iter().map(IpAddr::to_canonical).collect()),
+        }
+    }
+
+    fn as_slice(&self) -> &[IpAddr] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Other(other) => other,
+        }
+    }
+}
+
+/// What few workloads have.
+#[derive(Clone, PartialEq, Eq)]
+pub(in crate::snapshot) struct Rare {
+    hostname: Option<Arc<str>>,
+    /// Since which version it has listed each name of the profile's lists, without a break.
+    listed: Box<[u64]>,
+}
+
+impl Rare {
+    pub(in crate::snapshot) fn new(hostname: &str, listed: Box<[u64]>) -> Option<Box<Self>> {
+        let hostname = (!hostname.is_empty()).then(|| hostname.into());
+        (hostname.is_some() || !listed.is_empty()).then(|| Box::new(Self { hostname, listed }))
+    }
 }
 
 /// Where a workload runs.
@@ -134,12 +171,17 @@ impl WorkloadRecord {
 
     /// Its addresses.
     pub fn addresses(&self) -> &[IpAddr] {
-        &self.addresses
+        self.addresses.as_slice()
     }
 
     /// The DNS name to find its address by, of a workload without addresses.
     pub fn hostname(&self) -> Option<&Arc<str>> {
-        self.hostname.as_ref()
+        self.rare.as_ref()?.hostname.as_ref()
+    }
+
+    /// Since which version it has listed each name of the profile's lists.
+    pub(in crate::snapshot) fn listed(&self) -> &[u64] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.listed)
     }
 
     /// The network that its addresses belong to.
@@ -294,7 +336,7 @@ impl fmt::Debug for WorkloadRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkloadRecord")
             .field("uid", &self.uid)
-            .field("addresses", &self.addresses)
+            .field("addresses", &self.addresses())
             .finish_non_exhaustive()
     }
 }
@@ -350,6 +392,15 @@ impl WorkloadParts {
                 health: membership.health(),
             })
         });
+        // The parts of a deployment's pods often have one name: one allocation for all of them.
+        let service_account: Arc<str> = workload.service_account().into();
+        let named = |text: &str| -> Arc<str> {
+            if *service_account == *text {
+                Arc::clone(&service_account)
+            } else {
+                text.into()
+            }
+        };
         let locality = workload.locality();
         let tunnel = workload.application_tunnel();
         Ok(Self {
@@ -364,14 +415,14 @@ impl WorkloadParts {
             profile: Profile {
                 namespace: workload.namespace().into(),
                 trust_domain: workload.trust_domain().into(),
-                service_account: workload.service_account().into(),
+                service_account: Arc::clone(&service_account),
                 identity,
                 protocol: workload.protocol(),
                 network_mode: workload.network_mode(),
-                canonical_name: workload.canonical_name().into(),
+                canonical_name: named(workload.canonical_name()),
                 canonical_revision: workload.canonical_revision().into(),
                 workload_type: workload.workload_type(),
-                workload_name: workload.workload_name().into(),
+                workload_name: named(workload.workload_name()),
                 native_tunnel: workload.native_tunnel(),
                 application_tunnel: tunnel.map(|tunnel| (tunnel.protocol(), tunnel.port())),
                 policies: distinct(workload.authorization_policies()),
