@@ -146,6 +146,7 @@ fn apply(snapshot: &mut Snapshot, resources: impl Iterator<Item = (String, Vec<u
 }
 
 #[test]
+#[allow(clippy::print_stdout, reason = "the figure is worth seeing")]
 fn a_workload_costs_at_most_600_bytes() {
     let mut snapshot = Snapshot::new();
     let workloads = 100_000;

@@ -55,7 +55,7 @@ fn read(bytes: &[u8]) -> Message {
                                 .iter()
                                 .find(|(number, _)| *number == 2)
                                 .unwrap()
-                                .1
+                                .1;
                         }
                         3 => name = text(value),
                         _ => {}
