@@ -20,7 +20,7 @@ use crate::driver::{Driver, Http2, SharedIo, from_h2};
 use crate::frames::{Frames, Owed};
 use crate::headers::{Baggage, ConnectHeaders, read_baggage};
 use crate::tls::Peer;
-use crate::tunnel::{Outboxes, Slot};
+use crate::tunnel::{Alive, Outboxes, Slot};
 use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
 
 /// Speaks HTTP/2 over a connection and waits for the peer's SETTINGS.
@@ -371,8 +371,8 @@ impl Sender {
             baggage: read_baggage(&parts.headers),
         };
         let slot: Slot = Box::new(slot);
-        let (outboxes, settings) = (&self.outboxes, self.settings);
-        let tunnel = Tunnel::new(body, recv, outboxes, Some(slot), settings, Side::Upstream);
+        let (alive, settings) = (Alive::new(&self.outboxes), self.settings);
+        let tunnel = Tunnel::new(body, recv, alive, Some(slot), settings, Side::Upstream);
         Ok((tunnel, answer))
     }
 

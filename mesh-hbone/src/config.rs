@@ -11,7 +11,7 @@ use crate::windows::{Budget, Windows};
 /// Settings of HBONE connections, clients and servers alike.
 ///
 /// The defaults are those of an application that embeds the mesh. A proxy for many workloads sets
-/// more streams and longer windows.
+/// more streams and longer windows. Times beyond a year are a year.
 ///
 /// # Examples
 ///
@@ -53,6 +53,9 @@ pub struct Config {
 
 /// What unread small DATA frames may cost unless it is set.
 const FRAME_BUDGET: usize = 6 << 20;
+
+/// Enough for anybody, and no instant overflows by it.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The largest flow-control window (RFC 9113 section 6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;
@@ -118,8 +121,8 @@ impl Config {
     /// unread: the windows of their live tunnels. Default: 256 MiB; a quarter of the memory that the
     /// process may use is a good value.
     ///
-    /// Beyond it no connection gets bulk windows, and those that open tunnels fall back to windows of
-    /// 65 535 bytes, HTTP/2's own, until three quarters suffice.
+    /// Beyond it no connection gets bulk windows, and each falls back to windows of 65 535 bytes,
+    /// HTTP/2's own, when next its tunnels change or a PING interval ends, until three quarters suffice.
     #[must_use]
     pub fn window_budget(mut self, bytes: u64) -> Self {
         self.window_budget = Arc::new(Budget::new(bytes));
@@ -207,18 +210,19 @@ impl Config {
         self
     }
 
-    /// Tunnels that the peer may reset per second, over 10 s: ten times as many at once. More close the
-    /// connection with ENHANCE_YOUR_CALM (CVE-2023-44487). Default: 50; at least 1.
+    /// Tunnels that the peer may reset per second before any of its data came on them, over 10 s: ten
+    /// times as many at once. More close the connection, a server's with ENHANCE_YOUR_CALM
+    /// (CVE-2023-44487). Default: 50; at least 1.
     #[must_use]
     pub fn max_resets_per_second(mut self, resets: u32) -> Self {
         self.max_resets = resets.max(1);
         self
     }
 
-    /// Frames that carry nothing and that the peer may send per 10 s: SETTINGS, PING, PRIORITY, empty
-    /// DATA, GOAWAY and unknown ones, answers included; from a server also header blocks beyond two for
-    /// each tunnel that was asked for, which is to say 1xx answers. More close the connection with
-    /// ENHANCE_YOUR_CALM (CVE-2019-9512, CVE-2019-9515, CVE-2019-9518). Default: 200; at least 1.
+    /// Frames that carry nothing and that the peer may send per 10 s: SETTINGS, PING and its
+    /// answers, PRIORITY, empty DATA, GOAWAY and unknown ones; from a server also header blocks beyond two for
+    /// each tunnel that was asked for, which is to say 1xx answers. More close the connection, a
+    /// server's with ENHANCE_YOUR_CALM (CVE-2019-9512, CVE-2019-9515, CVE-2019-9518). Default: 200; at least 1.
     ///
     /// h2 answers one PING and one SETTINGS at a time and so bounds their memory; this bounds their
     /// work.
@@ -232,14 +236,14 @@ impl Config {
     /// begun. Default: 10 s. Nothing else can come on the connection meanwhile.
     #[must_use]
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
-        self.header_timeout = timeout;
+        self.header_timeout = timeout.min(FOREVER);
         self
     }
 
     /// Time from the start, and from the answer to the last PING, to the next PING. Default: 10 s.
     #[must_use]
     pub fn ping_interval(mut self, interval: Duration) -> Self {
-        self.ping_interval = interval;
+        self.ping_interval = interval.min(FOREVER);
         self
     }
 
@@ -247,14 +251,14 @@ impl Config {
     /// that a vanished peer is noticed within 20 s.
     #[must_use]
     pub fn ping_timeout(mut self, timeout: Duration) -> Self {
-        self.ping_timeout = timeout;
+        self.ping_timeout = timeout.min(FOREVER);
         self
     }
 
     /// Time that the peer has for its first SETTINGS and, as a client, its preface. Default: 10 s.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.handshake_timeout = timeout;
+        self.handshake_timeout = timeout.min(FOREVER);
         self
     }
 
@@ -262,7 +266,7 @@ impl Config {
     /// answers should give up sooner than its clients do.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = timeout.min(FOREVER);
         self
     }
 
@@ -270,7 +274,7 @@ impl Config {
     /// bounded by PING only.
     #[must_use]
     pub fn first_connect_timeout(mut self, timeout: Duration) -> Self {
-        self.first_connect_timeout = timeout;
+        self.first_connect_timeout = timeout.min(FOREVER);
         self
     }
 
@@ -294,7 +298,7 @@ impl Config {
     /// Default: 5 min, as istio/ztunnel.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.idle_timeout = timeout;
+        self.idle_timeout = timeout.min(FOREVER);
         self
     }
 
@@ -302,7 +306,7 @@ impl Config {
     /// should have a shorter one of its own. Default: 30 s.
     #[must_use]
     pub fn dial_timeout(mut self, timeout: Duration) -> Self {
-        self.dial_timeout = timeout;
+        self.dial_timeout = timeout.min(FOREVER);
         self
     }
 
@@ -312,7 +316,7 @@ impl Config {
     /// It is also the time that the peer has to close a connection of which we have closed our side.
     #[must_use]
     pub fn linger(mut self, time: Duration) -> Self {
-        self.linger = time;
+        self.linger = time.min(FOREVER);
         self
     }
 

@@ -16,6 +16,7 @@ const FRAME_HEADER: usize = 9;
 pub(crate) const PREFACE: usize = 24;
 
 const END_STREAM: u8 = 0x1;
+const ACK: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 
 /// Follows the frames of one connection from header to header. Payloads are not looked at: a full
@@ -29,11 +30,16 @@ pub(crate) struct Frames {
     have: usize,
     control: Rate,
     resets: Rate,
+    /// Streams on which data came last, each at its place: to end one of them is no premature reset.
+    used: [u32; USED],
     /// Of a client's connection.
     owed: Option<Owed>,
     block: Block,
     block_since: Option<Instant>,
 }
+
+/// Streams that are remembered to have carried data: about as many as a connection has at once.
+const USED: usize = 128;
 
 /// Header blocks that a server owes its client: for each request its answer and its trailers. What
 /// comes beyond them are 1xx answers, which h2 keeps until somebody takes them.
@@ -89,6 +95,7 @@ impl Frames {
             have: 0,
             control: Rate::new(config.max_control_frames),
             resets: Rate::new(config.max_resets.saturating_mul(10)),
+            used: [0; USED],
             owed: None,
             block: Block::None,
             block_since: None,
@@ -141,11 +148,15 @@ impl Frames {
 
     /// A frame's header is here.
     fn begun(&mut self, now: impl Fn() -> Instant) -> Result<(), &'static str> {
-        let [high, mid, low, kind, flags, ..] = self.header;
+        let [high, mid, low, kind, flags, stream @ ..] = self.header;
         self.payload = u32::from_be_bytes([0, high, mid, low]) as usize;
+        let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+        // A client's streams are odd.
+        let place = (stream / 2) as usize % USED;
         match kind {
             // DATA; an empty one that ends its stream says something.
-            0 if self.payload > 0 || flags & END_STREAM != 0 => {}
+            0 if self.payload > 0 => self.used[place] = stream,
+            0 if flags & END_STREAM != 0 => {}
             // HEADERS, CONTINUATION
             1 | 9 => {
                 let unasked = kind == 1 && self.owed.as_ref().is_some_and(|owed| !owed.answered());
@@ -161,8 +172,11 @@ impl Frames {
                     self.block_since = None;
                 }
             }
-            // RST_STREAM
+            // RST_STREAM, which is how a tunnel that was used is torn down
+            3 if self.used[place] == stream => {}
             3 if !self.resets.admits(now()) => return Err("resets"),
+            // h2 takes one answer for each SETTINGS that we sent.
+            4 if flags & ACK != 0 => {}
             // WINDOW_UPDATE comes with every read of a tunnel at the other end.
             3 | 8 => {}
             // Empty DATA, PRIORITY, SETTINGS, PING, GOAWAY, and what is ignored.

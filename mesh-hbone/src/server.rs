@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::driver::{Driver, Http2, SharedIo, from_h2};
 use crate::frames::{Frames, PREFACE};
 use crate::headers::{Baggage, ConnectHeaders, write_baggage};
-use crate::tunnel::Outboxes;
+use crate::tunnel::{Alive, Outboxes};
 use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
 
 /// Starts to serve HTTP/2 on a connection; [`Connection::accept`] does the rest.
@@ -262,8 +262,7 @@ impl<IO> fmt::Debug for Connection<IO> {
 pub struct Incoming {
     authority: Authority,
     headers: ConnectHeaders,
-    stream: Option<(RecvStream, SendResponse<Bytes>)>,
-    outboxes: Arc<Outboxes>,
+    stream: Option<(RecvStream, SendResponse<Bytes>, Alive)>,
     settings: crate::tunnel::Settings,
 }
 
@@ -274,8 +273,7 @@ impl Incoming {
             Ok(authority) => Some(Self {
                 authority,
                 headers: ConnectHeaders::parse(request.headers()),
-                stream: Some((request.into_body(), respond)),
-                outboxes: Arc::clone(outboxes),
+                stream: Some((request.into_body(), respond, Alive::new(outboxes))),
                 settings: config.tunnel_settings(),
             }),
             Err(reason) => {
@@ -303,7 +301,7 @@ impl Incoming {
     /// The client has reset the stream, or the connection is gone.
     pub fn accept(mut self, baggage: impl Into<Option<Baggage>>) -> Result<Tunnel, Error> {
         let gone = || Error::new(ErrorKind::Closed, Side::Downstream);
-        let (recv, mut respond) = self.stream.take().ok_or_else(gone)?;
+        let (recv, mut respond, alive) = self.stream.take().ok_or_else(gone)?;
         let mut response = Response::new(());
         if let Some(baggage) = baggage.into() {
             write_baggage(&baggage, response.headers_mut());
@@ -311,11 +309,11 @@ impl Incoming {
         let send = respond
             .send_response(response, false)
             .map_err(|error| from_h2(error, Side::Downstream))?;
-        let (outboxes, settings) = (&self.outboxes, self.settings);
+        let settings = self.settings;
         Ok(Tunnel::new(
             send,
             recv,
-            outboxes,
+            alive,
             None,
             settings,
             Side::Downstream,
@@ -325,7 +323,7 @@ impl Incoming {
     /// Answers with a status, headers only: 401 for policy, 503 for what cannot be reached, as
     /// istio/ztunnel does.
     pub fn refuse(mut self, status: StatusCode) {
-        if let Some((_, mut respond)) = self.stream.take() {
+        if let Some((_, mut respond, _)) = self.stream.take() {
             answer(&mut respond, status);
         }
     }
@@ -333,7 +331,7 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some((_, mut respond)) = self.stream.take() {
+        if let Some((_, mut respond, _)) = self.stream.take() {
             answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
         }
     }

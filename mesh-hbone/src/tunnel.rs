@@ -48,8 +48,26 @@ pub struct Tunnel {
     ended: bool,
     outbox: Arc<Mutex<Outbox>>,
     outboxes: Arc<Outboxes>,
+    _alive: Alive,
     slot: Option<Slot>,
     side: Side,
+}
+
+/// One stream of a connection, from the CONNECT to the end of its tunnel: it can hold a window's worth of
+/// data before it is a tunnel.
+pub(crate) struct Alive(Arc<Outboxes>);
+
+impl Alive {
+    pub(crate) fn new(outboxes: &Arc<Outboxes>) -> Self {
+        outboxes.live.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(outboxes))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What of [`Config`](crate::config::Config) each tunnel needs.
@@ -103,12 +121,12 @@ impl Tunnel {
     pub(crate) fn new(
         send: SendStream<Bytes>,
         recv: RecvStream,
-        outboxes: &Arc<Outboxes>,
+        alive: Alive,
         slot: Option<Slot>,
         settings: Settings,
         side: Side,
     ) -> Self {
-        outboxes.live.fetch_add(1, Ordering::Relaxed);
+        let outboxes = &alive.0;
         Self {
             recv: Some(recv),
             chunk: Bytes::new(),
@@ -125,6 +143,7 @@ impl Tunnel {
                 linger: settings.linger,
             })),
             outboxes: Arc::clone(outboxes),
+            _alive: alive,
             slot,
             side,
         }
@@ -389,7 +408,6 @@ impl AsyncWrite for Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        self.outboxes.live.fetch_sub(1, Ordering::Relaxed);
         let mut outbox = lock(&self.outbox);
         let ended = self.ended || self.recv.as_ref().is_none_or(RecvStream::is_end_stream);
         let shut = outbox.shut;
@@ -426,7 +444,7 @@ impl fmt::Debug for Tunnel {
 /// What the tunnels of a connection leave to its task.
 pub(crate) struct Outboxes {
     waiting: Mutex<Waiting>,
-    /// How many tunnels there are.
+    /// How many streams there are.
     live: AtomicUsize,
     spares: Spares,
 }

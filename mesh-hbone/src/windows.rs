@@ -5,7 +5,8 @@
 //! by SETTINGS_INITIAL_WINDOW_SIZE ([RFC 9113 section
 //! 6.9.2](https://www.rfc-editor.org/rfc/rfc9113#section-6.9.2)), and gives it back when it has more
 //! tunnels or less to move. When all connections together have promised more than the budget, they
-//! fall back to HTTP/2's own initial window.
+//! fall back to HTTP/2's own initial window. A connection grows its windows at most once in an interval:
+//! each change is a SETTINGS, of which a peer bears only so many.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +57,9 @@ pub(crate) struct Windows {
     promised: u64,
     live: usize,
     asked: u32,
+    /// What was wanted could not be asked for yet.
+    refused: bool,
+    grew: bool,
     moves_bulk: bool,
     since: Instant,
     arrived_before: u64,
@@ -82,6 +86,8 @@ impl Windows {
             promised: 0,
             live: 0,
             asked: stream,
+            refused: false,
+            grew: false,
             moves_bulk: false,
             since: now,
             arrived_before: 0,
@@ -89,30 +95,37 @@ impl Windows {
     }
 
     /// The window to ask for next, if another than before: with `live` tunnels, after `arrived` bytes
-    /// in all.
+    /// in all. Without [`ask`](Self::ask) it is wanted again.
     pub(crate) fn poll(&mut self, now: Instant, live: usize, arrived: u64) -> Option<u32> {
         let enough = BULK * u64::from(self.stream);
-        let mut judge = live != self.live;
+        let mut judge = self.refused || live != self.live;
         self.live = live;
         let new = arrived - self.arrived_before;
         if now >= self.since + self.interval {
             self.moves_bulk = new >= enough;
             self.since = now;
             self.arrived_before = arrived;
+            self.grew = false;
             judge = true;
         } else if !self.moves_bulk && new >= enough {
             self.moves_bulk = true;
             judge = true;
         }
-        if judge {
-            self.promise(self.asked);
+        if !judge {
+            return None;
         }
-        let wanted = if judge { self.wanted() } else { self.asked };
-        (wanted != self.asked).then_some(wanted)
+        self.promise(self.asked);
+        let wanted = self.wanted();
+        // Without tunnels a change would be for nobody.
+        let changes = live > 0 && wanted != self.asked && !(self.grew && wanted > self.asked);
+        self.refused = changes;
+        changes.then_some(wanted)
     }
 
     /// The peer is being told of `window`.
     pub(crate) fn ask(&mut self, window: u32) {
+        self.grew |= window > self.asked;
+        self.refused = false;
         self.asked = window;
         self.promise(window);
     }

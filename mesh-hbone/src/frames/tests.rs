@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{Frames, PREFACE, Rate};
 use crate::config::Config;
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
@@ -44,28 +45,49 @@ fn a_rate_bears_a_burst_and_then_its_even_share() {
 fn frames_that_carry_nothing_are_counted_and_others_are_not() {
     let now = Instant::now;
     let mut frames = strict();
-    for (kind, flags, payload) in [(0, 0, 9), (0, 1, 0), (1, 4, 20), (1, 4, 0), (8, 0, 4)] {
+    for (kind, flags, payload) in [
+        (0, 0, 9),
+        (0, 1, 0),
+        (1, 4, 20),
+        (1, 4, 0),
+        (4, 1, 0),
+        (8, 0, 4),
+    ] {
         for _ in 0..1_000 {
             frames.arrived(&frame(kind, flags, payload), now).unwrap();
         }
     }
-    // Empty DATA, PRIORITY, SETTINGS and its answer, PING and its answer, GOAWAY, unknown.
-    for (kind, flags) in [
-        (0, 0),
-        (2, 0),
-        (4, 0),
-        (4, 1),
-        (6, 0),
-        (6, 1),
-        (7, 0),
-        (99, 0),
-    ] {
+    // Empty DATA, PRIORITY, SETTINGS, PING and its answer, GOAWAY, unknown.
+    for (kind, flags) in [(0, 0), (2, 0), (4, 0), (6, 0), (6, 1), (7, 0), (99, 0)] {
         let mut frames = strict();
         let refused = (0..20).position(|_| frames.arrived(&frame(kind, flags, 0), now).is_err());
         assert_eq!(refused, Some(10), "{kind}");
     }
     let mut frames = strict();
     let refused = (0..20).position(|_| frames.arrived(&frame(RST_STREAM, 0, 4), now).is_err());
+    assert_eq!(refused, Some(10));
+}
+
+#[test]
+fn resets_of_tunnels_that_were_used_do_not_count() {
+    let now = Instant::now;
+    let mut frames = strict();
+    let mut arrive = |kind, stream: u32, payload| {
+        let mut bytes = frame(kind, 0, payload);
+        bytes[5..9].copy_from_slice(&stream.to_be_bytes());
+        frames.arrived(&bytes, now)
+    };
+    // A hundred at a time.
+    for turn in 0..20_u32 {
+        let streams = (0..100).map(|at| (turn * 100 + at) * 2 + 1);
+        for stream in streams.clone() {
+            arrive(DATA, stream, 1).unwrap();
+        }
+        for stream in streams {
+            arrive(RST_STREAM, stream, 4).unwrap();
+        }
+    }
+    let refused = (5_000..5_020).position(|at| arrive(RST_STREAM, at * 2 + 1, 4).is_err());
     assert_eq!(refused, Some(10));
 }
 

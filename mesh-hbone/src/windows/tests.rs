@@ -53,10 +53,48 @@ fn few_tunnels_that_move_much_get_the_bulk_window_and_give_it_back() {
     assert_eq!(connection.after(SOON, 1, 1 << 20), LARGE);
     assert_eq!(connection.after(SOON, 4, 0), LARGE);
     assert_eq!(connection.after(SOON, 5, 0), SMALL);
-    assert_eq!(connection.after(SOON, 2, 0), LARGE);
+    assert_eq!(connection.after(SOON, 2, 0), SMALL, "once an interval");
     // An interval that began with much, then one with nothing.
     assert_eq!(connection.after(INTERVAL, 2, 0), LARGE);
     assert_eq!(connection.after(INTERVAL, 2, 0), SMALL);
+}
+
+#[test]
+fn tunnels_that_come_and_go_cost_few_settings() {
+    let budget = Arc::new(Budget::new(6 * u64::from(SMALL)));
+    for most in [2, 5, 9] {
+        let mut connection = Connection::new(&budget, 100 * SMALL);
+        let (mut changes, mut window) = (0, SMALL);
+        // 20 s of 1 000 tunnels a second.
+        for step in 0..20_000 {
+            let next = connection.after(SOON, step % most, 64 << 10);
+            changes += usize::from(next != window);
+            window = next;
+        }
+        // Three intervals, each with one growth, and with what is given back from there.
+        assert!(changes <= 3 * 3, "{changes} for up to {most}");
+    }
+}
+
+#[test]
+fn a_window_that_could_not_be_asked_for_is_wanted_again() {
+    let mut connection = Connection::new(&ample(), 100 * SMALL);
+    assert_eq!(connection.after(SOON, 1, 8 << 20), LARGE);
+    for _ in 0..3 {
+        let (now, arrived) = (connection.now, connection.arrived);
+        let wanted = connection.windows.poll(now, 50, arrived);
+        assert_eq!(wanted, Some(SMALL));
+    }
+    assert_eq!(connection.after(SOON, 50, 0), SMALL);
+}
+
+#[test]
+fn a_connection_without_tunnels_asks_for_nothing() {
+    let mut connection = Connection::new(&ample(), 100 * SMALL);
+    assert_eq!(connection.after(SOON, 1, 8 << 20), LARGE);
+    assert_eq!(connection.after(INTERVAL, 0, 0), LARGE);
+    assert_eq!(connection.after(INTERVAL, 0, 0), LARGE);
+    assert_eq!(connection.after(SOON, 1, 0), SMALL);
 }
 
 #[test]
@@ -87,7 +125,8 @@ fn a_spent_budget_takes_windows_back() {
     assert_eq!(second.after(SOON, 1, 8 << 20), LEAST, "no room to spare");
     assert_eq!(first.after(SOON, 1, 0), SMALL);
     assert_eq!(second.after(SOON, 2, 0), SMALL);
-    assert_eq!(second.after(SOON, 1, 0), LARGE);
+    assert_eq!(second.after(SOON, 1, 0), SMALL, "once an interval");
+    assert_eq!(second.after(INTERVAL, 1, 0), LARGE);
     assert_eq!(budget.promised(), u64::from(SMALL) + u64::from(LARGE));
     drop(first);
     drop(second);
