@@ -5,7 +5,8 @@
 //! configuration and keeps them current.
 //!
 //! With the feature `client` (off by default), `transport` reaches a control plane over connections that the caller
-//! makes, `ads` follows what it says of the mesh, which `decode` reads, and `ca` gets certificates there. No type of
+//! makes, `ads` follows what it says of the mesh, which `decode` reads, and `ca` gets certificates there. With the
+//! feature `server` (off by default), `serve` is the other side: the model out, and certificates. No type of
 //! protobuf or gRPC is part of any interface.
 
 #![forbid(unsafe_code)]
@@ -16,7 +17,9 @@ pub mod ads;
 pub mod ca;
 #[cfg(feature = "client")]
 pub mod decode;
-#[cfg(feature = "client")]
+#[cfg(feature = "server")]
+mod encode;
+#[cfg(any(feature = "client", feature = "server"))]
 mod error;
 #[cfg(feature = "file")]
 pub mod file;
@@ -25,10 +28,12 @@ mod manifest;
 pub mod model;
 #[cfg(any(feature = "client", feature = "server"))]
 mod proto;
+#[cfg(feature = "server")]
+pub mod serve;
 #[cfg(feature = "client")]
 pub mod transport;
 #[cfg(feature = "workload-api")]
 pub mod workload_api;
 
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "server"))]
 pub use error::{Error, ErrorKind};

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use mesh_authz::policy::PolicyName;
+use prost::Message;
 
 use super::field::{Field, Problem};
 use super::or_default;
@@ -10,6 +11,7 @@ use crate::model::{
     TunnelProtocol, Workload, WorkloadType,
 };
 use crate::proto::istio::workload as wire;
+use crate::proto::type_url;
 
 /// The rules of istio/ztunnel: what is empty or unset has a default, what cannot be meant is refused.
 pub(super) fn workload(message: wire::Workload, field: &Field<'_>) -> Result<Workload, Problem> {
@@ -62,6 +64,9 @@ pub(super) fn workload(message: wire::Workload, field: &Field<'_>) -> Result<Wor
         let tunnel = application_tunnel(tunnel, &field.at("application_tunnel"))?;
         workload = workload.with_application_tunnel(tunnel);
     }
+    if let Some(port) = hbone_port(&message.extensions, &field.at("extensions"))? {
+        workload = workload.with_hbone_port(port);
+    }
     if let Some(address) = message.waypoint {
         workload = workload.with_waypoint(gateway(address, &field.at("waypoint"))?);
     }
@@ -69,6 +74,25 @@ pub(super) fn workload(message: wire::Workload, field: &Field<'_>) -> Result<Wor
         workload = workload.with_network_gateway(gateway(address, &field.at("network_gateway"))?);
     }
     Ok(workload)
+}
+
+/// Which Istio does not know: our own control plane says it where several workloads share a machine.
+fn hbone_port(of: &[wire::Extension], field: &Field<'_>) -> Result<Option<u16>, Problem> {
+    let found = of
+        .iter()
+        .position(|one| one.name == type_url::HBONE_PORT_EXTENSION);
+    let Some(index) = found else {
+        return Ok(None);
+    };
+    let field = field.index(index);
+    let field = field.at("config");
+    let config = of[index].config.as_ref();
+    let config = config.filter(|any| any.type_url == type_url::UINT32_VALUE);
+    let port = config.and_then(|any| u32::decode(&*any.value).ok());
+    match port.ok_or_else(|| field.missing("a UInt32Value"))? {
+        0 => Err(field.wrong(0, "a port, 1 to 65535")),
+        port => field.port(port).map(Some),
+    }
 }
 
 fn memberships(

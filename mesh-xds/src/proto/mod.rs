@@ -44,6 +44,10 @@ pub(crate) mod type_url {
     pub(crate) const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
     /// A host's health, reported on the discovery stream; no message has this name.
     pub(crate) const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
+    /// In an extension.
+    pub(crate) const UINT32_VALUE: &str = "type.googleapis.com/google.protobuf.UInt32Value";
+    /// The name of a workload's extension with the port of its HBONE listener, where that is not 15008.
+    pub(crate) const HBONE_PORT_EXTENSION: &str = "mesh.hbone_port";
     /// In a network filter.
     pub(crate) const HTTP_CONNECTION_MANAGER: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     /// In a network filter.

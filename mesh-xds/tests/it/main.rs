@@ -1,4 +1,4 @@
-//! The file source: manifests and ztunnel's form, loaded, reloaded and watched. The wire: protobuf as istiod has it.
+//! The file source: manifests and ztunnel's form, loaded, reloaded and watched. The wire: protobuf as istiod has it. The server: what it serves.
 
 mod decode_addresses;
 mod decode_listeners;
@@ -12,6 +12,8 @@ mod missing_waypoints;
 mod refusals;
 mod reloading;
 mod require;
+mod serve;
+mod serve_recordings;
 mod watching;
 mod wire;
 mod wire_vectors;

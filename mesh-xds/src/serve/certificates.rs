@@ -1,0 +1,62 @@
+//! The certificate service over gRPC.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use super::discovery::authenticate;
+use super::server::Shared;
+use crate::error::ErrorKind;
+use crate::proto::google::protobuf::value::Kind;
+use crate::proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
+use crate::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+
+pub(super) struct Certificates {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Certificates {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let ca = self.shared.ca.as_ref();
+        let ca = ca.ok_or_else(|| Status::unimplemented("no certificates are issued here"))?;
+        let mut identity = authenticate(&self.shared, &request).await?;
+        let message = request.into_inner();
+        let fields = message.metadata.as_ref().map(|metadata| &metadata.fields);
+        if let Some(value) = fields.and_then(|fields| fields.get("ImpersonatedIdentity")) {
+            let other = match &value.kind {
+                Some(Kind::StringValue(text)) => text.parse(),
+                _ => "".parse(),
+            };
+            let other = other.map_err(|error| {
+                let text = format!("metadata.ImpersonatedIdentity: {error}");
+                Status::invalid_argument(text)
+            })?;
+            if other != identity && !self.shared.authenticator.may_speak_for(&identity, &other) {
+                let text = format!("{identity} may not ask for a certificate of {other}");
+                return Err(Status::permission_denied(text));
+            }
+            identity = other;
+        }
+        let lifetime = u64::try_from(message.validity_duration).ok();
+        let lifetime = lifetime
+            .filter(|seconds| *seconds > 0)
+            .map(Duration::from_secs);
+        let cert_chain = ca
+            .sign(&message.csr, &identity, lifetime)
+            .map_err(|error| {
+                tracing::debug!(%identity, %error, "a certificate is refused");
+                match error.kind() {
+                    ErrorKind::InvalidRequest => Status::invalid_argument(error.to_string()),
+                    ErrorKind::Unavailable => Status::unavailable(error.to_string()),
+                    _ => Status::internal(error.to_string()),
+                }
+            })?;
+        tracing::debug!(%identity, "a certificate is issued");
+        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}

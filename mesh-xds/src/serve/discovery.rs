@@ -1,0 +1,289 @@
+//! Discovery over gRPC: a [`Session`] for each stream.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use futures_util::stream::{self, StreamExt};
+use mesh_authz::Identity;
+use tokio::sync::watch;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::auth::Credentials;
+use super::server::{Registered, Shared};
+use super::session::{End, Session};
+use super::status::ClientStatus;
+use super::store::Store;
+use crate::proto::envoy::config::core::v3::Node;
+use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use crate::proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use crate::proto::google::protobuf::value::Kind;
+use crate::proto::type_url;
+
+pub(super) struct Discovery {
+    pub(super) shared: Arc<Shared>,
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Discovery {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Ok(Response::new(self.open::<World>(request).await?))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        Ok(Response::new(self.open::<Delta>(request).await?))
+    }
+}
+
+impl Discovery {
+    async fn open<P: Protocol>(
+        &self,
+        request: Request<Streaming<P::Request>>,
+    ) -> Result<Responses<P::Response>, Status> {
+        let identity = authenticate(&self.shared, &request).await?;
+        let agent = request.metadata().get("user-agent");
+        let agent = agent
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let status = ClientStatus {
+            id: 0,
+            identity,
+            node_id: String::new(),
+            version: agent,
+            delta: P::DELTA,
+            subscriptions: Vec::new(),
+        };
+        let client = self.shared.enter(status);
+        let client = client.ok_or_else(|| Status::resource_exhausted("too many clients"))?;
+        let running = Running::<P> {
+            changes: self.shared.changes(),
+            session: Session::new(self.shared.limits.names),
+            client,
+            requests: request.into_inner(),
+            ended: false,
+        };
+        Ok(Box::pin(stream::unfold(running, |mut running| async {
+            let next = running.next().await?;
+            Some((next, running))
+        })))
+    }
+}
+
+pub(super) async fn authenticate<T>(
+    shared: &Shared,
+    request: &Request<T>,
+) -> Result<Identity, Status> {
+    let headers = request.metadata().clone().into_headers();
+    let caller = Credentials::of(&headers, &into_http(request.extensions()));
+    let found = shared.authenticator.authenticate(&caller).await;
+    found.map_err(|refused| Status::unauthenticated(refused.to_string()))
+}
+
+fn into_http(extensions: &tonic::Extensions) -> http::Extensions {
+    let mut found = http::Extensions::new();
+    if let Some(peer) = extensions.get::<super::auth::Peer>() {
+        found.insert(peer.clone());
+    }
+    found
+}
+
+/// One of the two protocols of discovery.
+trait Protocol: 'static {
+    const DELTA: bool;
+    type Request: Send + 'static;
+    type Response: Send + 'static;
+    fn node(request: &mut Self::Request) -> Option<Node>;
+    fn type_url(request: &Self::Request) -> &str;
+    fn request(session: &mut Session, request: Self::Request, store: &Store) -> Result<(), End>;
+    fn poll(session: &mut Session, store: &Store) -> Result<Option<Self::Response>, End>;
+}
+
+struct Delta;
+
+impl Protocol for Delta {
+    const DELTA: bool = true;
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn node(request: &mut Self::Request) -> Option<Node> {
+        request.node.take()
+    }
+
+    fn type_url(request: &Self::Request) -> &str {
+        &request.type_url
+    }
+
+    fn request(session: &mut Session, request: Self::Request, store: &Store) -> Result<(), End> {
+        session.request(request, store)
+    }
+
+    fn poll(session: &mut Session, store: &Store) -> Result<Option<Self::Response>, End> {
+        session.poll(store)
+    }
+}
+
+struct World;
+
+impl Protocol for World {
+    const DELTA: bool = false;
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn node(request: &mut Self::Request) -> Option<Node> {
+        request.node.take()
+    }
+
+    fn type_url(request: &Self::Request) -> &str {
+        &request.type_url
+    }
+
+    fn request(session: &mut Session, request: Self::Request, _: &Store) -> Result<(), End> {
+        session.world_request(request)
+    }
+
+    fn poll(session: &mut Session, store: &Store) -> Result<Option<Self::Response>, End> {
+        Ok(session.world_poll(store))
+    }
+}
+
+/// A stream that is open. It makes a response when one is wanted, so what changes while the client does
+/// not read costs nothing.
+struct Running<P: Protocol> {
+    changes: watch::Receiver<u64>,
+    session: Session,
+    client: Registered,
+    requests: Streaming<P::Request>,
+    ended: bool,
+}
+
+impl<P: Protocol> Running<P> {
+    async fn next(&mut self) -> Option<Result<P::Response, Status>> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            self.changes.mark_unchanged();
+            let shared = &self.client.shared;
+            let response = shared.read(|store| P::poll(&mut self.session, store));
+            match response {
+                Ok(None) => {}
+                Ok(Some(response)) => {
+                    self.show();
+                    return Some(Ok(response));
+                }
+                Err(end) => return self.end(end.into()),
+            }
+            tokio::select! {
+                request = self.requests.next() => match request {
+                    None => return None,
+                    Some(Err(status)) => return self.end(status),
+                    Some(Ok(request)) => {
+                        if let Err(status) = self.request(request) {
+                            return self.end(status);
+                        }
+                    }
+                },
+                changed = self.changes.changed() => if changed.is_err() {
+                    return None;
+                },
+            }
+        }
+    }
+
+    fn request(&mut self, mut request: P::Request) -> Result<(), Status> {
+        if let Some(node) = P::node(&mut request)
+            && self.client.status.node_id.is_empty()
+        {
+            self.client.status.node_id = check_node(&node, &self.client.status.identity)?;
+            let version = text(&node, "ISTIO_VERSION").map(str::to_owned);
+            let version = version.or_else(|| build(&node));
+            self.client.status.version = version.or(self.client.status.version.take());
+        }
+        if self.client.status.node_id.is_empty() {
+            let text = "node: missing, expected one in the first request";
+            return Err(Status::invalid_argument(text));
+        }
+        if P::type_url(&request) != type_url::HEALTH {
+            let shared = &self.client.shared;
+            shared.read(|store| P::request(&mut self.session, request, store))?;
+            self.show();
+        }
+        Ok(())
+    }
+
+    fn show(&mut self) {
+        self.client.status.subscriptions = self.session.subscriptions();
+        self.client.show();
+    }
+
+    fn end<T>(&mut self, status: Status) -> Option<Result<T, Status>> {
+        self.ended = true;
+        if status.code() != Code::Cancelled {
+            let node = &self.client.status.node_id;
+            tracing::debug!(%node, %status, "a stream ends");
+        }
+        Some(Err(status))
+    }
+}
+
+impl From<End> for Status {
+    fn from(end: End) -> Self {
+        match end {
+            End::Invalid(text) => Self::invalid_argument(text),
+            End::TooManyNames(most) => {
+                Self::resource_exhausted(format!("more than {most} names of a type"))
+            }
+            End::Behind => Self::aborted("too far behind: connect anew"),
+        }
+    }
+}
+
+/// The node's id, if the node is of whom the caller proved to be: its namespace, and its service account
+/// where it says one. As in istiod the trust domain is not compared.
+fn check_node(node: &Node, identity: &Identity) -> Result<String, Status> {
+    let parts: Vec<_> = node.id.split('~').collect();
+    let [_, _, _, domain] = parts.as_slice() else {
+        let expected = "<type>~<address>~<name>.<namespace>~<domain>";
+        let text = format!("node.id: {:?}, expected {expected}", node.id);
+        return Err(Status::invalid_argument(text));
+    };
+    let in_id = domain.split('.').next().filter(|label| !label.is_empty());
+    let namespace = text(node, "NAMESPACE").or(in_id).unwrap_or_default();
+    if namespace != identity.namespace() {
+        let text = format!("node.metadata.NAMESPACE: {namespace:?} is not that of {identity}");
+        return Err(Status::permission_denied(text));
+    }
+    if let Some(account) = text(node, "SERVICE_ACCOUNT")
+        && account != identity.service_account()
+    {
+        let text = format!("node.metadata.SERVICE_ACCOUNT: {account:?} is not that of {identity}");
+        return Err(Status::permission_denied(text));
+    }
+    Ok(node.id.clone())
+}
+
+fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+    let value = node.metadata.as_ref()?.fields.get(key)?;
+    match value.kind.as_ref()? {
+        Kind::StringValue(text) if !text.is_empty() => Some(text),
+        _ => None,
+    }
+}
+
+fn build(node: &Node) -> Option<String> {
+    let name = Some(node.user_agent_name.as_str()).filter(|name| !name.is_empty());
+    name.map(str::to_owned)
+}

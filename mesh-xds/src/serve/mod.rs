@@ -1,0 +1,47 @@
+//! The control plane's side: the model out as discovery, and certificates.
+//!
+//! A [`Server`] holds what is served. It is fed with the same [`Batch`]es that the sources of this crate
+//! yield, and tells each client what concerns it: workloads and services
+//! (`istio.workload.Address`) and policies in their L4 reduction (`istio.security.Authorization`), over delta
+//! discovery or the state of the world, as istiod sends them to ambient clients. With a [`Ca`] it signs
+//! certificates of the identities that an [`Authenticator`] finds its callers to have.
+//!
+//! [`Server::service`] is a tower service: connections, TLS and tasks are the caller's.
+//!
+//! # What clients are sent
+//!
+//! * Everything, or what they name: `<network>/<address>`, the uid of a workload, `<namespace>/<hostname>`, as they
+//!   ask; a service comes with its workloads. A name that stands for nothing is answered as removed, and so is
+//!   what came with a name that is taken back.
+//! * Versions are of the contents, so a client that comes back, even to a server that was started anew, is
+//!   sent what differs from what it says it has.
+//! * One response of a type is on its way until the client has answered it. What changes meanwhile is
+//!   merged into the next one, so a slow client costs no memory.
+//! * Policies come before the addresses that list them. Of a policy on requests clients get what is left of
+//!   it without them: what an ALLOW cannot say is not met, what a DENY cannot say is met. AUDIT policies
+//!   and those with `targetRefs` are not sent. CUSTOM ones are sent as the refusals that they are where
+//!   nobody asks an external authorizer; istiod does not send them.
+//! * Other types are answered with nothing.
+//!
+//! [`Batch`]: crate::model::Batch
+
+mod auth;
+#[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
+mod ca;
+#[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
+mod certificates;
+mod discovery;
+mod server;
+mod service;
+mod session;
+mod status;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use auth::{Authenticating, Authenticator, Credentials, Peer, Unauthenticated};
+#[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
+pub use ca::Ca;
+pub use server::{Server, ServerBuilder};
+pub use service::{Answer, Body, Service};
+pub use status::{ClientStatus, Refusal, Subscription};

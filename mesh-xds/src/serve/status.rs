@@ -1,0 +1,130 @@
+//! What is known of each client: for pages such as istiod's `/debug/syncz`.
+
+use mesh_authz::Identity;
+
+/// A client that has a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientStatus {
+    pub(super) id: u64,
+    pub(super) identity: Identity,
+    pub(super) node_id: String,
+    pub(super) version: Option<String>,
+    pub(super) delta: bool,
+    pub(super) subscriptions: Vec<Subscription>,
+}
+
+impl ClientStatus {
+    /// A number that no other stream of this server has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Who it proved to be.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The id of its node, `<type>~<address>~<name>.<namespace>~<domain>`; empty before the first request.
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// What it says its version is: the node's metadata `ISTIO_VERSION`, else its build or user agent.
+    pub fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    /// Whether it is sent changes, rather than the state of the world.
+    pub fn is_delta(&self) -> bool {
+        self.delta
+    }
+
+    /// What it asked for, by type.
+    pub fn subscriptions(&self) -> &[Subscription] {
+        &self.subscriptions
+    }
+}
+
+/// What a client asked for of one type, and what it said to what it was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    pub(super) type_url: String,
+    pub(super) everything: bool,
+    pub(super) names: usize,
+    pub(super) responses: u64,
+    pub(super) sent: Option<String>,
+    pub(super) acknowledged: Option<String>,
+    pub(super) refusal: Option<Refusal>,
+}
+
+impl Subscription {
+    pub(super) fn new(url: &str) -> Self {
+        Self {
+            type_url: url.to_owned(),
+            everything: false,
+            names: 0,
+            responses: 0,
+            sent: None,
+            acknowledged: None,
+            refusal: None,
+        }
+    }
+
+    /// The type.
+    pub fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    /// Whether it asked for all there is, rather than by name.
+    pub fn everything(&self) -> bool {
+        self.everything
+    }
+
+    /// How many names it asked for.
+    pub fn names(&self) -> usize {
+        self.names
+    }
+
+    /// How many responses it was sent.
+    pub fn responses(&self) -> u64 {
+        self.responses
+    }
+
+    /// The version that it was sent and has not answered yet.
+    pub fn pending(&self) -> Option<&str> {
+        self.sent.as_deref()
+    }
+
+    /// The last version that it acknowledged.
+    pub fn acknowledged(&self) -> Option<&str> {
+        self.acknowledged.as_deref()
+    }
+
+    /// Its refusal, if it refused the last version that it answered.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+}
+
+/// That a client refused a version. It may have applied the parts that it understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    version: String,
+    text: String,
+}
+
+impl Refusal {
+    pub(super) fn new(version: String, text: String) -> Self {
+        Self { version, text }
+    }
+
+    /// The version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// What it said, up to 4 KiB.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}

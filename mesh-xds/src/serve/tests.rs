@@ -1,0 +1,454 @@
+//! Every interleaving of changes, answers, subscriptions and lost streams ends with what there is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_authz::policy::{Action, Policy, PolicyName};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::session::{End, Session};
+use super::store::{Kind, Store};
+use crate::model::{
+    AttachedPolicy, Batch, Membership, NetworkAddress, ResourceName, Scope, Service, ServiceName,
+    Update, Workload,
+};
+use crate::proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
+};
+use crate::proto::google::rpc::Status;
+use crate::proto::type_url;
+
+fn workload(n: u8, variant: u8) -> Workload {
+    let service = ServiceName::new("ns", format!("s{}", variant % 3));
+    let address = [10, 0, 0, n % 4].into();
+    Workload::new(format!("c//Pod/ns/w{n}"), "ns", format!("w{n}"))
+        .with_addresses(vec![address])
+        .with_node(format!("node-{variant}"))
+        .with_services(vec![Membership::new(service)])
+}
+
+fn service(n: u8, variant: u8) -> Service {
+    let address = NetworkAddress::new("", [10, 1, 0, variant % 3].into());
+    Service::new(ServiceName::new("ns", format!("s{n}"))).with_addresses(vec![address])
+}
+
+/// What a test does.
+#[derive(Debug, Clone)]
+enum Step {
+    Set(u8, u8),
+    Remove(u8),
+    Subscribe(u8),
+    Unsubscribe(u8),
+    /// The server sends, if it has something to send.
+    Send,
+    /// The client reads and answers.
+    Answer {
+        refuse: bool,
+    },
+    Reconnect,
+}
+
+/// Workloads 0 to 5, services 6 to 8.
+fn change(step: &Step) -> Option<Batch> {
+    match *step {
+        Step::Set(n @ 0..=5, variant) => {
+            Some(Batch::new(vec![workload(n, variant).into()], Vec::new()))
+        }
+        Step::Set(n, variant) => Some(Batch::new(vec![service(n - 6, variant).into()], Vec::new())),
+        Step::Remove(n) => {
+            let update: Update = match n {
+                0..=5 => workload(n, 0).into(),
+                _ => service(n - 6, 0).into(),
+            };
+            Some(Batch::new(Vec::new(), vec![update.name()]))
+        }
+        _ => None,
+    }
+}
+
+fn asked(n: u8) -> String {
+    match n {
+        0..=1 => format!("c//Pod/ns/w{n}"),
+        2..=3 => format!("/10.0.0.{n}"),
+        4..=6 => format!("ns/s{}", n - 4),
+        _ => format!("/10.1.0.{}", n - 7),
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0_u8..9, 0_u8..6).prop_map(|(n, variant)| Step::Set(n, variant)),
+        2 => (0_u8..9).prop_map(Step::Remove),
+        2 => (0_u8..10).prop_map(Step::Subscribe),
+        1 => (0_u8..10).prop_map(Step::Unsubscribe),
+        4 => Just(Step::Send),
+        4 => any::<bool>().prop_map(|refuse| Step::Answer { refuse }),
+        1 => Just(Step::Reconnect),
+    ]
+}
+
+/// A client of one type, as the protocol asks of it.
+struct Client {
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// Name to version.
+    has: BTreeMap<String, String>,
+    values: BTreeMap<String, Vec<u8>>,
+    session: Session,
+    unread: Vec<DeltaDiscoveryResponse>,
+}
+
+impl Client {
+    fn new(wildcard: bool, store: &Store) -> Self {
+        let mut client = Self {
+            wildcard,
+            names: BTreeSet::new(),
+            has: BTreeMap::new(),
+            values: BTreeMap::new(),
+            session: Session::new(100),
+            unread: Vec::new(),
+        };
+        client.connect(store);
+        client
+    }
+
+    fn connect(&mut self, store: &Store) {
+        self.session = Session::new(100);
+        self.unread.clear();
+        let star = vec!["*".to_owned()];
+        let (subscribe, unsubscribe) = match self.wildcard {
+            true => (Vec::new(), Vec::new()),
+            false if self.names.is_empty() => (star.clone(), star),
+            false => (self.names.iter().cloned().collect(), Vec::new()),
+        };
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url::ADDRESS.to_owned(),
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            initial_resource_versions: self.has.clone().into_iter().collect(),
+            ..Default::default()
+        };
+        self.session.request(request, store).expect("a request");
+    }
+
+    fn send(&mut self, store: &Store) -> bool {
+        let response = self.session.poll(store).expect("it is not behind");
+        let sent = response.is_some();
+        self.unread.extend(response);
+        assert!(self.unread.len() <= 1, "one response is on its way");
+        sent
+    }
+
+    fn answer(&mut self, refuse: bool, store: &Store) {
+        let Some(response) = self.unread.pop() else {
+            return;
+        };
+        for name in response.removed_resources {
+            self.has.remove(&name);
+        }
+        for resource in response.resources {
+            let value = resource.resource.expect("a value").value;
+            self.values.insert(resource.name.clone(), value.into());
+            self.has.insert(resource.name, resource.version);
+        }
+        let error = refuse.then(|| Status {
+            message: "no".to_owned(),
+            ..Default::default()
+        });
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url::ADDRESS.to_owned(),
+            response_nonce: response.nonce,
+            error_detail: error,
+            ..Default::default()
+        };
+        self.session.request(request, store).expect("an answer");
+        let subscription = &self.session.subscriptions()[0];
+        assert_eq!(
+            subscription.refusal().map(|one| one.text()),
+            refuse.then_some("no")
+        );
+    }
+
+    fn name(&mut self, n: u8, add: bool, store: &Store) {
+        if self.wildcard {
+            return;
+        }
+        let name = asked(n);
+        let mut request = DeltaDiscoveryRequest {
+            type_url: type_url::ADDRESS.to_owned(),
+            ..Default::default()
+        };
+        if add {
+            self.names.insert(name.clone());
+            request.resource_names_subscribe.push(name);
+        } else {
+            self.names.remove(&name);
+            request.resource_names_unsubscribe.push(name);
+        }
+        self.session
+            .request(request, store)
+            .expect("a subscription");
+    }
+
+    /// After everything was read, it has what there is.
+    fn check(&mut self, store: &Store) -> BTreeSet<String> {
+        loop {
+            self.answer(false, store);
+            if !self.send(store) {
+                break;
+            }
+        }
+        let table = store.table(Kind::Address);
+        let wanted: BTreeSet<_> = if self.wildcard {
+            table.iter().map(|(name, _)| name.clone()).collect()
+        } else {
+            self.names
+                .iter()
+                .flat_map(|name| table.resolve(name))
+                .collect()
+        };
+        for name in &wanted {
+            let version = table.get(name).map(|(_, one)| &*one.version);
+            assert_eq!(self.has.get(&**name).map(String::as_str), version, "{name}");
+        }
+        if self.wildcard {
+            assert_eq!(self.has.len(), wanted.len(), "nothing else: {:?}", self.has);
+        }
+        // What it still has beside is in no service that it wants.
+        for name in self
+            .has
+            .keys()
+            .filter(|name| !wanted.contains(name.as_str()))
+        {
+            for service in wanted.iter().filter(|name| name.starts_with("ns/")) {
+                let value = &self.values[name];
+                let mut parts = value.windows(service.len());
+                assert!(
+                    !parts.any(|part| part == service.as_bytes()),
+                    "{name} in {service}"
+                );
+            }
+        }
+        wanted.iter().map(ToString::to_string).collect()
+    }
+}
+
+proptest! {
+    #[test]
+    fn who_asks_for_everything_has_everything(steps in vec(step(), 0..60)) {
+        run(true, &steps);
+    }
+
+    #[test]
+    fn who_asks_by_name_has_what_the_names_stand_for(steps in vec(step(), 0..60)) {
+        run(false, &steps);
+    }
+
+    #[test]
+    fn the_state_of_the_world_is_all_there_is(steps in vec(step(), 0..60)) {
+        let mut store = Store::default();
+        let mut session = Session::new(100);
+        let ask = |nonce: String, refuse: bool| DiscoveryRequest {
+            type_url: type_url::ADDRESS.to_owned(),
+            response_nonce: nonce,
+            error_detail: refuse.then(Status::default),
+            ..Default::default()
+        };
+        session.world_request(ask(String::new(), false)).expect("a request");
+        let mut last = None;
+        let mut nonce = None;
+        for step in steps.iter().chain([&Step::Answer { refuse: false }, &Step::Send]) {
+            if let Some(batch) = change(step) {
+                store.apply(batch);
+            }
+            match step {
+                Step::Send => if let Some(response) = session.world_poll(&store) {
+                    nonce = Some(response.nonce);
+                    last = Some(response.resources);
+                },
+                Step::Answer { refuse } => if let Some(nonce) = nonce.take() {
+                    session.world_request(ask(nonce, *refuse)).expect("an answer");
+                },
+                _ => {}
+            }
+        }
+        let values: Vec<_> = last.expect("a first response").into_iter().map(|any| any.value).collect();
+        let expected: Vec<_> = store.table(Kind::Address).iter().map(|(_, one)| one.value.clone()).collect();
+        prop_assert_eq!(values, expected);
+    }
+}
+
+fn run(wildcard: bool, steps: &[Step]) {
+    let mut store = Store::default();
+    let mut client = Client::new(wildcard, &store);
+    for step in steps {
+        if let Some(batch) = change(step) {
+            store.apply(batch);
+        }
+        match *step {
+            Step::Subscribe(n) => client.name(n, true, &store),
+            Step::Unsubscribe(n) => client.name(n, false, &store),
+            Step::Send => _ = client.send(&store),
+            Step::Answer { refuse } => client.answer(refuse, &store),
+            Step::Reconnect => client.connect(&store),
+            _ => {}
+        }
+    }
+    let wanted = client.check(&store);
+    // And what it has is what a server that was started anew would not send again.
+    client.connect(&store);
+    let response = client
+        .session
+        .poll(&store)
+        .expect("not behind")
+        .expect("an answer is owed");
+    let again = names(&response)
+        .into_iter()
+        .filter(|name| wanted.contains(*name));
+    assert_eq!(again.collect::<Vec<_>>(), [""; 0], "nothing is sent again");
+}
+
+fn ask(url: &str, subscribe: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: url.to_owned(),
+        resource_names_subscribe: subscribe.iter().map(|&name| name.to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+    response
+        .resources
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect()
+}
+
+#[test]
+fn a_name_brings_what_it_stands_for() {
+    let mut store = Store::default();
+    let updates = vec![
+        workload(0, 1).into(),
+        workload(1, 1).into(),
+        service(1, 2).into(),
+    ];
+    store.apply(Batch::new(updates, Vec::new()));
+    let mut session = Session::new(100);
+    let asked = ["/10.1.0.2", "/10.9.9.9", "ns/nowhere"];
+    session
+        .request(ask(type_url::ADDRESS, &asked), &store)
+        .unwrap();
+    let response = session.poll(&store).unwrap().unwrap();
+    assert_eq!(names(&response), ["c//Pod/ns/w0", "c//Pod/ns/w1", "ns/s1"]);
+    assert_eq!(response.resources[2].aliases, ["/10.1.0.2"]);
+    assert_eq!(response.resources[0].aliases, ["/10.0.0.0"]);
+    assert_eq!(response.removed_resources, ["/10.9.9.9", "ns/nowhere"]);
+}
+
+#[test]
+fn what_changes_before_an_answer_is_merged() {
+    let mut store = Store::default();
+    let mut session = Session::new(100);
+    session
+        .request(ask(type_url::ADDRESS, &[]), &store)
+        .unwrap();
+    let first = session
+        .poll(&store)
+        .unwrap()
+        .expect("an empty answer is one");
+    assert!(first.resources.is_empty());
+    for variant in 0..3 {
+        store.apply(Batch::new(vec![workload(variant, 0).into()], Vec::new()));
+        assert_eq!(
+            session.poll(&store),
+            Ok(None),
+            "the first is not answered yet"
+        );
+    }
+    store.apply(Batch::new(
+        Vec::new(),
+        vec![ResourceName::Workload("c//Pod/ns/w0".into())],
+    ));
+    let mut answer = ask(type_url::ADDRESS, &[]);
+    answer.response_nonce = "an old one".to_owned();
+    session.request(answer.clone(), &store).unwrap();
+    assert_eq!(
+        session.poll(&store),
+        Ok(None),
+        "that is no answer to the first"
+    );
+    answer.response_nonce = first.nonce;
+    session.request(answer, &store).unwrap();
+    let second = session.poll(&store).unwrap().unwrap();
+    assert_eq!(names(&second), ["c//Pod/ns/w1", "c//Pod/ns/w2"]);
+    assert_eq!(second.removed_resources, ["c//Pod/ns/w0"]);
+}
+
+#[test]
+fn policies_come_before_addresses_and_other_types_before_both() {
+    let store = Store::default();
+    let mut session = Session::new(100);
+    for url in [
+        type_url::ADDRESS,
+        type_url::AUTHORIZATION,
+        type_url::LISTENER,
+    ] {
+        session.request(ask(url, &["a/b"]), &store).unwrap();
+    }
+    let order: Vec<_> = std::iter::from_fn(|| session.poll(&store).unwrap())
+        .map(|response| {
+            assert_eq!(response.removed_resources, ["a/b"]);
+            response.type_url
+        })
+        .collect();
+    let expected = [
+        type_url::LISTENER,
+        type_url::AUTHORIZATION,
+        type_url::ADDRESS,
+    ];
+    assert_eq!(order, expected);
+}
+
+#[test]
+fn what_a_client_may_ask_for_is_bounded() {
+    let store = Store::default();
+    let mut session = Session::new(2);
+    session
+        .request(ask(type_url::ADDRESS, &["a", "b"]), &store)
+        .unwrap();
+    let more = session.request(ask(type_url::ADDRESS, &["c"]), &store);
+    assert_eq!(more, Err(End::TooManyNames(2)));
+    for n in 0..15 {
+        session
+            .request(ask(&format!("type {n}"), &[]), &store)
+            .unwrap();
+    }
+    let more = session.request(ask("one more", &[]), &store);
+    assert!(matches!(more, Err(End::Invalid(_))), "{more:?}");
+    let none = session.request(ask("", &[]), &store);
+    assert!(matches!(none, Err(End::Invalid(_))), "{none:?}");
+}
+
+#[test]
+fn a_workload_lists_no_policy_that_is_not_sent() {
+    let policy = |action| {
+        let policy = Policy::new(PolicyName::new("ns", "p"), action, Vec::new());
+        Update::from(AttachedPolicy::new(policy.into(), Scope::Workload))
+    };
+    let listed = |store: &Store| {
+        let (_, one) = store.table(Kind::Address).get("c//Pod/ns/w0").unwrap();
+        one.value.windows(4).any(|part| part == b"ns/p")
+    };
+    let listing = vec![PolicyName::new("ns", "p")];
+    let workload = workload(0, 0).with_authorization_policies(listing);
+    let mut store = Store::default();
+    store.apply(Batch::new(vec![workload.into()], Vec::new()));
+    assert!(listed(&store), "it may come yet");
+    store.apply(Batch::new(vec![policy(Action::Audit)], Vec::new()));
+    assert!(!listed(&store));
+    store.apply(Batch::new(vec![policy(Action::Deny)], Vec::new()));
+    assert!(listed(&store));
+    store.apply(Batch::new(vec![policy(Action::Audit)], Vec::new()));
+    store.apply(Batch::new(Vec::new(), vec![policy(Action::Audit).name()]));
+    assert!(listed(&store));
+}
