@@ -1,5 +1,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_authz::Identity;
@@ -8,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::builder::{Builder, Missing};
+use crate::config::AppHealth;
 use crate::inbound::{Acceptor, Enforcement, Missings, Places, PortListener, Registry, Sessions};
 use crate::node::{Certificate, Node, supervised};
 #[cfg(feature = "http")]
@@ -152,6 +154,29 @@ impl Mesh {
     /// Cancel safe: it only waits.
     pub async fn ready(&self) -> Result<(), Error> {
         self.inner.ready().await.map(|_| ())
+    }
+
+    /// Says how the application is. A control plane that this host registers with gives it traffic while
+    /// it is healthy; the last report is repeated on every new stream. Sources without one ignore it.
+    pub fn report_health(&self, health: AppHealth) {
+        self.inner.node.inner.board.health(health);
+    }
+
+    /// The addresses of a name in the mesh: of a service its virtual addresses, of a workload that is
+    /// found by name its own. What has none, as a headless service, gives none.
+    ///
+    /// They are for what wants an address; [`connect`](Self::connect) takes the name itself.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownHost`] if the mesh does not know the name, [`ErrorKind::NotReady`] after the
+    /// start time-out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only waits.
+    pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Error> {
+        self.inner.addresses_of(name).await
     }
 
     /// What is still waited for.

@@ -3,6 +3,7 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use futures_util::{FutureExt, StreamExt};
@@ -14,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::builder::{Builder, Missing};
-use crate::config::{ConfigLink, ConfigSource};
+use crate::config::{Board, ConfigLink, ConfigSource};
 use crate::identity::CertificateSource;
 use crate::mesh::{Mesh, MeshInner, WorkloadId};
 use crate::net::Transport;
@@ -65,6 +66,9 @@ pub(crate) struct NodeInner {
     published: watch::Sender<u64>,
     meshes: Mutex<Vec<Weak<MeshInner>>>,
     problems: Mutex<Vec<String>>,
+    stale: Mutex<Option<Stale>>,
+    /// What is demanded of the configuration source.
+    pub(crate) board: Arc<Board>,
     certificates: Mutex<HashMap<Identity, Certificate>>,
     /// Whether some workload still has the identity.
     wanted: Mutex<HashMap<Identity, Weak<()>>>,
@@ -89,6 +93,17 @@ pub(crate) type Certificate = watch::Receiver<CertificateState>;
 pub(crate) struct CertificateState {
     pub(crate) credentials: Option<Credentials>,
     pub(crate) error: Option<Arc<str>>,
+}
+
+/// Since when the configuration is not kept current, and why.
+#[derive(Debug, Clone)]
+#[cfg_attr(
+    not(feature = "admin"),
+    expect(dead_code, reason = "the config dump shows it")
+)]
+pub(crate) struct Stale {
+    pub(crate) since: SystemTime,
+    pub(crate) reason: String,
 }
 
 type Run = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
@@ -131,6 +146,8 @@ impl Node {
             published: watch::Sender::new(0),
             meshes: Mutex::default(),
             problems: Mutex::default(),
+            stale: Mutex::default(),
+            board: Board::new(),
             certificates: Mutex::default(),
             wanted: Mutex::default(),
             vouches: Box::new(vouches),
@@ -173,6 +190,7 @@ impl Node {
 
     pub(crate) fn mesh(&self, id: WorkloadId, identity: Identity) -> Result<Mesh, Error> {
         let certificate = self.inner.certificate(&identity);
+        self.inner.board.workload(&id, &identity);
         let mesh = MeshInner::new(self.clone(), id, identity, certificate);
         {
             let _writer = lock(&self.inner.writer);
@@ -202,8 +220,17 @@ impl Node {
 }
 
 impl NodeInner {
-    /// Applies a batch as one change.
+    /// Applies a batch as one change; the configuration is ready by it.
     pub(crate) fn apply(&self, batch: Batch) -> Vec<Verdict> {
+        self.apply_as(batch, true)
+    }
+
+    /// Applies a batch as one change; it is not all of the first configuration.
+    pub(crate) fn prepare(&self, batch: Batch) -> Vec<Verdict> {
+        self.apply_as(batch, false)
+    }
+
+    fn apply_as(&self, batch: Batch, ready: bool) -> Vec<Verdict> {
         let verdicts = {
             let _writer = lock(&self.writer);
             let applied = self.snapshot.load().apply(&batch);
@@ -214,7 +241,9 @@ impl NodeInner {
             }
             applied.verdicts
         };
-        self.gate.configured();
+        if ready {
+            self.gate.configured();
+        }
         self.published.send_modify(|version| *version += 1);
         for verdict in &verdicts {
             if let Err(rejection) = verdict.result() {
@@ -239,17 +268,35 @@ impl NodeInner {
         *standing = problems;
     }
 
-    #[cfg(feature = "file")]
-    pub(crate) fn source_problem(&self, problem: Option<String>) {
-        const NAME: &str = "configuration files";
+    #[cfg(any(feature = "file", feature = "istiod"))]
+    pub(crate) fn source_problem(&self, name: &str, problem: Option<String>) {
         match problem {
-            None => self.gate.done(NAME),
+            None => self.gate.done(name),
             // Once there was a configuration, it stays in effect and the mesh stays ready.
             Some(problem) if self.gate.is_configured() => {
                 tracing::debug!(target: "mesh::config", %problem, "cannot read; the last good version stays");
             }
-            Some(problem) => self.gate.pend(NAME, problem),
+            Some(problem) => self.gate.pend(name, problem),
         }
+    }
+
+    pub(crate) fn stale(&self, reason: Option<String>) {
+        let mut stale = lock(&self.stale);
+        match (reason, &mut *stale) {
+            (None, stale) => *stale = None,
+            // Since when stays.
+            (Some(reason), Some(stale)) => stale.reason = reason,
+            (Some(reason), none) => {
+                let since = self.settings.wall_clock.now();
+                *none = Some(Stale { since, reason });
+            }
+        }
+    }
+
+    /// Since when and why the configuration is not kept current.
+    #[cfg(feature = "admin")]
+    pub(crate) fn staleness(&self) -> Option<Stale> {
+        lock(&self.stale).clone()
     }
 
     /// Told after each published snapshot.

@@ -63,7 +63,7 @@ impl Gate {
             .send_if_modified(|state| !std::mem::replace(&mut state.configured, true));
     }
 
-    #[cfg(feature = "file")]
+    #[cfg(any(feature = "file", feature = "istiod"))]
     pub(crate) fn is_configured(&self) -> bool {
         self.sender.borrow().configured
     }

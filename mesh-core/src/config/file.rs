@@ -8,6 +8,9 @@ use mesh_xds::model::{ResourceName, Verdict};
 use super::{ConfigLink, ConfigSource};
 use crate::{Error, ErrorKind};
 
+/// What readiness calls it.
+const NAME: &str = "configuration files";
+
 /// Configuration in a file or a folder, watched: the mesh without a control plane.
 ///
 /// Reads Kubernetes and Istio manifests as people have them, and the YAML or JSON that ztunnel reads
@@ -84,9 +87,9 @@ impl ConfigSource for File {
             })?;
             work = back;
             match outcome {
-                Ok(None) => link.source_problem(None)?,
+                Ok(None) => link.source_problem(NAME, None)?,
                 Ok(Some(loaded)) => work.take_effect(&link, loaded)?,
-                Err(error) => link.source_problem(Some(error.to_string()))?,
+                Err(error) => link.source_problem(NAME, Some(error.to_string()))?,
             }
         }
     }
@@ -116,10 +119,10 @@ impl Work {
         let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         if !complete {
             // Until all files were readable at once, a workload could appear without its policies.
-            link.source_problem(Some(problems.join("; ")))?;
+            link.source_problem(NAME, Some(problems.join("; ")))?;
             return link.report(problems);
         }
-        link.source_problem(None)?;
+        link.source_problem(NAME, None)?;
         let changed = batch.updates().len() + batch.removed().len();
         let verdicts = link.apply(batch)?;
         for verdict in verdicts {

@@ -1,21 +1,31 @@
 //! Where configuration comes from: the first of the two traits of our own.
 
+mod demand;
 #[cfg(feature = "file")]
 mod file;
 mod fixed;
+#[cfg(feature = "istiod")]
+mod xds;
 
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
+use mesh_authz::Identity;
+use mesh_hbone::tls::{Bundle, Credentials};
 use mesh_xds::model::{Batch, Verdict};
 
 use crate::node::NodeInner;
 use crate::{Error, ErrorKind};
 
+pub use demand::{AppHealth, Demand, Demands};
+pub(crate) use demand::{Asked, Board};
 #[cfg(feature = "file")]
 pub use file::File;
 pub use fixed::Fixed;
+#[cfg(feature = "istiod")]
+pub use xds::Xds;
 
 /// A source of configuration: a file, a control plane, code.
 ///
@@ -68,6 +78,78 @@ impl ConfigLink {
         Ok(self.node()?.apply(batch))
     }
 
+    /// Applies a batch as [`apply`](Self::apply) does, but the mesh's configuration is not ready by it: for
+    /// sources of which the first answer comes in parts. The first [`apply`](Self::apply), even of an
+    /// empty batch, ends that.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn prepare(&self, batch: Batch) -> Result<Vec<Verdict>, Error> {
+        Ok(self.node()?.prepare(batch))
+    }
+
+    /// Takes what the mesh demands of its source, from now on and so far. One source takes it once.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn demands(&self) -> Result<Demands, Error> {
+        Ok(self.node()?.board.take(false))
+    }
+
+    /// Takes what the mesh demands, for a source that has only what it is [asked for](Demand::Want).
+    /// Connections wait, at most the [policy wait](crate::Builder::policy_wait), until what they go to is
+    /// applied or [absent](Self::absent).
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn demands_by_name(&self) -> Result<Demands, Error> {
+        Ok(self.node()?.board.take(true))
+    }
+
+    /// Answers [`Demand::Want`]: there is no such service or workload, so far.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn absent(&self, name: &str) -> Result<(), Error> {
+        self.node()?.board.absent(name);
+        Ok(())
+    }
+
+    /// Answers [`Demand::Listener`]: there is none, so far.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn no_listener(&self, address: SocketAddr) -> Result<(), Error> {
+        self.node()?.board.no_listener(address);
+        Ok(())
+    }
+
+    /// The current certificate of an identity of the node; `None` before the first.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn certificate(&self, identity: &Identity) -> Result<Option<Arc<Bundle>>, Error> {
+        let certificates = self.node()?.credentials();
+        Ok(certificates.get(identity).map(Credentials::current))
+    }
+
+    /// Says whether the configuration is kept current: `Some` reason why not makes `/config_dump` mark it
+    /// stale. It stays in effect, and the mesh stays ready.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn stale(&self, reason: Option<String>) -> Result<(), Error> {
+        self.node()?.stale(reason);
+        Ok(())
+    }
+
     /// Replaces what [`Node::problems`](crate::Node::problems) says: what the source refused itself
     /// and of which the last good version stays.
     ///
@@ -85,12 +167,24 @@ impl ConfigLink {
             .ok_or_else(|| Error::new(ErrorKind::Draining).with_detail("the mesh has gone"))
     }
 
-    /// Says whether the source itself can be read; before the first configuration this is why the
-    /// mesh is not ready.
-    #[cfg(feature = "file")]
-    fn source_problem(&self, problem: Option<String>) -> Result<(), Error> {
-        self.node()?.source_problem(problem);
+    /// Says whether the source itself, which is named, can be read; before the first configuration this
+    /// is why the mesh is not ready.
+    #[cfg(any(feature = "file", feature = "istiod"))]
+    fn source_problem(&self, name: &str, problem: Option<String>) -> Result<(), Error> {
+        self.node()?.source_problem(name, problem);
         Ok(())
+    }
+
+    /// Takes readiness away for good.
+    #[cfg(feature = "istiod")]
+    fn pend(&self, name: &str, why: &str) -> Result<(), Error> {
+        self.node()?.gate.pend(name, why);
+        Ok(())
+    }
+
+    #[cfg(feature = "istiod")]
+    fn network(&self) -> Result<String, Error> {
+        Ok(self.node()?.settings.network.clone())
     }
 
     #[cfg(feature = "file")]

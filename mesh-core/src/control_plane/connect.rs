@@ -1,6 +1,7 @@
 //! One connection to the control plane.
 
 use std::io;
+use std::net::SocketAddr;
 
 use mesh_hbone::ErrorKind as TlsErrorKind;
 use mesh_hbone::tls::{Bundle, NamedClient, NamedStream, Options, Provider, VerifyError};
@@ -125,11 +126,23 @@ impl ControlPlane {
     }
 
     fn dial(&self) -> Dialling {
-        let address = self.address.to_string();
         match &self.dial {
-            Some(dial) => dial(address),
-            None => Box::pin(dial_tcp(address)),
+            Some(dial) => dial(self.address.to_string()),
+            None => {
+                let this = self.clone();
+                Box::pin(async move { dial_tcp(this.look_up().await?).await })
+            }
         }
+    }
+
+    /// The addresses that the address stands for.
+    pub(crate) async fn look_up(&self) -> io::Result<Vec<SocketAddr>> {
+        let address: &str = &self.address;
+        let port = || address.rsplit_once(':')?.1.parse().ok();
+        if let Some((at, port)) = self.at.zip(port()) {
+            return Ok(vec![SocketAddr::new(at, port)]);
+        }
+        Ok(tokio::net::lookup_host(address).await?.collect())
     }
 
     /// Why we do not believe the server, or it does not believe us.
@@ -174,10 +187,10 @@ fn host(address: &str) -> Result<&str, Error> {
 }
 
 /// Tries every address of a name, one after the other.
-async fn dial_tcp(address: String) -> io::Result<BoxedIo> {
+async fn dial_tcp(addresses: Vec<SocketAddr>) -> io::Result<BoxedIo> {
     let transport = Transport::tcp();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in tokio::net::lookup_host(&address).await? {
+    for address in addresses {
         match transport.dial(address).await {
             Ok(io) => return Ok(io),
             Err(error) => last = error,

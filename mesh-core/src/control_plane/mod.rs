@@ -7,6 +7,7 @@ mod files;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +18,6 @@ use mesh_hbone::tls::Provider;
 use crate::net::BoxedIo;
 use crate::settings::WallClock;
 
-#[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 pub(crate) use channel::{Proof, own_error};
 pub(crate) use files::{Read, read_certificates, read_file};
 
@@ -53,6 +53,7 @@ pub struct ControlPlane {
     headers: Vec<(String, String)>,
     connect_timeout: Duration,
     dial: Option<Dial>,
+    at: Option<IpAddr>,
     provider: Option<Provider>,
     clock: WallClock,
 }
@@ -81,6 +82,7 @@ impl ControlPlane {
             headers: Vec::new(),
             connect_timeout: Duration::from_secs(5),
             dial: None,
+            at: None,
             provider: None,
             clock: WallClock::default(),
         }
@@ -166,6 +168,14 @@ impl ControlPlane {
         self
     }
 
+    /// Connects to this address instead of resolving the name, while the server's certificate has to be
+    /// for the name all the same: instead of a line in `/etc/hosts`.
+    #[must_use]
+    pub fn at(mut self, address: IpAddr) -> Self {
+        self.at = Some(address);
+        self
+    }
+
     /// Sets the crypto provider: by feature unless set, aws-lc-rs before ring.
     #[must_use]
     pub fn crypto(mut self, provider: Provider) -> Self {
@@ -197,6 +207,20 @@ impl ControlPlane {
     /// Where the token is, if one is sent.
     pub(crate) fn token_path(&self) -> Option<&Arc<Path>> {
         self.token.as_ref()
+    }
+}
+
+/// The defaults of a Pod, but for the address.
+impl From<&str> for ControlPlane {
+    fn from(address: &str) -> Self {
+        Self::new(address)
+    }
+}
+
+/// The defaults of a Pod, but for the address.
+impl From<String> for ControlPlane {
+    fn from(address: String) -> Self {
+        Self::new(address)
     }
 }
 

@@ -197,6 +197,10 @@ impl Mesh {
     /// Listens on a port for HTTP/1.1 and HTTP/2, gRPC included; each request is judged by the
     /// workload's policies in full, in the layer.
     ///
+    /// Where configuration comes from a control plane, its inbound listener for the port is asked for,
+    /// which has the policies whole; it is waited for at most the
+    /// [policy wait](crate::Builder::policy_wait).
+    ///
     /// Otherwise as [`listen`](Self::listen).
     ///
     /// # Errors
@@ -207,7 +211,9 @@ impl Mesh {
     ///
     /// As [`listen`](Self::listen).
     pub async fn listen_http(&self, port: u16) -> Result<HttpListener, Error> {
-        let listener = self.listen_judged(port, Judgement::PerRequest).await?;
+        let demanded = self.inner.demand_listener(port).await?;
+        let mut listener = self.listen_judged(port, Judgement::PerRequest).await?;
+        listener.keep(demanded);
         let observe = ObserveLayer::new(self.inner.node.inner.metrics.clone());
         // The listener labels each connection; see account::accounted.
         let observe = observe.label_with(ConnectionContext::labels_or_peer);

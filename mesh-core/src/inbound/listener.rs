@@ -34,6 +34,9 @@ pub struct MeshListener {
     /// Ends when the port's sockets are closed.
     closed: watch::Receiver<()>,
     draining: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    /// What is asked of the control plane for as long as this lives.
+    #[cfg(feature = "http")]
+    demanded: Option<super::demanded::Demanded>,
 }
 
 impl MeshListener {
@@ -63,6 +66,11 @@ impl MeshListener {
         self.queue
             .poll_recv(cx)
             .map(|last| last.ok_or_else(|| Error::new(ErrorKind::Draining)))
+    }
+
+    #[cfg(feature = "http")]
+    pub(super) fn keep(&mut self, demanded: Option<super::demanded::Demanded>) {
+        self.demanded = demanded;
     }
 
     #[cfg(feature = "http")]
@@ -208,6 +216,8 @@ impl Mesh {
             queue: receiver,
             closed,
             draining: Box::pin(crate::shutdown::drain_begins(mesh)),
+            #[cfg(feature = "http")]
+            demanded: None,
         })
     }
 }

@@ -2,6 +2,8 @@
 
 mod acceptor;
 mod account;
+#[cfg(feature = "http")]
+mod demanded;
 mod enforcement;
 #[cfg(feature = "http")]
 mod http;

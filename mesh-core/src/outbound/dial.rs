@@ -12,8 +12,8 @@ use mesh_hbone::tls::{self, Credentials};
 use mesh_xds::model::GatewayDestination;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::account;
 use super::target::Destination;
+use super::{account, seek};
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
@@ -134,9 +134,11 @@ impl MeshInner {
             .with_cluster_domain(self.settings().cluster_domain.as_str());
         let node = &self.node.inner;
         let mut published = node.published();
+        let mut answered = node.board.answered();
         let deadline = Instant::now() + self.settings().policy_wait;
         let route = loop {
             published.borrow_and_update();
+            answered.borrow_and_update();
             let resolution = {
                 let snapshot: Guard<Arc<Snapshot>> = node.snapshot.load();
                 let mut random = || node.random.next();
@@ -149,10 +151,28 @@ impl MeshInner {
             };
             match resolution {
                 Resolution::Found(route) => break route,
+                Resolution::Unknown if node.board.is_by_name() => {
+                    let names = seek::destination(destination, &source);
+                    if !seek::want(&node.board, &names)? {
+                        return self.unknown(destination, tried).await;
+                    }
+                    let changes = async {
+                        tokio::select! {
+                            _ = published.changed() => {}
+                            _ = answered.changed() => {}
+                        }
+                    };
+                    if timeout_at(deadline, changes).await.is_err() {
+                        return Err(seek::unanswered(&names));
+                    }
+                }
                 Resolution::Unknown => return self.unknown(destination, tried).await,
                 Resolution::Refused(refusal) => return Err(refused(&refusal)),
                 // Its waypoint is on its way: never around it.
                 Resolution::Missing(waypoint) => {
+                    if node.board.is_by_name() {
+                        seek::want(&node.board, &seek::waypoint(&waypoint))?;
+                    }
                     if timeout_at(deadline, published.changed()).await.is_err() {
                         return Err(unknown_waypoint(&waypoint));
                     }
@@ -165,6 +185,45 @@ impl MeshInner {
                 Ok(route.with_address(ip))
             }
             _ => Ok(route),
+        }
+    }
+
+    /// The addresses that the mesh has for a name.
+    pub(crate) async fn addresses_of(&self, name: &str) -> Result<Vec<IpAddr>, Error> {
+        self.ready().await?;
+        let own = self.record_known().await?;
+        let node = &self.node.inner;
+        let domain = self.settings().cluster_domain.as_str();
+        let names = snapshot::service_names(name, own.namespace(), domain);
+        let mut published = node.published();
+        let mut answered = node.board.answered();
+        let deadline = Instant::now() + self.settings().policy_wait;
+        loop {
+            published.borrow_and_update();
+            answered.borrow_and_update();
+            let snapshot = node.snapshot.load_full();
+            if let Some(service) = snapshot.service_by_name(name, own.namespace(), domain) {
+                let addresses = service.addresses().iter();
+                // On other networks they are others'.
+                let mine = addresses.filter(|address| *address.network() == **own.network());
+                return Ok(mine.filter_map(|address| address.ip()).collect());
+            }
+            if let Some(workload) = snapshot.workload_by_name(name, own.namespace(), domain) {
+                return Ok(workload.addresses().to_vec());
+            }
+            if !(node.board.is_by_name() && seek::want(&node.board, &names)?) {
+                let detail = format!("{name}: the mesh does not know it");
+                return Err(Error::new(ErrorKind::UnknownHost).with_detail(detail));
+            }
+            let changes = async {
+                tokio::select! {
+                    _ = published.changed() => {}
+                    _ = answered.changed() => {}
+                }
+            };
+            if timeout_at(deadline, changes).await.is_err() {
+                return Err(seek::unanswered(&names));
+            }
         }
     }
 

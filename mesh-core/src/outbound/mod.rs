@@ -15,6 +15,7 @@ mod http_pool;
 mod live;
 #[cfg(feature = "http")]
 mod report;
+mod seek;
 mod target;
 
 #[cfg(feature = "http")]

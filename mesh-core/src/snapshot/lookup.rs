@@ -196,6 +196,27 @@ impl Snapshot {
     }
 }
 
+/// The services, as `<namespace>/<hostname>`, that a name as people write it can stand for; the namespace
+/// of a host that is not of Kubernetes' form is the client's own.
+pub(crate) fn service_names(name: &str, namespace: &str, domain: &str) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    let suffix = format!(".svc.{domain}");
+    let _: Option<()> = expand(name, namespace, domain, |alias| {
+        let own = alias.strip_suffix(&*suffix);
+        let own = own.and_then(|own| own.split_once('.'));
+        let of = own.map_or(namespace, |(_, of)| of);
+        // A namespace has no dot, and a service's host has one.
+        if alias.contains('.') && !of.contains('.') {
+            let service = format!("{of}/{alias}");
+            if !names.contains(&service) {
+                names.push(service);
+            }
+        }
+        None
+    });
+    names
+}
+
 /// Tries the names that a name can stand for, as a resolver in a pod of this namespace would
 /// (ztunnel.md 7, name expansion); gives the first answer.
 fn expand<T>(

@@ -60,6 +60,7 @@ use rpds::HashTrieMapSync;
 
 pub use apply::{Applied, Changes};
 pub use inbound::{Inbound, InboundRefusal};
+pub(crate) use lookup::service_names;
 pub use policies::PolicyView;
 pub use record::{MembershipRecord, ServicePort, ServiceRecord, WorkloadRecord};
 pub use route::{

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -28,6 +29,8 @@ use tonic::transport::server::Connected;
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::istiod_discovery::{self, Discovery};
 
 pub(crate) const NAME: &str = "istiod.istio-system.svc";
 
@@ -93,6 +96,9 @@ pub(crate) struct Istiod {
     calls: Mutex<Vec<Call>>,
     issued: Mutex<Vec<String>>,
     connections: mpsc::UnboundedSender<DuplexStream>,
+    /// Whether connections are refused.
+    pub(crate) away: AtomicBool,
+    pub(crate) discovery: Discovery,
 }
 
 impl Istiod {
@@ -127,6 +133,8 @@ impl Istiod {
             calls: Mutex::default(),
             issued: Mutex::default(),
             connections,
+            away: AtomicBool::default(),
+            discovery: Discovery::default(),
         });
         let acceptor = TlsAcceptor::from(Arc::new(this.tls(name)));
         tokio::spawn(serve(Arc::clone(&this), acceptor, arriving));
@@ -170,7 +178,11 @@ impl Istiod {
             .dialer(move |address| {
                 assert_eq!(address, format!("{NAME}:15012"));
                 let (near, far) = duplex(64 * 1024);
-                let sent = this.connections.send(far);
+                let away = this.away.load(Ordering::Relaxed);
+                let sent = match away {
+                    true => Err(mpsc::error::SendError(far)),
+                    false => this.connections.send(far),
+                };
                 async move {
                     sent.map_err(|_| io::ErrorKind::ConnectionRefused)?;
                     Ok(BoxedIo::new(near))
@@ -205,21 +217,29 @@ impl Istiod {
         config
     }
 
-    /// As istiod does it: a certificate beats a token, and the names of a request do not count.
-    fn create(&self, call: &Call) -> Result<Vec<String>, Status> {
+    /// Who somebody is, as istiod has it: a certificate beats a token.
+    pub(crate) fn who(
+        &self,
+        authorization: Option<&str>,
+        peer: Option<&Identity>,
+    ) -> Option<Identity> {
         let now = (self.clock)();
         let by_token = || {
-            let token = call.authorization.as_deref()?.strip_prefix("Bearer ")?;
+            let token = authorization?.strip_prefix("Bearer ")?;
             let tokens = self.tokens.lock().unwrap();
             let known = tokens
                 .iter()
                 .find(|(known, _, until)| known == token && now < *until);
             known.map(|(_, identity, _)| identity.clone())
         };
-        let mut identity = call
-            .peer
-            .clone()
-            .or_else(by_token)
+        peer.cloned().or_else(by_token)
+    }
+
+    /// As istiod does it: the names of a request do not count.
+    fn create(&self, call: &Call) -> Result<Vec<String>, Status> {
+        let now = (self.clock)();
+        let mut identity = self
+            .who(call.authorization.as_deref(), call.peer.as_ref())
             .ok_or_else(|| Status::unauthenticated("authentication failure"))?;
         if let Some(metadata) = &call.ask.metadata {
             let value = &metadata.fields["ImpersonatedIdentity"];
@@ -297,7 +317,8 @@ async fn serve(
     });
     let streams = tokio_stream::wrappers::UnboundedReceiverStream::new(streams);
     tonic::transport::Server::builder()
-        .add_service(Service(istiod))
+        .add_service(Service(Arc::clone(&istiod)))
+        .add_service(istiod_discovery::Service(istiod))
         .serve_with_incoming(streams)
         .await
         .unwrap();
@@ -343,7 +364,7 @@ impl UnaryService<Ask> for Service {
 struct Stream(TlsStream<DuplexStream>);
 
 #[derive(Clone)]
-struct PeerOf(Option<Identity>);
+pub(crate) struct PeerOf(pub(crate) Option<Identity>);
 
 impl Connected for Stream {
     type ConnectInfo = PeerOf;

@@ -89,6 +89,12 @@ mod interfaces;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod istiod;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod istiod_discovery;
 #[cfg(feature = "file")]
 mod istiod_stream;
 #[cfg(feature = "file")]
@@ -137,6 +143,13 @@ mod mesh_fed_by_istiod;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod mesh_follows_listeners;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_joins_istiod;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 type Arriving = (BoxedIo, SocketAddr);
 type Listeners = Arc<Mutex<HashMap<SocketAddr, mpsc::Sender<Arriving>>>>;
 
-fn network() -> Transport {
+pub(crate) fn network() -> Transport {
     let listeners = Listeners::default();
     let dialled = Arc::clone(&listeners);
     let ports = Arc::new(AtomicUsize::new(0));

@@ -54,6 +54,15 @@ pub enum Event {
     },
     /// A response of this type was accepted whole, for the first time: what there is of it is here.
     Synced(Arc<str>),
+    /// Of a response these resources were refused, and the rest is in effect. The last good version of what
+    /// was refused stays.
+    #[non_exhaustive]
+    Refused {
+        /// The type of resources.
+        type_url: Arc<str>,
+        /// Their names, each with the reason; at most 64 of a response.
+        resources: Vec<(String, String)>,
+    },
     /// The stream ended, or could not be opened; `None` if the control plane ended it in order.
     Disconnected(Option<Error>),
 }

@@ -12,11 +12,19 @@ pub(super) struct Refusal {
     text: String,
     /// How many are not in the text.
     others: usize,
+    /// The first of them, for the caller.
+    named: Vec<(String, String)>,
 }
+
+/// How many of a response's refused resources the caller is told.
+const MAX_NAMED: usize = 64;
 
 impl Refusal {
     pub(super) fn add(&mut self, name: &str, reason: &str) {
         let room = MAX_TEXT - ROOM_FOR_COUNT;
+        if self.named.len() < MAX_NAMED {
+            self.named.push((name.to_owned(), reason.to_owned()));
+        }
         let first = self.text.is_empty();
         if first {
             self.text = format!("{name}: {reason}");
@@ -33,6 +41,11 @@ impl Refusal {
         } else {
             self.others += 1;
         }
+    }
+
+    /// Takes out the first of what was refused, and why.
+    pub(super) fn take_named(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.named)
     }
 
     /// `None` if nothing was refused.

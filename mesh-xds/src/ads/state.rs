@@ -110,6 +110,14 @@ pub(crate) struct Delivery {
     pub(crate) absent: Vec<String>,
 }
 
+/// What was refused of a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) type_url: Arc<str>,
+    /// Their names, each with the reason.
+    pub(crate) resources: Vec<(String, String)>,
+}
+
 /// What a host says of its application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -139,6 +147,7 @@ pub(crate) struct Session {
     /// A response of a type that nobody asked for: its type and nonce.
     stray: Option<(String, String)>,
     pending: Option<Pending>,
+    refused: Option<Refused>,
     streams: u64,
 }
 
@@ -194,6 +203,7 @@ impl Session {
             health_due: false,
             stray: None,
             pending: None,
+            refused: None,
             streams: 0,
         })
     }
@@ -520,6 +530,11 @@ impl Session {
                 subscription.known.insert(name, version);
             }
         }
+        let refused = pending.refusal.take_named();
+        self.refused = (!refused.is_empty()).then(|| Refused {
+            type_url: subscription.url.clone(),
+            resources: refused,
+        });
         pending.reply.refusal = pending.refusal.into_text();
         let accepted = pending.reply.refusal.is_none();
         if pending.stream == self.streams {
@@ -528,6 +543,11 @@ impl Session {
         let first = accepted && !subscription.synced;
         subscription.synced |= accepted;
         first.then(|| subscription.url.clone())
+    }
+
+    /// What was refused of the response that was judged last.
+    pub(crate) fn take_refused(&mut self) -> Option<Refused> {
+        self.refused.take()
     }
 }
 

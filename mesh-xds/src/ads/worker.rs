@@ -253,6 +253,12 @@ impl Worker {
         if let Some(type_url) = self.session.judged(rejected) {
             self.outbox.push_back(Event::Synced(type_url));
         }
+        if let Some(refused) = self.session.take_refused() {
+            self.outbox.push_back(Event::Refused {
+                type_url: refused.type_url,
+                resources: refused.resources,
+            });
+        }
     }
 
     fn ended(&mut self, error: Option<Error>) {

@@ -81,6 +81,15 @@ impl Certificate {
     }
 }
 
+/// As [`rfc3339`], of the system's clock.
+pub(super) fn rfc3339_of(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    let seconds = since.map_or(0, |since| since.as_secs());
+    let time = i64::try_from(seconds).ok();
+    let time = time.and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+    time.map_or_else(String::new, rfc3339)
+}
+
 /// `2026-01-02T03:04:05Z` (RFC 3339).
 fn rfc3339(time: ASN1Time) -> String {
     let time = time.to_datetime();

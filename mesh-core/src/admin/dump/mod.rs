@@ -43,6 +43,9 @@ pub(super) struct Dump {
     problems: Vec<String>,
     /// What is waited for, with reasons. Not of ztunnel.
     pending: BTreeMap<String, String>,
+    /// Since when and why the configuration is not kept current. Not of ztunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale: Option<StaleDump>,
     /// How many batches were applied. Not of ztunnel.
     snapshot_version: u64,
 }
@@ -71,6 +74,10 @@ impl Dump {
             pending: pending
                 .map(|(name, why)| (name.to_owned(), why.to_owned()))
                 .collect(),
+            stale: node.staleness().map(|stale| StaleDump {
+                since: certificate::rfc3339_of(stale.since),
+                reason: stale.reason,
+            }),
             snapshot_version: snapshot.version(),
             workloads: Arc::clone(&snapshot),
             services: Arc::clone(&snapshot),
@@ -78,6 +85,12 @@ impl Dump {
             staged_services: snapshot,
         }
     }
+}
+
+#[derive(Serialize)]
+struct StaleDump {
+    since: String,
+    reason: String,
 }
 
 #[derive(Serialize)]

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use mesh_authz::{Attribute, Attributes, Identity, RequestAttributes};
 
 use super::{BadParameter, Explained, Fact, Query, Step, Subject, Told};
+use crate::config::Asked as Wanted;
 use crate::inbound::Judgement;
 use crate::layers::{normalize, without_trailing_dot};
 use crate::snapshot::{self, Snapshot, WorkloadRecord};
@@ -128,6 +129,30 @@ impl Request {
     }
 }
 
+/// Whose policies the port has, where a control plane may say.
+fn own_listener(
+    subject: &Subject,
+    snapshot: &Snapshot,
+    record: &WorkloadRecord,
+    port: u16,
+) -> Option<String> {
+    if let Some(listener) = snapshot.inbound_listener(record, port) {
+        return Some(match listener.closed() {
+            Some(reason) => format!("closed, for the control plane's is not understood: {reason}"),
+            None => "the control plane's: it has the policies of the port whole".to_owned(),
+        });
+    }
+    let own = record.addresses().first()?;
+    let asked = subject.node.board.listener(SocketAddr::new(*own, port))?;
+    let reduced = "policies on requests count in their L4 reduction";
+    Some(match asked {
+        Wanted::Waiting => format!("none from the control plane yet: {reduced}"),
+        Wanted::Absent => {
+            format!("the control plane has none, for no Service names the port: {reduced}")
+        }
+    })
+}
+
 /// A question on its way through the checks.
 struct Asked {
     question: Question,
@@ -183,6 +208,8 @@ impl Asked {
         if let Some(service) = service {
             facts.push(("service", Fact::Text(service.name().to_string())));
         }
+        let judged = own_listener(subject, snapshot, record, destination.port());
+        facts.extend(judged.map(|fact| ("inboundListener", Fact::Text(fact))));
         let ip = question.source.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         Self {
             question,

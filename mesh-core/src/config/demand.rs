@@ -1,0 +1,299 @@
+//! What the mesh asks of its source of configuration.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mesh_authz::Identity;
+use tokio::sync::{Notify, watch};
+
+use crate::WorkloadId;
+
+/// How many names may be wanted; as many as a session with a control plane takes.
+const MAX_WANTED: usize = 10_000;
+
+/// Something that the mesh asks of its source; a source may ignore what it does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Demand {
+    /// The node has this workload, which has this identity.
+    #[non_exhaustive]
+    Workload {
+        /// Which workload.
+        id: WorkloadId,
+        /// What its certificates prove.
+        identity: Identity,
+    },
+    /// A service or workload is wanted: `<namespace>/<hostname>` or `<network>/<address>`. Only of sources
+    /// that [take such wishes](super::ConfigLink::demands_by_name).
+    Want(Arc<str>),
+    /// It is wanted no more.
+    Forget(Arc<str>),
+    /// HTTP is served on this address and port: its inbound listener is wanted.
+    Listener(SocketAddr),
+    /// Nothing listens there any more.
+    Unlisten(SocketAddr),
+    /// How the application says it is.
+    Health(AppHealth),
+}
+
+/// How the application says it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AppHealth {
+    /// It is to get traffic.
+    Healthy,
+    /// It is to get none, and why.
+    Unhealthy(Arc<str>),
+}
+
+/// What the mesh demands, in order; made by [`ConfigLink::demands`](super::ConfigLink::demands).
+pub struct Demands {
+    board: Arc<Board>,
+}
+
+impl Demands {
+    /// Waits for the next demand. What the mesh demanded before is told first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no demand is lost.
+    pub async fn next(&mut self) -> Demand {
+        loop {
+            let told = self.board.wake.notified();
+            if let Some(demand) = self.board.state().queue.pop_front() {
+                return demand;
+            }
+            told.await;
+        }
+    }
+}
+
+impl fmt::Debug for Demands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Demands")
+    }
+}
+
+/// What became of something that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Nothing was heard yet.
+    Waiting,
+    /// The source says that there is none.
+    Absent,
+}
+
+/// What stands demanded, and what of it the source was not told yet.
+#[derive(Debug)]
+pub(crate) struct Board {
+    state: Mutex<State>,
+    wake: Notify,
+    /// Told when the source has said that something is absent.
+    answered: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether the source takes demands at all; until then they only stand here.
+    taken: bool,
+    by_name: bool,
+    workloads: Vec<(WorkloadId, Identity)>,
+    /// How often each is asked for, and what became of it.
+    listeners: BTreeMap<SocketAddr, (usize, Asked)>,
+    wanted: HashMap<Arc<str>, Asked>,
+    health: Option<AppHealth>,
+    /// At most a few entries for each thing that is demanded.
+    queue: VecDeque<Demand>,
+}
+
+impl State {
+    fn tell(&mut self, demand: Demand) {
+        if self.taken {
+            self.queue.push_back(demand);
+        }
+    }
+}
+
+impl Board {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            wake: Notify::new(),
+            answered: watch::Sender::new(0),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is locked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        // There is one reader at most; a permit waits for it.
+        self.wake.notify_one();
+    }
+
+    /// From now on demands are told, those that stand first.
+    pub(super) fn take(self: &Arc<Self>, by_name: bool) -> Demands {
+        self.change(|state| {
+            state.taken = true;
+            state.by_name = by_name;
+            let workloads = state.workloads.iter().cloned();
+            let workloads = workloads.map(|(id, identity)| Demand::Workload { id, identity });
+            let listeners = state.listeners.keys().copied().map(Demand::Listener);
+            let wanted = state.wanted.keys().cloned().map(Demand::Want);
+            let health = state.health.clone().map(Demand::Health);
+            state.queue = workloads
+                .chain(listeners)
+                .chain(wanted)
+                .chain(health)
+                .collect();
+        });
+        Demands {
+            board: Arc::clone(self),
+        }
+    }
+
+    pub(crate) fn workload(&self, id: &WorkloadId, identity: &Identity) {
+        self.change(|state| {
+            state.workloads.push((id.clone(), identity.clone()));
+            state.tell(Demand::Workload {
+                id: id.clone(),
+                identity: identity.clone(),
+            });
+        });
+    }
+
+    /// Asks for a listener.
+    #[cfg_attr(
+        not(any(feature = "http", test)),
+        expect(dead_code, reason = "HTTP listeners demand theirs")
+    )]
+    pub(crate) fn listen(&self, address: SocketAddr) {
+        self.change(|state| {
+            let (count, asked) = state
+                .listeners
+                .entry(address)
+                .or_insert((0, Asked::Waiting));
+            *count += 1;
+            if *count == 1 {
+                *asked = Asked::Waiting;
+                state
+                    .queue
+                    .retain(|demand| *demand != Demand::Unlisten(address));
+                state.tell(Demand::Listener(address));
+            }
+        });
+    }
+
+    #[cfg_attr(
+        not(any(feature = "http", test)),
+        expect(dead_code, reason = "HTTP listeners demand theirs")
+    )]
+    pub(crate) fn unlisten(&self, address: SocketAddr) {
+        self.change(|state| {
+            let Some((count, _)) = state.listeners.get_mut(&address) else {
+                return;
+            };
+            *count -= 1;
+            if *count == 0 {
+                state.listeners.remove(&address);
+                state
+                    .queue
+                    .retain(|demand| *demand != Demand::Listener(address));
+                state.tell(Demand::Unlisten(address));
+            }
+        });
+    }
+
+    /// What became of a listener that was asked for; `None` if no source was.
+    #[cfg_attr(
+        not(any(feature = "http", test)),
+        expect(dead_code, reason = "HTTP listeners demand theirs")
+    )]
+    pub(crate) fn listener(&self, address: SocketAddr) -> Option<Asked> {
+        let state = self.state();
+        let asked = state.listeners.get(&address);
+        asked.filter(|_| state.taken).map(|(_, asked)| *asked)
+    }
+
+    pub(crate) fn health(&self, health: AppHealth) {
+        self.change(|state| {
+            if state.health.as_ref() != Some(&health) {
+                state.health = Some(health.clone());
+                let is_old = |demand: &Demand| matches!(demand, Demand::Health(_));
+                state.queue.retain(|demand| !is_old(demand));
+                state.tell(Demand::Health(health));
+            }
+        });
+    }
+
+    /// Whether the source has only what is wanted.
+    pub(crate) fn is_by_name(&self) -> bool {
+        let state = self.state();
+        state.taken && state.by_name
+    }
+
+    /// Wants a service or workload; `None` if there is no room for more names.
+    pub(crate) fn want(&self, name: &str) -> Option<Asked> {
+        let mut asked = None;
+        self.change(|state| {
+            if let Some(known) = state.wanted.get(name) {
+                asked = Some(*known);
+                return;
+            }
+            if state.wanted.len() >= MAX_WANTED && !state.forget_an_absent_one() {
+                return;
+            }
+            let name: Arc<str> = name.into();
+            state.wanted.insert(Arc::clone(&name), Asked::Waiting);
+            state.tell(Demand::Want(name));
+            asked = Some(Asked::Waiting);
+        });
+        asked
+    }
+
+    /// The source says that there is no such service or workload.
+    pub(crate) fn absent(&self, name: &str) {
+        if let Some(asked) = self.state().wanted.get_mut(name) {
+            *asked = Asked::Absent;
+        }
+        self.answered.send_modify(|count| *count += 1);
+    }
+
+    /// The source says that there is no such listener.
+    pub(crate) fn no_listener(&self, address: SocketAddr) {
+        if let Some((_, asked)) = self.state().listeners.get_mut(&address) {
+            *asked = Asked::Absent;
+        }
+        self.answered.send_modify(|count| *count += 1);
+    }
+
+    /// Told when something turned out to be absent.
+    pub(crate) fn answered(&self) -> watch::Receiver<u64> {
+        self.answered.subscribe()
+    }
+}
+
+impl State {
+    fn forget_an_absent_one(&mut self) -> bool {
+        let absent = self
+            .wanted
+            .iter()
+            .find(|(_, asked)| **asked == Asked::Absent);
+        let Some(name) = absent.map(|(name, _)| Arc::clone(name)) else {
+            return false;
+        };
+        self.wanted.remove(&name);
+        self.queue
+            .retain(|demand| *demand != Demand::Want(Arc::clone(&name)));
+        self.tell(Demand::Forget(name));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,479 @@
+//! The stream at work: what comes is applied, what the mesh demands is asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as StdError;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mesh_authz::Identity;
+use mesh_xds::ads::{Client, Event, Events, Health, Interest, Presence, Settings};
+use mesh_xds::decode::{Decoder, ResourceType};
+use mesh_xds::model::{Batch, ResourceName};
+use mesh_xds::transport::Channel;
+use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
+
+use super::{Mode, Xds};
+use crate::config::{AppHealth, ConfigLink, Demand, Demands};
+use crate::control_plane::{Proof, own_error};
+use crate::{ControlPlane, Error, ErrorKind, WorkloadId};
+
+/// What readiness calls it.
+const NAME: &str = "control plane";
+
+/// How often the own address is looked for while the control plane's is not known.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How many refused resources are remembered, to be shown.
+const MAX_PROBLEMS: usize = 1000;
+
+/// What a proxyless server's listener is called, but for address and port.
+const INBOUND_LISTENER: &str = "xds.istio.io/grpc/lds/inbound/";
+
+pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
+    let mut demands = match xds.by_name {
+        true => link.demands_by_name()?,
+        false => link.demands()?,
+    };
+    link.source_problem(NAME, Some("no answer yet".to_owned()))?;
+    let workload = match xds.mode {
+        Mode::Sidecar => Some(first_workload(&mut demands).await),
+        Mode::NodeProxy { .. } => None,
+    };
+    let addresses = xds.own_addresses(&link).await?;
+    let network = link.network()?;
+    let id = workload.as_ref().map(|(id, _)| id);
+    let node = xds.node(id, &addresses, &network);
+    tracing::info!(target: "mesh::config", node = node.id(), control_plane = xds.control_plane.address(), "discovery begins");
+    let settings = xds.settings(node);
+    let prover = Arc::new(Prover {
+        control_plane: xds.control_plane.clone(),
+        identity: workload.as_ref().map(|(_, identity)| identity.clone()),
+        link: link.clone(),
+        by_certificate: AtomicBool::new(xds.control_plane.token_path().is_none()),
+    });
+    let decoder = Decoder::new().with_empty_match(xds.empty_match);
+    let started = Client::new(prover.channel()?, settings, decoder);
+    let (client, events, worker) = started.map_err(settings_error)?;
+    if xds.by_name {
+        // Who we are is not dialled.
+        let own = addresses.iter().map(|own| format!("{network}/{own}"));
+        for name in own.collect::<Vec<_>>() {
+            link.node()?.board.want(&name);
+        }
+    }
+    let follow = Follow {
+        address: xds.control_plane.address().to_owned(),
+        prover,
+        link: link.clone(),
+        missing: needed().collect(),
+        refused: BTreeMap::new(),
+        connected: false,
+    };
+    let ask = Ask {
+        client,
+        link,
+        listens: xds.mode == Mode::Sidecar,
+        workload: workload.map(|(id, _)| id),
+    };
+    tokio::select! {
+        () = worker.run() => {}
+        outcome = follow.run(events) => outcome?,
+        outcome = ask.run(demands) => outcome?,
+    }
+    Err(Error::new(ErrorKind::Internal).with_detail("the discovery session has ended"))
+}
+
+/// The types without which there is no configuration.
+fn needed() -> impl Iterator<Item = &'static str> {
+    [ResourceType::Address, ResourceType::Authorization]
+        .into_iter()
+        .map(ResourceType::url)
+}
+
+async fn first_workload(demands: &mut Demands) -> (WorkloadId, Identity) {
+    loop {
+        // Nothing else is demanded before there is a workload.
+        if let Demand::Workload { id, identity } = demands.next().await {
+            return (id, identity);
+        }
+    }
+}
+
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "it is the argument of map_err"
+)]
+fn settings_error(error: impl StdError + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::Config)
+        .with_detail("config::Xds")
+        .with_source(error)
+}
+
+impl Xds {
+    fn settings(&self, node: mesh_xds::ads::Node) -> Settings {
+        let addresses = match self.by_name {
+            true => Interest::Named,
+            false => Interest::All,
+        };
+        let mut settings = Settings::new(node)
+            .with_type(ResourceType::Address.url(), addresses)
+            .with_type(ResourceType::Authorization.url(), Interest::All);
+        if self.mode == Mode::Sidecar {
+            settings = settings.with_type(ResourceType::Listener.url(), Interest::Named);
+        }
+        if let Some((first, max)) = self.backoff {
+            settings = settings.with_backoff(first, max);
+        }
+        if let Some(seed) = self.seed {
+            settings = settings.with_seed(seed);
+        }
+        if let Some(resources) = self.max_resources {
+            settings = settings.with_max_resources(resources);
+        }
+        settings
+    }
+
+    /// The addresses that were given, or the one from which the control plane is reached.
+    async fn own_addresses(&self, link: &ConfigLink) -> Result<Vec<IpAddr>, Error> {
+        if !self.addresses.is_empty() {
+            return Ok(self.addresses.clone());
+        }
+        loop {
+            match local_address(&self.control_plane).await {
+                Ok(address) => return Ok(vec![address]),
+                Err(error) => {
+                    let address = self.control_plane.address();
+                    let reason =
+                        format!("{address}: which address of this host reaches it: {error}");
+                    link.source_problem(NAME, Some(reason))?;
+                }
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+/// The address that packets to the control plane would come from. None is sent: a UDP socket that is
+/// connected knows its route.
+async fn local_address(control_plane: &ControlPlane) -> std::io::Result<IpAddr> {
+    let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for remote in control_plane.look_up().await? {
+        let any: SocketAddr = match remote {
+            SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+            SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
+        };
+        let local = UdpSocket::bind(any).and_then(|socket| {
+            socket.connect(remote)?;
+            socket.local_addr()
+        });
+        match local {
+            Ok(local) => return Ok(local.ip()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Proves to the control plane who we are: by the token, or else by the certificate.
+struct Prover {
+    control_plane: ControlPlane,
+    /// Of a node proxy, no certificate proves who it is.
+    identity: Option<Identity>,
+    link: ConfigLink,
+    by_certificate: AtomicBool,
+}
+
+impl Prover {
+    fn channel(self: &Arc<Self>) -> Result<Channel, Error> {
+        let prover = Arc::clone(self);
+        let channel = self.control_plane.channel(move || prover.proof());
+        channel.map_err(settings_error)
+    }
+
+    fn certificate(&self) -> Option<Arc<mesh_hbone::tls::Bundle>> {
+        let identity = self.identity.as_ref()?;
+        let certificate = self.link.certificate(identity).ok().flatten();
+        certificate.filter(|bundle| bundle.not_after() > self.control_plane.now())
+    }
+
+    fn proof(&self) -> Proof {
+        let certificate = self.certificate();
+        let known = certificate.as_ref().map(|bundle| bundle.roots().to_vec());
+        let by_certificate = self.by_certificate.load(Ordering::Relaxed);
+        Proof {
+            token: !by_certificate,
+            certificate: certificate
+                .filter(|_| by_certificate)
+                .map(|bundle| (*bundle).clone()),
+            known: known.unwrap_or_default(),
+        }
+    }
+
+    /// A stream did not come about: the next attempt may prove it the other way.
+    fn failed(&self, error: Option<&XdsError>) {
+        let Some(error) = error else { return };
+        if self.by_certificate.load(Ordering::Relaxed) {
+            // Whatever it was, the certificate may be why.
+            let has_token = self.control_plane.token_path().is_some();
+            self.by_certificate.store(!has_token, Ordering::Relaxed);
+        } else if (error.is_refused() || error.kind() == XdsErrorKind::Token)
+            && self.certificate().is_some()
+        {
+            tracing::info!(target: "mesh::config", error = %text(error), "the certificate does in place of the token");
+            self.by_certificate.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Applies what comes.
+struct Follow {
+    address: String,
+    prover: Arc<Prover>,
+    link: ConfigLink,
+    /// The types of which the first answer is still to come.
+    missing: BTreeSet<&'static str>,
+    /// What the mesh refused and has not accepted since.
+    refused: BTreeMap<String, String>,
+    connected: bool,
+}
+
+impl Follow {
+    async fn run(mut self, mut events: Events) -> Result<(), Error> {
+        while let Some(event) = events.next().await {
+            match event {
+                Event::Connected => {
+                    self.connected = true;
+                    self.link.stale(None)?;
+                    tracing::info!(target: "mesh::config", control_plane = self.address, "discovery stream answered");
+                    self.say_what_is_missing()?;
+                }
+                Event::Batch(batch) => self.apply(batch)?,
+                Event::Synced(url) => self.here(&url)?,
+                Event::Refused {
+                    type_url,
+                    resources,
+                    ..
+                } => self.refused(&type_url, resources)?,
+                Event::Absent { type_url, name, .. } => self.absent(&type_url, &name)?,
+                Event::Disconnected(error) => self.disconnected(error.as_ref())?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: Batch) -> Result<(), Error> {
+        let before = self.refused.len();
+        if before > 0 {
+            for name in batch.removed() {
+                self.refused.remove(&discovery_name(name));
+            }
+        }
+        let verdicts = match self.missing.is_empty() {
+            true => self.link.apply(batch)?,
+            // Without its policies a workload must not be served.
+            false => self.link.prepare(batch)?,
+        };
+        if before > 0 {
+            let accepted = verdicts.iter().filter(|verdict| verdict.result().is_ok());
+            for verdict in accepted {
+                self.refused.remove(&discovery_name(verdict.resource()));
+            }
+            if self.refused.len() != before {
+                self.report()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a response these were refused.
+    fn refused(&mut self, type_url: &str, resources: Vec<(String, String)>) -> Result<(), Error> {
+        for (name, reason) in resources {
+            if self.refused.len() < MAX_PROBLEMS || self.refused.contains_key(&name) {
+                self.refused.insert(name, reason);
+            }
+        }
+        self.report()?;
+        // A workload that nobody can read is one that nobody can reach. Without some policy, though, more
+        // might be allowed than the mesh wants.
+        if type_url == ResourceType::Address.url() {
+            self.here(type_url)?;
+        }
+        Ok(())
+    }
+
+    /// The first answer of a type is here.
+    fn here(&mut self, type_url: &str) -> Result<(), Error> {
+        if self.missing.remove(type_url) && self.missing.is_empty() {
+            self.link.apply(Batch::default())?;
+        }
+        self.say_what_is_missing()
+    }
+
+    fn report(&self) -> Result<(), Error> {
+        let problems = self.refused.iter();
+        let problems = problems.map(|(name, reason)| format!("{}: {name}: {reason}", self.address));
+        self.link.report(problems.collect())
+    }
+
+    fn absent(&self, type_url: &str, name: &str) -> Result<(), Error> {
+        if type_url == ResourceType::Address.url() {
+            return self.link.absent(name);
+        }
+        let address = name.strip_prefix(INBOUND_LISTENER);
+        match address.and_then(|address| address.parse().ok()) {
+            Some(address) => self.link.no_listener(address),
+            None => Ok(()),
+        }
+    }
+
+    fn say_what_is_missing(&self) -> Result<(), Error> {
+        let problem = (!self.missing.is_empty()).then(|| {
+            let types: Vec<_> = self.missing.iter().map(|url| short(url)).collect();
+            format!(
+                "{}: not accepted whole yet: {}",
+                self.address,
+                types.join(", ")
+            )
+        });
+        self.link.source_problem(NAME, problem)
+    }
+
+    fn disconnected(&mut self, error: Option<&XdsError>) -> Result<(), Error> {
+        let answered = std::mem::replace(&mut self.connected, false);
+        let reason = match error {
+            Some(error) => text(error),
+            None => "it ended the stream".to_owned(),
+        };
+        if !answered {
+            self.prover.failed(error);
+        }
+        let reason = match reason.contains(&self.address) {
+            true => reason,
+            false => format!("{}: {reason}", self.address),
+        };
+        if self.missing.is_empty() {
+            // Streams end: istiod ends each after half an hour.
+            if answered {
+                tracing::debug!(target: "mesh::config", %reason, "the discovery stream ended; what it said stays");
+            } else {
+                tracing::warn!(target: "mesh::config", %reason, "no discovery stream; what the last one said stays");
+            }
+            return self.link.stale(Some(reason));
+        }
+        tracing::warn!(target: "mesh::config", %reason, "no configuration yet");
+        self.link.source_problem(NAME, Some(reason))
+    }
+}
+
+/// What discovery calls it.
+fn discovery_name(name: &ResourceName) -> String {
+    match name {
+        ResourceName::Workload(uid) => uid.to_string(),
+        ResourceName::Service(name) => name.to_string(),
+        ResourceName::Policy(name) => name.to_string(),
+        ResourceName::InboundListener(address) => format!("{INBOUND_LISTENER}{address}"),
+        other => other.to_string(),
+    }
+}
+
+/// `istio.workload.Address` of its URL.
+fn short(url: &str) -> &str {
+    url.rsplit_once('/').map_or(url, |(_, name)| name)
+}
+
+/// What failed, on one line. What this crate knows of it goes before what lies between.
+fn text(error: &XdsError) -> String {
+    let (mut text, mut next) = match own_error(error) {
+        Some(own) => (own.detail().to_owned(), own.source()),
+        None => (error.to_string(), error.source()),
+    };
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}
+
+/// Asks for what the mesh demands.
+struct Ask {
+    client: Client,
+    link: ConfigLink,
+    /// Whether there are inbound listeners to be had.
+    listens: bool,
+    /// The one that the stream speaks for.
+    workload: Option<WorkloadId>,
+}
+
+impl Ask {
+    async fn run(self, mut demands: Demands) -> Result<(), Error> {
+        loop {
+            match demands.next().await {
+                Demand::Workload { id, .. } => self.another(&id)?,
+                Demand::Want(name) => self.want(&name).await?,
+                Demand::Forget(name) => {
+                    let url = ResourceType::Address.url();
+                    self.client.forget(url, &*name).await.map_err(ended)?;
+                }
+                Demand::Listener(address) => self.listen(address).await?,
+                Demand::Unlisten(address) if self.listens => {
+                    let name = format!("{INBOUND_LISTENER}{address}");
+                    let url = ResourceType::Listener.url();
+                    self.client.forget(url, name).await.map_err(ended)?;
+                }
+                Demand::Unlisten(_) => {}
+                Demand::Health(health) => {
+                    let health = match health {
+                        AppHealth::Healthy => Health::Healthy,
+                        AppHealth::Unhealthy(why) => Health::Unhealthy(why.to_string()),
+                    };
+                    self.client.report_health(health).await.map_err(ended)?;
+                }
+            }
+        }
+    }
+
+    fn another(&self, id: &WorkloadId) -> Result<(), Error> {
+        let Some(own) = &self.workload else {
+            return Ok(());
+        };
+        let why = format!(
+            "config::Xds speaks for {own} alone: build a mesh for {id}, or make this the proxy of a host"
+        );
+        self.link.pend(&format!("configuration of {id}"), &why)
+    }
+
+    async fn want(&self, name: &str) -> Result<(), Error> {
+        let url = ResourceType::Address.url();
+        match self.client.want(url, name).await {
+            Ok(Presence::Asked) => Ok(()),
+            Ok(_) => self.link.absent(name),
+            Err(error) if error.kind() == XdsErrorKind::InvalidSettings => {
+                tracing::warn!(target: "mesh::config", name, %error, "is not asked for");
+                self.link.absent(name)
+            }
+            Err(error) => Err(ended(error)),
+        }
+    }
+
+    async fn listen(&self, address: SocketAddr) -> Result<(), Error> {
+        if !self.listens {
+            return self.link.no_listener(address);
+        }
+        let name = format!("{INBOUND_LISTENER}{address}");
+        match self.client.want(ResourceType::Listener.url(), name).await {
+            Ok(Presence::Asked) => Ok(()),
+            Ok(_) => self.link.no_listener(address),
+            Err(error) => Err(ended(error)),
+        }
+    }
+}
+
+fn ended(error: XdsError) -> Error {
+    Error::new(ErrorKind::Internal)
+        .with_detail("asking the control plane")
+        .with_source(error)
+}

@@ -1,0 +1,216 @@
+//! Configuration from istiod, or whoever speaks its discovery.
+
+mod follow;
+mod node;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use mesh_authz::policy::ztunnel::EmptyMatch;
+use mesh_xds::ads::NodeValue;
+
+use super::{ConfigLink, ConfigSource};
+use crate::{ControlPlane, Error};
+
+/// Configuration from istiod over one stream of aggregated discovery.
+///
+/// The stream carries workloads, services and policies as an ambient mesh has them and, for each port on
+/// which the application serves HTTP, that port's own inbound listener. On the ambient stream policies arrive
+/// without the parts that need a request, the listener has them whole: so
+/// [`listen_http`](crate::Mesh::listen_http) waits for it, at most the
+/// [policy wait](crate::Builder::policy_wait). Where istiod sends none, because no Service names the port,
+/// the port is judged by what the ambient stream has of the policies: an ALLOW rule with parts that need
+/// a request allows nothing there, a DENY rule denies more. `/explain` says which it is.
+///
+/// The token and the root file are read anew for each stream. Where the token is missing or refused, the
+/// workload's current certificate proves who asks, as istio-agent has it.
+///
+/// Before everything has come once, the mesh is not ready, and says why. After that, a control plane that
+/// is away takes nothing away: what it said last stays in effect, `/config_dump` marks it stale, and
+/// the next stream asks for what has changed since.
+///
+/// # One workload, or a node's
+///
+/// istiod permits to say who one is, and sends listeners, to a `sidecar~` node, which is one workload: the
+/// default, and the one of the [`Mesh`](crate::Mesh) that is built with this source. A
+/// [`Node`](crate::Node) with several workloads needs a mesh for each, or is the
+/// [proxy of a host](Self::node_proxy).
+///
+/// # Examples
+///
+/// ```no_run
+/// use mesh_core::{ControlPlane, Mesh, config, identity};
+///
+/// # async fn example() -> Result<(), mesh_core::Error> {
+/// let istiod = ControlPlane::new("istiod.istio-system.svc:15012").cluster_id("Kubernetes");
+/// let mesh = Mesh::builder()
+///     .workload("default", "reviews-v1-5b8d", "bookinfo-reviews")
+///     .config(config::Xds::istiod(istiod.clone()))
+///     .identity(identity::Istiod::new(istiod))
+///     .build()?;
+/// # let _ = mesh;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Xds {
+    control_plane: ControlPlane,
+    mode: Mode,
+    by_name: bool,
+    addresses: Vec<IpAddr>,
+    metadata: BTreeMap<String, NodeValue>,
+    locality: Option<[String; 3]>,
+    backoff: Option<(Duration, Duration)>,
+    seed: Option<u64>,
+    max_resources: Option<usize>,
+    empty_match: EmptyMatch,
+}
+
+/// As which type of node the stream is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Mode {
+    /// One workload, which also gets its inbound listeners.
+    Sidecar,
+    /// The proxy of a host, by name and namespace.
+    NodeProxy { namespace: String, name: String },
+}
+
+impl Xds {
+    /// Takes where the control plane is, with its root, token and headers: an address as `host:port` has
+    /// the defaults of a Pod. Nothing is dialled or read here.
+    pub fn istiod(control_plane: impl Into<ControlPlane>) -> Self {
+        Self {
+            control_plane: control_plane.into(),
+            mode: Mode::Sidecar,
+            by_name: false,
+            addresses: Vec::new(),
+            metadata: BTreeMap::new(),
+            locality: None,
+            backoff: None,
+            seed: None,
+            max_resources: None,
+            empty_match: EmptyMatch::default(),
+        }
+    }
+
+    /// Speaks as the proxy of a host, `ztunnel~`, for all workloads of the node: policies of all namespaces
+    /// are kept current, and there are no inbound listeners. Takes the proxy's own namespace and name.
+    ///
+    /// Never `GENERATOR=grpc` beside it: a `ztunnel~` node that asks for listeners so crashes istiod, so that
+    /// this key is not sent, whatever [`metadata`](Self::metadata) says.
+    #[must_use]
+    pub fn node_proxy(mut self, namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        self.mode = Mode::NodeProxy {
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        self
+    }
+
+    /// Asks only for what is dialled, rather than for the whole mesh: for an application with few
+    /// destinations in a large mesh. All policies come either way.
+    ///
+    /// The first connection to a destination waits for it, at most the
+    /// [policy wait](crate::Builder::policy_wait). Services are found by their names in Kubernetes; one
+    /// of a ServiceEntry whose host is not of Kubernetes' form only if it is in the workload's own
+    /// namespace. Up to 10 000 names are asked for.
+    #[must_use]
+    pub fn on_demand(mut self) -> Self {
+        self.by_name = true;
+        self
+    }
+
+    /// Sets the workload's own addresses, the first of which says who it is: unless set, the address
+    /// from which this host reaches the control plane.
+    #[must_use]
+    pub fn addresses(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.addresses = addresses.into_iter().collect();
+        self
+    }
+
+    /// Sets the cluster that this host is in: `CLUSTER_ID`, for policies and locality, and the
+    /// [header](ControlPlane::cluster_id) by which istiod finds who can review the token.
+    #[must_use]
+    pub fn cluster_id(mut self, cluster: impl Into<String>) -> Self {
+        let cluster = cluster.into();
+        self.control_plane = self.control_plane.cluster_id(cluster.as_str());
+        self.metadata("CLUSTER_ID", cluster)
+    }
+
+    /// Sets the workload's labels, `LABELS`: istiod does without, unless it registers this host.
+    #[must_use]
+    pub fn labels<K: Into<String>, V: Into<String>>(
+        self,
+        labels: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let labels = labels.into_iter();
+        self.metadata("LABELS", NodeValue::map(labels.map(|(k, v)| (k, v.into()))))
+    }
+
+    /// Sets a value of the node's metadata. Its defaults are `NAME`, `NAMESPACE`, `SERVICE_ACCOUNT`,
+    /// `INSTANCE_IPS`, `NETWORK` (the builder's), `ISTIO_VERSION` (this crate's name and version) and
+    /// `PROXY_CONFIG` (empty: without it istiod leaves this process out of `istioctl proxy-status`); of a
+    /// workload also `GENERATOR` and `ENABLE_HBONE`.
+    ///
+    /// istiod is strict about kinds: what it calls a boolean is the text `"true"`.
+    #[must_use]
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<NodeValue>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Sets where the host is; a part may be empty. Unset, istiod knows it by the Node of the Pod.
+    #[must_use]
+    pub fn locality(
+        mut self,
+        region: impl Into<String>,
+        zone: impl Into<String>,
+        subzone: impl Into<String>,
+    ) -> Self {
+        self.locality = Some([region.into(), zone.into(), subzone.into()]);
+        self
+    }
+
+    /// Sets how long the first wait before another attempt may be, and any wait; 1.1 s and 30 s unless
+    /// set, each drawn at random below: see [`Settings::with_backoff`](mesh_xds::ads::Settings::with_backoff).
+    #[must_use]
+    pub fn backoff(mut self, first: Duration, max: Duration) -> Self {
+        self.backoff = Some((first, max));
+        self
+    }
+
+    /// Seeds what spreads attempts, so that it can be repeated.
+    #[must_use]
+    pub fn rng(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Sets how many resources of a type are kept; 2 000 000 unless set. Those beyond are refused by name.
+    #[must_use]
+    pub fn max_resources(mut self, resources: usize) -> Self {
+        self.max_resources = Some(resources);
+        self
+    }
+
+    /// Sets how a match without fields counts, which stands for conditions that a policy lost on its way:
+    /// as lost unless set, so that no decision is more permissive for it. istio/ztunnel never matches it.
+    #[must_use]
+    pub fn empty_match(mut self, empty_match: EmptyMatch) -> Self {
+        self.empty_match = empty_match;
+        self
+    }
+}
+
+impl ConfigSource for Xds {
+    /// # Errors
+    ///
+    /// When a setting cannot be met. A control plane that is away is no error: it is tried again.
+    async fn run(self, link: ConfigLink) -> Result<(), Error> {
+        follow::run(self, link).await
+    }
+}

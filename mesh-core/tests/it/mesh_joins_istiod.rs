@@ -1,0 +1,672 @@
+//! Meshes that have configuration and certificates from an istiod: they join, and outlive it.
+
+use std::convert::Infallible;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{Empty, Full};
+use mesh_core::config::{AppHealth, Xds};
+use mesh_core::identity::Istiod;
+use mesh_core::{ControlPlane, ErrorKind, Mesh, OutboundPolicy, Transport};
+use prost::Message;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::Code;
+use tower::service_fn;
+
+use crate::admin::get;
+use crate::identity_renewal::wall_clock;
+use crate::istiod;
+use crate::istiod_discovery::{
+    ADDRESS, AUTHORIZATION, Answer, Any, Asked, HEALTH, LISTENER, Resource, recorded,
+};
+use crate::memory_network::{network, ping};
+use crate::require;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Where the server of most tests is.
+const SERVER: &str = "10.0.0.2:80";
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Address {
+    #[prost(message, optional, tag = "1")]
+    workload: Option<Workload>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Workload {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    namespace: String,
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    addresses: Vec<Vec<u8>>,
+    #[prost(int32, tag = "5")]
+    tunnel_protocol: i32,
+    #[prost(string, tag = "7")]
+    service_account: String,
+    #[prost(string, tag = "20")]
+    uid: String,
+}
+
+fn uid(name: &str) -> String {
+    format!("Kubernetes//Pod/default/{name}")
+}
+
+/// The workload `default/name` with its name as its service account, in its newest version.
+fn workload(name: &str, address: [u8; 4], version: &str) -> Resource {
+    let workload = Workload {
+        name: name.to_owned(),
+        namespace: "default".to_owned(),
+        addresses: vec![address.to_vec()],
+        tunnel_protocol: 1,
+        service_account: name.to_owned(),
+        uid: uid(name),
+    };
+    let address = Address {
+        workload: Some(workload),
+    };
+    resource(&uid(name), version, address.encode_to_vec())
+}
+
+fn resource(name: &str, version: &str, value: Vec<u8>) -> Resource {
+    Resource {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        value: Some(Any {
+            type_url: ADDRESS.to_owned(),
+            value,
+        }),
+        aliases: Vec::new(),
+    }
+}
+
+fn addresses(resources: Vec<Resource>, removed: &[&str]) -> Answer {
+    Answer {
+        resources,
+        removed: removed.iter().map(|name| uid(name)).collect(),
+        type_url: ADDRESS.to_owned(),
+        nonce: String::new(),
+    }
+}
+
+/// An istiod, and the network of those that it serves.
+struct Place {
+    dir: tempfile::TempDir,
+    istiod: Arc<istiod::Istiod>,
+    network: Transport,
+    now: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+}
+
+impl Place {
+    fn empty() -> Self {
+        let clock = wall_clock();
+        let place = Self {
+            dir: tempfile::tempdir().unwrap(),
+            istiod: istiod::Istiod::start(24 * HOUR, clock.clone()),
+            network: network(),
+            now: Arc::new(clock),
+        };
+        place.write("root-cert.pem", &place.istiod.root_pem());
+        place
+    }
+
+    /// With a client and a server.
+    fn new() -> Self {
+        let place = Self::empty();
+        let both = vec![
+            workload("client", [10, 0, 0, 1], "1"),
+            workload("server", [10, 0, 0, 2], "1"),
+        ];
+        place.istiod.discovery.say(&addresses(both, &[]));
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    fn control_plane(&self, account: &str) -> ControlPlane {
+        self.istiod
+            .control_plane()
+            .root_cert_file(self.path("root-cert.pem"))
+            .token_file(self.path(account))
+    }
+
+    fn xds(&self, account: &str, address: [u8; 4]) -> Xds {
+        Xds::istiod(self.control_plane(account))
+            .addresses([IpAddr::from(address)])
+            .rng(7)
+    }
+
+    fn token(&self, account: &str, life: Duration) {
+        self.write(account, &self.istiod.token(account, life));
+    }
+
+    fn mesh(&self, name: &str, account: &str, xds: Xds) -> Mesh {
+        let now = Arc::clone(&self.now);
+        Mesh::builder()
+            .workload("default", name, account)
+            .transport(self.network.clone())
+            .clock(move || now())
+            .outbound_policy(OutboundPolicy::RegistryOnly)
+            .config(xds)
+            .identity(Istiod::new(self.control_plane(account)).rng(7))
+            .build()
+            .unwrap()
+    }
+
+    fn client(&self) -> Mesh {
+        self.token("client", 100 * HOUR);
+        self.mesh("client", "client", self.xds("client", [10, 0, 0, 1]))
+    }
+
+    async fn server(&self) -> Mesh {
+        self.token("server", 100 * HOUR);
+        let mesh = self.mesh("server", "server", self.xds("server", [10, 0, 0, 2]));
+        crate::mesh_world::echo(mesh.listen(80).await.unwrap());
+        mesh
+    }
+
+    /// Says it, and waits until everybody who was told has answered.
+    async fn say(&self, answer: &Answer) -> Vec<Asked> {
+        let (nonce, told) = self.istiod.discovery.say(answer);
+        let answers = || {
+            let asked = self.istiod.discovery.asked().into_iter();
+            asked
+                .filter(|one| one.ask.nonce == nonce)
+                .collect::<Vec<_>>()
+        };
+        until("an answer to each", || answers().len() == told).await;
+        answers()
+    }
+
+    /// Ends all streams, and lets none come for a while.
+    fn kill(&self) {
+        self.istiod.away.store(true, Ordering::Relaxed);
+        self.istiod.discovery.end_streams();
+    }
+
+    fn revive(&self) {
+        self.istiod.away.store(false, Ordering::Relaxed);
+    }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < 600 * Duration::from_secs(1), "{what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn greet(client: &Mesh) {
+    let mut stream = client.connect(SERVER).await.unwrap();
+    ping(&mut stream).await.unwrap();
+}
+
+async fn dump(mesh: &Mesh) -> Value {
+    get(&mesh.admin(), "/config_dump").await.json()
+}
+
+fn pending(mesh: &Mesh) -> String {
+    mesh.readiness().to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_meshes_join_and_talk() {
+    let place = Place::new();
+    let server = place.server().await;
+    let client = place.client();
+    greet(&client).await;
+    assert!(server.readiness().is_ready() && client.readiness().is_ready());
+    assert_eq!(dump(&client).await.get("stale"), None);
+
+    let asked = place.istiod.discovery.asked();
+    let first = &asked[0];
+    assert!(asked.iter().all(|one| one.by_token));
+    let node = first.ask.node.as_ref().unwrap();
+    assert_eq!(
+        node.id,
+        "sidecar~10.0.0.2~server.default~default.svc.cluster.local"
+    );
+    let types = asked.iter().filter(|one| one.stream == 1);
+    let types: Vec<_> = types.map(|one| &*one.ask.type_url).collect();
+    assert!(types.starts_with(&[ADDRESS, AUTHORIZATION]), "{types:?}");
+    assert!(
+        !types.contains(&LISTENER),
+        "a port of any other protocol has no listener"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_istiod_that_is_away_at_first_is_waited_for() {
+    let place = Place::new();
+    place.kill();
+    let client = place.client();
+    until("a first attempt", || {
+        pending(&client).contains("connecting")
+    })
+    .await;
+    let told = pending(&client);
+    assert!(
+        told.contains("control plane (istiod.istio-system.svc:15012: connecting"),
+        "{told}"
+    );
+    let error = timeout(HOUR, client.ready()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotReady);
+    place.revive();
+    until("it is ready", || client.readiness().is_ready()).await;
+    let _server = place.server().await;
+    greet(&client).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_policies_nothing_is_ready() {
+    let place = Place::new();
+    place.istiod.discovery.be_silent_of(AUTHORIZATION, true);
+    let client = place.client();
+    until("the addresses are here", || {
+        pending(&client).contains("not accepted whole yet: istio.security.Authorization")
+    })
+    .await;
+    sleep(Duration::from_secs(20)).await;
+    assert!(!client.readiness().is_ready());
+    place.istiod.discovery.be_silent_of(AUTHORIZATION, false);
+    place.istiod.discovery.end_streams();
+    until("it is ready", || client.readiness().is_ready()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_istiod_said_outlives_it() {
+    let place = Place::new();
+    let server = place.server().await;
+    let client = place.client();
+    greet(&client).await;
+    place.kill();
+    sleep(HOUR).await;
+    greet(&client).await;
+    assert!(client.readiness().is_ready() && server.readiness().is_ready());
+    let stale = dump(&client).await["stale"].clone();
+    let reason = stale["reason"].as_str().unwrap();
+    assert!(reason.contains("connecting"), "{stale}");
+    assert!(stale["since"].as_str().unwrap().ends_with('Z'), "{stale}");
+
+    // What has changed meanwhile, and only that, comes with the next stream.
+    let change = vec![workload("another", [10, 0, 0, 3], "1")];
+    place.istiod.discovery.say(&addresses(change, &["server"]));
+    let before = place.istiod.discovery.streams();
+    place.revive();
+    until("both are back", || {
+        place.istiod.discovery.streams() == before + 2
+    })
+    .await;
+    until("the change is here", || {
+        let asked = place.istiod.discovery.asked();
+        let acks = asked.iter().filter(|one| {
+            one.stream > before && one.ask.type_url == ADDRESS && !one.ask.nonce.is_empty()
+        });
+        acks.count() == 2
+    })
+    .await;
+    let asked = place.istiod.discovery.asked();
+    let again = asked.iter().find(|one| one.stream > before).unwrap();
+    let versions: Vec<_> = again.ask.versions.keys().cloned().collect();
+    assert_eq!(versions, [uid("client"), uid("server")]);
+    let now = dump(&client).await;
+    assert_eq!(now.get("stale"), None);
+    let uids = now["workloads"].as_array().unwrap().iter();
+    let mut uids: Vec<_> = uids.map(|one| one["uid"].as_str().unwrap()).collect();
+    uids.sort_unstable();
+    assert_eq!(uids, [uid("another"), uid("client")]);
+    drop(server);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_is_told_and_a_new_one_taken() {
+    let place = Place::new();
+    place.write("client", "a-token-of-another-cluster");
+    let client = place.mesh("client", "client", place.xds("client", [10, 0, 0, 1]));
+    until("it was refused", || {
+        let told = pending(&client);
+        told.contains("control plane (") && told.contains("authentication failure")
+    })
+    .await;
+    place.token("client", HOUR);
+    until("it is ready", || client.readiness().is_ready()).await;
+
+    fs::remove_file(place.path("client")).unwrap();
+    let fresh = place.mesh("client", "client", place.xds("client", [10, 0, 0, 1]));
+    until("it is missing", || {
+        let told = pending(&fresh);
+        let file = format!("token file {} is missing", place.path("client").display());
+        told.contains("control plane (") && told.contains(&file)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_certificate_does_in_place_of_a_token_that_has_expired() {
+    let place = Place::new();
+    place.token("client", HOUR);
+    let client = place.mesh("client", "client", place.xds("client", [10, 0, 0, 1]));
+    client.ready().await.unwrap();
+    sleep(2 * HOUR).await;
+    assert!(
+        place
+            .istiod
+            .discovery
+            .asked()
+            .iter()
+            .all(|one| one.by_token)
+    );
+    for round in 1..4 {
+        place.istiod.discovery.end_streams();
+        until("it is back", || {
+            place.istiod.discovery.streams() == round + 1
+        })
+        .await;
+        until("it was heard", || {
+            let last = place.istiod.discovery.asked().pop().unwrap();
+            last.stream == round + 1 && !last.by_token
+        })
+        .await;
+    }
+    assert_eq!(dump(&client).await.get("stale"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_root_is_told_with_the_file() {
+    let place = Place::new();
+    let other = istiod::Istiod::start(HOUR, wall_clock());
+    place.write("root-cert.pem", &other.root_pem());
+    let client = place.client();
+    let file = place.path("root-cert.pem").display().to_string();
+    until("it was refused", || {
+        let told = pending(&client);
+        told.contains("control plane (") && told.contains(&format!("root does not match {file}"))
+    })
+    .await;
+    place.write("root-cert.pem", &place.istiod.root_pem());
+    until("it is ready", || client.readiness().is_ready()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_refused_by_name_and_the_rest_applies() {
+    let place = Place::new();
+    let client = place.client();
+    client.ready().await.unwrap();
+    let good = workload("another", [10, 0, 0, 3], "1");
+    let bad = resource(&uid("server"), "2", b"\x0a\xff".to_vec());
+    let answers = place.say(&addresses(vec![bad, good], &[])).await;
+    let problem = answers[0].ask.error.as_ref().unwrap();
+    assert!(problem.message.contains(&uid("server")), "{problem:?}");
+    assert!(!problem.message.contains(&uid("another")), "{problem:?}");
+    let uids = dump(&client).await["workloads"].to_string();
+    assert!(uids.contains(&uid("another")), "{uids}");
+    // Its last good version.
+    assert!(uids.contains(&uid("server")), "{uids}");
+    let problems = client.node().problems().join("; ");
+    assert!(problems.contains(&uid("server")), "{problems}");
+
+    // What nobody asked for, and nonsense.
+    let stray = Answer {
+        type_url: "type.googleapis.com/nobody.asked".to_owned(),
+        nonce: "stray".to_owned(),
+        ..addresses(vec![workload("x", [10, 0, 0, 9], "1")], &["client"])
+    };
+    place.istiod.discovery.garble(&stray);
+    until("it was refused", || {
+        let asked = place.istiod.discovery.asked();
+        asked
+            .iter()
+            .any(|one| one.ask.nonce == "stray" && one.ask.error.is_some())
+    })
+    .await;
+    assert!(client.readiness().is_ready());
+
+    // What comes well again is no problem any more; who joins meanwhile is not kept out.
+    let other = place.mesh("another", "client", place.xds("client", [10, 0, 0, 3]));
+    other.ready().await.unwrap();
+    let well = vec![workload("server", [10, 0, 0, 2], "3")];
+    place.say(&addresses(well, &[])).await;
+    assert_eq!(client.node().problems(), [""; 0]);
+    let _server = place.server().await;
+    greet(&client).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_is_reported_on_every_stream() {
+    let place = Place::new();
+    let client = place.client();
+    client.report_health(AppHealth::Unhealthy("starting".into()));
+    let reports = || -> Vec<_> {
+        let asked = place.istiod.discovery.asked().into_iter();
+        let health = asked.filter(|one| one.ask.type_url == HEALTH);
+        health
+            .map(|one| (one.stream, one.ask.error.map(|problem| problem.message)))
+            .collect()
+    };
+    until("the first", || reports().len() == 1).await;
+    client.report_health(AppHealth::Healthy);
+    until("the second", || reports().len() == 2).await;
+    place.istiod.discovery.end_streams();
+    until("the second again", || reports().len() == 3).await;
+    let starting = Some("starting".to_owned());
+    assert_eq!(reports(), [(1, starting), (1, None), (2, None)]);
+    assert_ne!(place.istiod.discovery.asked()[0].ask.type_url, HEALTH);
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_demand_only_what_is_dialled_is_here() {
+    let place = Place::new();
+    let more = (0..200).map(|host| workload(&format!("pod-{host}"), [10, 1, 0, host], "1"));
+    place.istiod.discovery.say(&addresses(more.collect(), &[]));
+    let _server = place.server().await;
+    place.token("client", HOUR);
+    // The recorded istiod knows a workload by its address; this one by the names that it is given.
+    for (name, address) in [("client", [10, 0, 0, 1]), ("server", [10, 0, 0, 2])] {
+        let mut by_address = workload(name, address, "1");
+        by_address.aliases = vec![format!("/{}", IpAddr::from(address))];
+        place
+            .istiod
+            .discovery
+            .say(&addresses(vec![by_address], &[]));
+    }
+    let xds = place.xds("client", [10, 0, 0, 1]).on_demand();
+    let client = place.mesh("client", "client", xds);
+    greet(&client).await;
+    let begin = Instant::now();
+    let error = client.connect("10.9.9.9:80").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownHost, "{error:?}");
+    let error = client.connect("nobody:80").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownHost, "{error:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "it was told so");
+    let error = client.resolve("nobody.at-all").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownHost, "{error:?}");
+    assert_eq!(
+        dump(&client).await["workloads"].as_array().unwrap().len(),
+        2
+    );
+    let asked = place.istiod.discovery.asked();
+    let stream = asked.iter().map(|one| one.stream).max().unwrap();
+    let own = asked.iter().filter(|one| one.stream == stream);
+    let names: Vec<_> = own.flat_map(|one| one.ask.subscribe.clone()).collect();
+    assert_eq!(
+        names,
+        [
+            "/10.0.0.1",
+            "/10.0.0.2",
+            "/10.9.9.9",
+            "default/nobody.default.svc.cluster.local",
+            "default/nobody.at-all",
+            "at-all/nobody.at-all.svc.cluster.local",
+        ]
+        .map(str::to_owned)
+    );
+}
+
+async fn serve(mesh: &Mesh, port: u16) {
+    let http = mesh.listen_http(port).await.unwrap();
+    tokio::spawn(
+        http.serve(service_fn(|_: Request<hyper::body::Incoming>| async {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        })),
+    );
+}
+
+async fn status(client: &Mesh, method: Method, path: &str) -> StatusCode {
+    let uri = format!("http://details:9080{path}");
+    let request = Request::builder().method(method).uri(uri);
+    let request = request.body(Empty::<Bytes>::new()).unwrap();
+    let response = client.http_client().request(request).await;
+    response
+        .unwrap_or_else(|error| panic!("{error:?}"))
+        .status()
+}
+
+async fn judged(client: &Mesh, step: &str) {
+    let asks = [
+        (Method::GET, "/details/1", StatusCode::OK),
+        (Method::POST, "/details/1", StatusCode::FORBIDDEN),
+        (Method::GET, "/other", StatusCode::FORBIDDEN),
+    ];
+    for (method, path, expected) in asks {
+        let answer = status(client, method.clone(), path).await;
+        assert_eq!(answer, expected, "{step}: {method} {path}");
+    }
+}
+
+async fn listener_of(mesh: &Mesh, port: u16) -> String {
+    let target = format!("/explain?format=json&to={port}&from=plaintext");
+    let told = get(&mesh.admin(), &target).await.json();
+    told["inboundListener"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// On the ambient stream details' policy allows nothing; on its listener, what it says.
+#[tokio::test(start_paused = true)]
+async fn policies_on_requests_come_whole_from_a_recorded_istiod() {
+    let name = "policies_on_requests_come_whole_from_a_recorded_istiod";
+    let Some(data) = require::data(name) else {
+        return;
+    };
+    let place = Place::empty();
+    let mut messages = recorded(&data.join("istiod/bookinfo/sdk"))
+        .into_iter()
+        .peekable();
+    while let Some(message) = messages.next_if(|message| message.step == "base") {
+        place.istiod.discovery.say(&message.answer);
+    }
+    let join = |name: &str, account: &str, address: [u8; 4]| {
+        place.token(account, 100 * HOUR);
+        let xds = place.xds(account, address).cluster_id("Kubernetes");
+        place.mesh(name, account, xds)
+    };
+    let details = join("details-v1-1", "bookinfo-details", [10, 10, 2, 11]);
+    let page = join("productpage-v1-1", "bookinfo-productpage", [10, 10, 1, 10]);
+    serve(&details, 9080).await;
+    judged(&page, "base").await;
+    let listener = listener_of(&details, 9080).await;
+    assert!(listener.contains("whole"), "{listener}");
+
+    // Nobody has a Service for it.
+    let begin = Instant::now();
+    serve(&details, 9999).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "it was told so");
+    let listener = listener_of(&details, 9999).await;
+    assert!(listener.contains("no Service names the port"), "{listener}");
+
+    for message in messages {
+        place.say(&message.answer).await;
+        judged(&page, &message.step).await;
+    }
+    // And nothing is lost with the stream.
+    place.kill();
+    sleep(HOUR).await;
+    judged(&page, "without istiod").await;
+    place.revive();
+    sleep(HOUR).await;
+    judged(&page, "with istiod again").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_waits_five_seconds_for_a_listener_of_which_nothing_is_said() {
+    let place = Place::new();
+    place.istiod.discovery.be_silent_of(LISTENER, true);
+    place.token("server", HOUR);
+    let server = place.mesh("server", "server", place.xds("server", [10, 0, 0, 2]));
+    server.ready().await.unwrap();
+    let begin = Instant::now();
+    let http = server.listen_http(8080).await.unwrap();
+    let waited = begin.elapsed();
+    let five = Duration::from_secs(5);
+    assert!(waited >= five && waited < 2 * five, "{waited:?}");
+    let listener = listener_of(&server, 8080).await;
+    assert!(
+        listener.contains("none from the control plane yet"),
+        "{listener}"
+    );
+    let name = format!(
+        "xds.istio.io/grpc/lds/inbound/{}",
+        SocketAddr::from(([10, 0, 0, 2], 8080))
+    );
+    let asks = |subscribed: bool| {
+        let asked = place.istiod.discovery.asked();
+        asked.iter().any(|one| {
+            let names = if subscribed {
+                &one.ask.subscribe
+            } else {
+                &one.ask.unsubscribe
+            };
+            names.contains(&name)
+        })
+    };
+    assert!(asks(true) && !asks(false));
+    drop(http);
+    until("it is asked for no more", || asks(false)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_of_the_stream_are_told_and_overcome() {
+    let place = Place::new();
+    place.istiod.discovery.refuse(Some((
+        Code::ResourceExhausted,
+        "request rate limit exceeded",
+    )));
+    let client = place.client();
+    until("it was refused", || {
+        pending(&client).contains("request rate limit exceeded")
+    })
+    .await;
+    place.istiod.discovery.refuse(None);
+    until("it is ready", || client.readiness().is_ready()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_stream_speaks_for_one_workload() {
+    let place = Place::new();
+    let client = place.client();
+    client.ready().await.unwrap();
+    let second = client
+        .node()
+        .workload("default", "server", "server")
+        .unwrap();
+    until("it is told", || {
+        pending(&second).contains("config::Xds speaks for default/client alone")
+    })
+    .await;
+}
