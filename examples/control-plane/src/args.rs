@@ -1,0 +1,148 @@
+//! The command line and the environment: read here and nowhere else.
+
+use std::io::{IsTerminal, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::BoxError;
+
+/// A control plane on one machine: discovery and certificates out of files.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    /// The folder of the root certificate, its key and the key of tokens; created when absent.
+    #[arg(long, global = true, default_value = ".mesh-control-plane")]
+    pub(crate) state: PathBuf,
+
+    /// The trust domain of identities.
+    #[arg(long, global = true, default_value = "cluster.local")]
+    pub(crate) trust_domain: String,
+
+    #[command(flatten)]
+    pub(crate) serve: Serve,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Serve {
+    /// The file or folder of manifests to serve and watch.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Where to serve discovery and certificates, over TLS.
+    #[arg(long, default_value = "127.0.0.1:15012")]
+    pub(crate) listen: SocketAddr,
+
+    /// Another name or address of this server, beside istiod.istio-system.svc and those of this machine.
+    #[arg(long)]
+    pub(crate) server_name: Vec<String>,
+
+    /// Where to answer about clients, in plaintext: nobody has to say who they are.
+    #[arg(long)]
+    pub(crate) http: Option<SocketAddr>,
+
+    /// Start, join a client, print what it was served, and exit: 0 when it was all of it, 1 otherwise.
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+impl Serve {
+    pub(crate) fn config(&self) -> Result<PathBuf, BoxError> {
+        let path = match &self.config {
+            Some(path) => path.clone(),
+            None if self.once => Path::new(env!("CARGO_MANIFEST_DIR")).join("mesh.yaml"),
+            None => return Err("--config: expected a file or folder of manifests".into()),
+        };
+        if path.exists() {
+            Ok(path)
+        } else {
+            let path = path.display();
+            Err(format!("--config {path}: expected a file or folder that exists").into())
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Prepare hosts to join.
+    #[command(subcommand)]
+    Workload(WorkloadCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkloadCommand {
+    /// Write the files with which a host joins: cluster.env, mesh.yaml, root-cert.pem, istio-token, hosts.
+    Configure(Configure),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Configure {
+    /// The namespace of the host's WorkloadGroup.
+    #[arg(long, short)]
+    pub(crate) namespace: String,
+
+    /// The name of the host's WorkloadGroup.
+    #[arg(long)]
+    pub(crate) name: String,
+
+    /// The service account that the host becomes.
+    #[arg(long, default_value = "default")]
+    pub(crate) service_account: String,
+
+    /// The folder to write to; created when absent.
+    #[arg(long, short)]
+    pub(crate) output: PathBuf,
+
+    /// The address at which the host reaches this control plane.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) ingress_ip: IpAddr,
+
+    /// The port at which the host reaches this control plane.
+    #[arg(long, default_value_t = 15012)]
+    pub(crate) ingress_port: u16,
+
+    /// The host's own address, where it cannot find it out.
+    #[arg(long)]
+    pub(crate) internal_ip: Option<IpAddr>,
+
+    /// The cluster that the host belongs to.
+    #[arg(long, default_value = "Kubernetes")]
+    pub(crate) cluster_id: String,
+
+    /// The network that the host is in.
+    #[arg(long, default_value = "")]
+    pub(crate) network: String,
+
+    /// How long the token is valid, in seconds.
+    #[arg(long, default_value_t = 3600)]
+    pub(crate) token_duration: u64,
+
+    /// Ask for registration when the host connects.
+    #[arg(long)]
+    pub(crate) autoregister: bool,
+}
+
+/// Prints a line. A reader who went away is no reason to end.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints a line to standard error.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Logs to standard error: warnings, or what `RUST_LOG` asks for.
+pub(crate) fn init_logging() {
+    let filter = EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+}

@@ -1,0 +1,132 @@
+//! `workload configure`: the files with which a host joins, as `istioctl x workload entry configure` writes them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use mesh_authz::Identity;
+use serde_json::json;
+
+use crate::args::{Args, Configure};
+use crate::state::State;
+use crate::tls::SERVER_NAME;
+use crate::{BoxError, args};
+
+pub(crate) fn run(all: &Args, of: &Configure) -> Result<(), BoxError> {
+    // Before anything is written: these become an identity.
+    Identity::new(&all.trust_domain, &of.namespace, &of.service_account)?;
+    let state = State::open(&all.state, &all.trust_domain)?;
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(&of.output)?;
+    let lifetime = Duration::from_secs(of.token_duration);
+    let token = state
+        .tokens
+        .issue(&of.namespace, &of.service_account, lifetime);
+    let files = [
+        ("cluster.env", cluster_env(all, of), 0o644),
+        ("mesh.yaml", mesh_yaml(all, of), 0o644),
+        ("root-cert.pem", state.root, 0o644),
+        ("istio-token", token, 0o600),
+        ("hosts", format!("{} {SERVER_NAME}\n", of.ingress_ip), 0o644),
+    ];
+    for (name, content, mode) in files {
+        put(&of.output.join(name), &content, mode)?;
+    }
+    args::say(&format!(
+        "{}: for {}/{}, with a token for {} s",
+        of.output.display(),
+        of.namespace,
+        of.service_account,
+        of.token_duration
+    ));
+    Ok(())
+}
+
+/// What the host says of itself.
+fn metadata(all: &Args, of: &Configure) -> BTreeMap<String, String> {
+    let labels = json!({
+        "service.istio.io/canonical-name": of.name,
+        "service.istio.io/canonical-revision": "latest",
+    });
+    let mut found = BTreeMap::new();
+    let mut add = |key: &str, value: &str| _ = found.insert(key.to_owned(), value.to_owned());
+    add("CANONICAL_REVISION", "latest");
+    add("CANONICAL_SERVICE", &of.name);
+    add("ISTIO_METAJSON_LABELS", &labels.to_string());
+    add("ISTIO_META_CLUSTER_ID", &of.cluster_id);
+    add("ISTIO_META_MESH_ID", "");
+    add("ISTIO_META_NETWORK", &of.network);
+    add("ISTIO_META_WORKLOAD_NAME", &of.name);
+    add("POD_NAMESPACE", &of.namespace);
+    add("SERVICE_ACCOUNT", &of.service_account);
+    add("TRUST_DOMAIN", &all.trust_domain);
+    if of.autoregister {
+        add("ISTIO_META_AUTO_REGISTER_GROUP", &of.name);
+    }
+    found
+}
+
+fn cluster_env(all: &Args, of: &Configure) -> String {
+    let mut values = metadata(all, of);
+    let mut add = |key: &str, value: &str| _ = values.insert(key.to_owned(), value.to_owned());
+    add("ISTIO_INBOUND_PORTS", "*");
+    add("ISTIO_LOCAL_EXCLUDE_PORTS", "22,15090,15021,15020");
+    add("ISTIO_NAMESPACE", &of.namespace);
+    add("ISTIO_SERVICE", &format!("{}.{}", of.name, of.namespace));
+    add("ISTIO_SERVICE_CIDR", "*");
+    if let Some(ip) = of.internal_ip {
+        add("ISTIO_SVC_IP", &ip.to_string());
+    }
+    let line = |(key, value): (&String, &String)| format!("{key}={}\n", quoted(value));
+    values.iter().map(line).collect()
+}
+
+/// As a POSIX shell reads it back.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r#"'"'"'"#))
+}
+
+/// JSON is YAML.
+fn mesh_yaml(all: &Args, of: &Configure) -> String {
+    let config = json!({
+        "defaultConfig": {
+            "discoveryAddress": format!("{SERVER_NAME}:{}", of.ingress_port),
+            "proxyMetadata": metadata(all, of),
+        }
+    });
+    format!("{config:#}\n")
+}
+
+/// Puts a file in place at once.
+fn put(path: &Path, content: &str, mode: u32) -> Result<(), BoxError> {
+    let at = |error: std::io::Error| format!("{}: {error}", path.display());
+    let beside = path.with_extension("new");
+    // One that is left over may have another mode.
+    let _ = fs::remove_file(&beside);
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&beside)
+        .map_err(at)?;
+    file.write_all(content.as_bytes()).map_err(at)?;
+    file.sync_all().map_err(at)?;
+    fs::rename(&beside, path).map_err(at)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_quoted_as_a_shell_reads_them() {
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r#"'it'"'"'s'"#);
+    }
+}

@@ -1,0 +1,76 @@
+//! The files: loaded at once, then watched.
+
+use std::path::{Path, PathBuf};
+
+use mesh_xds::file::{Change, Limits, Loader, Settings, Watcher};
+use mesh_xds::serve::Server;
+
+use crate::{BoxError, args};
+
+/// Serves what the files say, and what they come to say. What is wrong with them is told on standard error;
+/// at the start, files that cannot be read are an error.
+pub(crate) fn load_and_watch(
+    path: &Path,
+    trust_domain: &str,
+    server: Server,
+) -> Result<(), BoxError> {
+    let mut watcher = Watcher::new(path, Limits::default());
+    let mut loader = Loader::new(Settings::default().with_trust_domain(trust_domain));
+    loop {
+        if let Change::Settled(files) = watcher.poll()? {
+            load(&mut loader, files, &server);
+            break;
+        }
+    }
+    tokio::spawn(watch(watcher, loader, server));
+    Ok(())
+}
+
+async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server) {
+    let interval = watcher.limits().interval();
+    let mut complaint = None;
+    loop {
+        tokio::time::sleep(interval).await;
+        let polled = tokio::task::spawn_blocking(move || {
+            let change = watcher.poll();
+            (watcher, change)
+        });
+        let Ok((back, change)) = polled.await else {
+            return;
+        };
+        watcher = back;
+        let trouble = match change {
+            Ok(Change::Settled(files)) => {
+                load(&mut loader, files, &server);
+                None
+            }
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        // Once, not at every poll.
+        if let Some(text) = trouble
+            .as_ref()
+            .filter(|text| complaint.as_ref() != Some(*text))
+        {
+            args::complain(text);
+        }
+        complaint = trouble;
+    }
+}
+
+fn load(loader: &mut Loader, files: Vec<(PathBuf, Vec<u8>)>, server: &Server) {
+    let (batch, problems, skipped) = loader.load(files).into_parts();
+    for problem in problems {
+        args::complain(&problem.to_string());
+    }
+    for kind in skipped {
+        tracing::info!(kind, "a kind that has nothing to say");
+    }
+    server.apply(batch.with_reply(|verdicts| {
+        for verdict in verdicts {
+            if let Err(rejection) = verdict.result() {
+                args::complain(&format!("{}: {rejection}", verdict.resource()));
+            }
+        }
+    }));
+}

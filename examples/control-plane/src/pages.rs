@@ -1,0 +1,94 @@
+//! `/debug/syncz`: who has what.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_xds::serve::{ClientStatus, Server};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// Connections at a time; others wait to be accepted.
+const MAX_CONNECTIONS: usize = 100;
+
+pub(crate) async fn serve(listener: TcpListener, server: Server) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            continue;
+        };
+        let server = server.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let answer = answer(&request, &server);
+                async { Ok::<_, Infallible>(answer) }
+            });
+            let _ = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(place);
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, server: &Server) -> Response<Full<Bytes>> {
+    let (status, kind, text) = match request.uri().path() {
+        "/debug/syncz" => {
+            let clients: Vec<_> = server.clients().iter().map(client).collect();
+            (
+                StatusCode::OK,
+                "application/json",
+                format!("{:#}\n", Value::from(clients)),
+            )
+        }
+        "/ready" => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "there are /debug/syncz and /ready\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static(kind);
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, kind);
+    response
+}
+
+fn client(of: &ClientStatus) -> Value {
+    let types = of.subscriptions().iter().map(|one| {
+        let refusal = one.refusal();
+        json!({
+            "type": one.type_url(),
+            "everything": one.everything(),
+            "names": one.names(),
+            "responses": one.responses(),
+            "pending": one.pending(),
+            "acknowledged": one.acknowledged(),
+            "refused": refusal.map(|refusal| json!({
+                "version": refusal.version(),
+                "error": refusal.text(),
+            })),
+        })
+    });
+    json!({
+        "node": of.node_id(),
+        "identity": of.identity().to_string(),
+        "version": of.version(),
+        "delta": of.is_delta(),
+        "types": types.collect::<Vec<_>>(),
+    })
+}
