@@ -18,6 +18,7 @@ use mesh_xds::transport::{Channel, ChannelBuilder};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status, Streaming};
@@ -57,10 +58,16 @@ impl Authenticator for Tokens {
 
 /// Serves on a port of this machine. `peer` is what its connections' certificates name.
 pub(crate) async fn serve(server: &Server, peer: Option<Identity>) -> Uri {
+    start(server, peer).await.0
+}
+
+/// The same; what is returned beside ends it with its connections.
+pub(crate) async fn start(server: &Server, peer: Option<Identity>) -> (Uri, AbortHandle) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = server.service();
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let (mut inner, peer) = (service.clone(), peer.clone());
@@ -72,10 +79,11 @@ pub(crate) async fn serve(server: &Server, peer: Option<Identity>) -> Uri {
             });
             let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             let service = TowerToHyperService::new(service);
-            tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
+            connections.spawn(connection.serve_connection(TokioIo::new(stream), service));
         }
     });
-    format!("http://{address}").parse().unwrap()
+    let uri = format!("http://{address}").parse().unwrap();
+    (uri, task.abort_handle())
 }
 
 fn node() -> Node {
@@ -153,7 +161,7 @@ impl Stream {
     }
 }
 
-fn batch(names: &[&str]) -> Batch {
+pub(crate) fn batch(names: &[&str]) -> Batch {
     let updates = names.iter().map(|name| {
         let uid = format!("c//Pod/default/{name}");
         Workload::new(uid, "default", *name).into()
@@ -299,7 +307,7 @@ async fn who_cannot_be_whom_it_says_gets_nothing() {
 }
 
 #[derive(Clone)]
-struct Tcp;
+pub(crate) struct Tcp;
 
 impl tower_service::Service<Uri> for Tcp {
     type Response = TcpStream;
@@ -325,7 +333,7 @@ fn root() -> (String, String) {
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
-fn channel(uri: &Uri, token: &'static str) -> ChannelBuilder {
+pub(crate) fn channel(uri: &Uri, token: &'static str) -> ChannelBuilder {
     Channel::builder(uri.clone()).token(move || async move { Ok(Some(token.to_owned())) })
 }
 
