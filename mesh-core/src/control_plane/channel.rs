@@ -24,7 +24,8 @@ pub(crate) struct Proof {
     pub(crate) token: bool,
     /// Presented unless it has expired.
     pub(crate) certificate: Option<Bundle>,
-    /// Roots that came with earlier certificates: believed beside those in the root file.
+    /// Roots that came with earlier certificates: believed beside those in the root file, unless that is
+    /// the server's alone.
     pub(crate) known: Vec<CertificateDer<'static>>,
 }
 

@@ -20,8 +20,9 @@ const MAX_TOKEN: usize = 64 << 10;
 impl ControlPlane {
     /// Connects, and makes a TLS session over the connection.
     ///
-    /// The server is believed by the roots in the file and by `known`, which are those that came with
-    /// earlier certificates. `certificate` is presented if it has not expired.
+    /// The server is believed by the roots in the file and, unless the file is of the server alone, by
+    /// `known`, which are those that came with earlier certificates. `certificate` is presented if it has
+    /// not expired.
     pub(crate) async fn connect(
         &self,
         known: &[CertificateDer<'static>],
@@ -82,6 +83,8 @@ impl ControlPlane {
         &self,
         known: &[CertificateDer<'static>],
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        // Roots of workloads say nothing of a server whose own are another's: any workload could be it.
+        let known = if self.roots_for_peers { known } else { &[] };
         let path = self.roots.display();
         let found = match read(&self.roots).await {
             Ok(Some(pem)) => read_certificates(&pem, &format!("root certificate file {path}")),

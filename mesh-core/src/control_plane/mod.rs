@@ -110,6 +110,10 @@ impl ControlPlane {
 
     /// Sets a PEM file with roots that are trusted for the control plane alone, where its server
     /// certificate is issued by somebody else than workloads' certificates are.
+    ///
+    /// No other root is trusted for it then: roots that came with certificates are those of workloads, any of
+    /// which could take the control plane's place, and be sent the token. While the file is missing or
+    /// damaged, nothing is connected to.
     #[must_use]
     pub fn server_root_cert_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.roots = path.into().into();

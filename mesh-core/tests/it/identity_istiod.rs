@@ -410,6 +410,46 @@ async fn a_root_that_came_with_a_certificate_is_enough_to_believe_istiod() {
     assert_eq!(both.roots(), [place.istiod.root(), new.root()]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn roots_of_workloads_never_stand_in_for_those_of_the_control_plane_alone() {
+    let place = Place::new();
+    place.write("server.pem", &place.istiod.root_pem());
+    let path = place.path("server.pem");
+    let control_plane = place.control_plane().server_root_cert_file(&path);
+    let source = Istiod::new(control_plane)
+        .rng(7)
+        .poll_interval(Duration::from_secs(600));
+    let mut watch = source.watch(reviews());
+    let first = next(&mut watch).await.unwrap();
+    assert_eq!(first.roots(), [place.istiod.root()], "it signed the server");
+    let asked = place.istiod.calls().len();
+
+    place.remove("server.pem");
+    let error = failure(&mut watch).await;
+    assert_eq!(
+        error.detail(),
+        format!("root certificate file {} is missing", path.display())
+    );
+    place.write("server.pem", "garbage");
+    let error = failure(&mut watch).await;
+    assert!(error.detail().contains("server.pem: expected"), "{error}");
+    let other = istiod::Istiod::start(DAY, wall_clock());
+    place.write("server.pem", &other.root_pem());
+    let error = failure(&mut watch).await;
+    assert_eq!(error.kind(), ErrorKind::Untrusted);
+    assert_eq!(place.istiod.calls().len(), asked, "no token for a workload");
+}
+
+/// The next error; a certificate that is told again, as the files change, is none.
+async fn failure(certificates: &mut CertificateStream) -> Error {
+    for _ in 0..3 {
+        if let Err(error) = next(certificates).await {
+            return error;
+        }
+    }
+    panic!("the certificate was renewed");
+}
+
 /// One source for both ends of a connection, each with its own token.
 struct Both {
     client: Istiod,
