@@ -62,25 +62,81 @@ pub(super) fn check_private(_: &File, _: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a folder in which others can put files: what is found there would be theirs.
+/// Who this process is to the file system.
+#[cfg(feature = "istiod")]
+pub(super) struct Owner {
+    #[cfg(unix)]
+    uid: u32,
+}
+
 #[cfg(all(unix, feature = "istiod"))]
-pub(super) fn check_folder(path: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt;
-    let metadata = fs::metadata(path).map_err(at("reading", path))?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o022 == 0 {
-        return Ok(());
+impl Owner {
+    /// Learned from a file put into `folder`, where nothing stays of it: on some network file systems
+    /// what a process creates is not owned by the user that it runs as.
+    pub(super) fn in_folder(folder: &Path) -> Result<Self, Error> {
+        use std::hash::{BuildHasher, RandomState};
+        use std::os::unix::fs::MetadataExt;
+        let name = format!(".owner-{:016x}", RandomState::new().hash_one(0_u8));
+        let path = folder.join(name);
+        let file = open_private(&path, OpenOptions::new().write(true).create_new(true))
+            .map_err(at("creating", &path))?;
+        fs::remove_file(&path).map_err(at("removing", &path))?;
+        let metadata = file.metadata().map_err(at("reading", &path))?;
+        Ok(Self {
+            uid: metadata.uid(),
+        })
     }
-    let detail = format!(
-        "{}: expected a folder in which its owner alone can write, found mode {mode:o}",
-        path.display()
-    );
-    Err(Error::new(ErrorKind::Insecure, detail))
+
+    /// Refuses a folder in which others can put files: what is found there would be theirs.
+    pub(super) fn check_folder(&self, path: &Path) -> Result<(), Error> {
+        use std::os::unix::fs::PermissionsExt;
+        let metadata = fs::metadata(path).map_err(at("reading", path))?;
+        self.check(&metadata, path)?;
+        let mode = metadata.permissions().mode() & 0o777;
+        if mode & 0o022 == 0 {
+            return Ok(());
+        }
+        let detail = format!(
+            "{}: expected a folder in which its owner alone can write, found mode {mode:o}",
+            path.display()
+        );
+        Err(Error::new(ErrorKind::Insecure, detail))
+    }
+
+    /// Refuses a file that others can read, or that is another's.
+    pub(super) fn check_private(&self, file: &File, path: &Path) -> Result<(), Error> {
+        let metadata = file.metadata().map_err(at("reading", path))?;
+        self.check(&metadata, path)?;
+        check_private(file, path)
+    }
+
+    fn check(&self, metadata: &fs::Metadata, path: &Path) -> Result<(), Error> {
+        use std::os::unix::fs::MetadataExt;
+        let (found, own) = (metadata.uid(), self.uid);
+        if found == own {
+            return Ok(());
+        }
+        let detail = format!(
+            "{}: expected to be owned by this process's user {own}, found user {found}",
+            path.display()
+        );
+        Err(Error::new(ErrorKind::Insecure, detail))
+    }
 }
 
 #[cfg(all(not(unix), feature = "istiod"))]
-pub(super) fn check_folder(_: &Path) -> Result<(), Error> {
-    Ok(())
+impl Owner {
+    pub(super) fn in_folder(_: &Path) -> Result<Self, Error> {
+        Ok(Self {})
+    }
+
+    pub(super) fn check_folder(&self, _: &Path) -> Result<(), Error> {
+        Ok(())
+    }
+
+    pub(super) fn check_private(&self, _: &File, _: &Path) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 pub(super) fn text(file: File, path: &Path) -> Result<Zeroizing<String>, Error> {
@@ -108,4 +164,36 @@ pub(super) fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result
 pub(super) fn at(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let detail = format!("{doing} {}", path.display());
     |error| Error::new(ErrorKind::Io, detail).with_source(error)
+}
+
+#[cfg(all(test, unix, feature = "istiod"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_and_files_of_another_user_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key.pem");
+        put(&path, b"key").unwrap();
+        let file = File::open(&path).unwrap();
+        let own = Owner::in_folder(dir.path()).unwrap();
+        own.check_folder(dir.path()).unwrap();
+        own.check_private(&file, &path).unwrap();
+        let left = fs::read_dir(dir.path()).unwrap();
+        assert_eq!(left.count(), 1, "the key alone");
+
+        let another = Owner { uid: own.uid + 1 };
+        for refused in [
+            another.check_folder(dir.path()),
+            another.check_private(&file, &path),
+        ] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Insecure);
+            let expected = format!(
+                "this process's user {}, found user {}",
+                another.uid, own.uid
+            );
+            assert!(error.detail().contains(&expected), "{error}");
+        }
+    }
 }

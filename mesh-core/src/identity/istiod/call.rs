@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_hbone::tls::Bundle;
-
-use super::watch::{Ask, Failed, Settings};
+use super::watch::{Ask, Failed, Fetched, Settings};
 use crate::identity::{Error, ErrorKind};
 
 #[derive(Debug)]
@@ -22,7 +20,7 @@ impl Caller {
 
 #[cfg(not(any(feature = "aws-lc-rs", feature = "ring")))]
 impl Caller {
-    pub(super) async fn fetch(self: Arc<Self>, _ask: Ask) -> Result<Bundle, Failed> {
+    pub(super) async fn fetch(self: Arc<Self>, _ask: Ask) -> Result<Fetched, Failed> {
         let _ = (
             &self.settings.impersonate,
             &self.settings.ttl,
@@ -35,6 +33,7 @@ impl Caller {
 
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 mod with_crypto {
+    use mesh_hbone::tls::Bundle;
     use mesh_xds::ErrorKind as CallErrorKind;
     use mesh_xds::ca::{Client, Issued, SigningRequest};
     use rustls_pki_types::pem::PemObject;
@@ -49,7 +48,7 @@ mod with_crypto {
 
     impl Caller {
         /// Fetches one certificate: by the token, or else by the certificate that there is.
-        pub(in super::super) async fn fetch(self: Arc<Self>, ask: Ask) -> Result<Bundle, Failed> {
+        pub(in super::super) async fn fetch(self: Arc<Self>, ask: Ask) -> Result<Fetched, Failed> {
             let by_token = match self.settings.control_plane.token().await {
                 Ok(Some(_)) => {
                     let proof = Proof {
@@ -93,7 +92,7 @@ mod with_crypto {
             })
         }
 
-        async fn call(&self, ask: &Ask, proof: Proof) -> Result<Bundle, Failed> {
+        async fn call(&self, ask: &Ask, proof: Proof) -> Result<Fetched, Failed> {
             let Settings { control_plane, .. } = &self.settings;
             let what = if proof.token { "token" } else { "certificate" };
             let channel = control_plane.channel(move || proof.clone())?;
@@ -106,8 +105,8 @@ mod with_crypto {
                 .await
                 .map_err(|error| self.failed(error, what))?;
             let bundle = self.parse(&request, &issued)?;
-            self.keep(ask, &request, &issued).await;
-            Ok(bundle)
+            let content = self.content(&request, &issued);
+            Ok(Fetched { bundle, content })
         }
 
         /// The certificate must be for our key: another's is of no use, and would show much later.
@@ -144,26 +143,19 @@ mod with_crypto {
             }
         }
 
-        /// A certificate that cannot be kept is one all the same.
-        async fn keep(&self, ask: &Ask, request: &SigningRequest, issued: &Issued) {
-            let Some(folder) = self.settings.state_dir.clone() else {
-                return;
-            };
+        /// What is to be kept for the next start.
+        fn content(&self, request: &SigningRequest, issued: &Issued) -> Option<keep::Content> {
+            self.settings.state_dir.as_ref()?;
             let key = request.private_key();
             // Room for all of it at once: a text that grows leaves copies of the key behind.
-            let mut pem = Zeroizing::new(String::with_capacity(key.len() + issued.chain().len()));
-            pem.push_str(&key);
-            pem.push_str(issued.chain());
-            let (identity, roots) = (ask.identity.clone(), issued.roots().to_owned());
-            let storing =
-                tokio::task::spawn_blocking(move || keep::store(&folder, &identity, &pem, &roots));
-            let stored = storing.await.unwrap_or_else(|error| {
-                let detail = "writing to the state directory";
-                Err(Error::new(ErrorKind::Io, detail).with_source(error))
-            });
-            if let Err(error) = stored {
-                tracing::warn!(target: "mesh::identity", identity = %ask.identity, %error, "the certificate is not kept for the next start");
-            }
+            let room = key.len() + issued.chain().len();
+            let mut certificate = Zeroizing::new(String::with_capacity(room));
+            certificate.push_str(&key);
+            certificate.push_str(issued.chain());
+            Some(keep::Content {
+                certificate,
+                roots: issued.roots().to_owned(),
+            })
         }
 
         fn failed(&self, error: mesh_xds::Error, what: &str) -> Failed {

@@ -3,6 +3,7 @@
 mod call;
 mod keep;
 mod schedule;
+mod store;
 mod trust;
 mod watch;
 mod work;
@@ -106,6 +107,10 @@ impl Istiod {
     /// Keeps certificates and their keys in a directory, readable by its owner alone: none unless
     /// set. After a restart they are used again at once, and renewed in time, so that neither an expired
     /// token nor an absent control plane keeps the process from starting.
+    ///
+    /// The directory, and what is in it, has to be owned by the process's user, and writable by that user alone:
+    /// what others could have put there is not used. A directory that is not there is created. Certificates
+    /// are in use before they are written, and one that cannot be read within 5 s is fetched anew.
     #[must_use]
     pub fn state_dir(self, path: impl Into<PathBuf>) -> Self {
         self.set(|settings| settings.state_dir = Some(path.into().into()))

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::schedule::Failure;
-use super::work;
+use super::{keep, work};
 use crate::ControlPlane;
 use crate::identity::renew::{Backoff, Now};
 use crate::identity::{CertificateStream, Error, ErrorKind};
@@ -76,6 +76,13 @@ pub(super) struct Ask {
     pub(super) known: Vec<CertificateDer<'static>>,
 }
 
+/// What a fetch brought.
+pub(super) struct Fetched {
+    pub(super) bundle: Bundle,
+    /// What is to be kept of it, once it was found to be good, if anything is.
+    pub(super) content: Option<keep::Content>,
+}
+
 /// Why a fetch brought nothing, and what that says of the next.
 #[derive(Debug)]
 pub(super) struct Failed {
@@ -90,7 +97,7 @@ impl From<Error> for Failed {
     }
 }
 
-pub(super) type Fetching = Pin<Box<dyn Future<Output = Result<Bundle, Failed>> + Send>>;
+pub(super) type Fetching = Pin<Box<dyn Future<Output = Result<Fetched, Failed>> + Send>>;
 
 /// Shared by the task and everybody who watches.
 pub(super) struct Shared {
@@ -129,6 +136,40 @@ pub(super) struct Latest {
     bundles: u64,
     error: Option<Error>,
     errors: u64,
+}
+
+impl State {
+    /// Lets go of what the task knew, which is gone. What is pinned is for the next task, which the next
+    /// who comes starts; those who watch find that theirs has ended.
+    pub(super) fn begin_anew(&mut self) {
+        let Self {
+            slots,
+            touched,
+            next,
+            ..
+        } = self;
+        touched.clear();
+        slots.retain(|identity, slot| {
+            if slot.pinned {
+                *next += 1;
+                *slot = Slot::new(*next);
+                slot.pinned = true;
+                touched.insert(identity.clone());
+            }
+            slot.pinned
+        });
+    }
+}
+
+impl Slot {
+    fn new(number: u64) -> Self {
+        Self {
+            number,
+            latest: watch::Sender::default(),
+            watchers: 0,
+            pinned: false,
+        }
+    }
 }
 
 impl Latest {
@@ -240,12 +281,7 @@ impl Handle {
         let next = &mut state.next;
         Ok(state.slots.entry(identity.clone()).or_insert_with(|| {
             *next += 1;
-            Slot {
-                number: *next,
-                latest: watch::Sender::default(),
-                watchers: 0,
-                pinned: false,
-            }
+            Slot::new(*next)
         }))
     }
 

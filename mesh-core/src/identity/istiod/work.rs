@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::mem::take;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +15,10 @@ use mesh_hbone::tls::Bundle;
 use rustls_pki_types::CertificateDer;
 use tokio::time::{Instant, sleep_until};
 
-use super::keep;
 use super::schedule::{Limits, Schedule, Step, Ticket};
+use super::store::Store;
 use super::trust::{Change, Trust};
-use super::watch::{Ask, Failed, Latest, Shared};
+use super::watch::{Ask, Failed, Fetched, Latest, Shared};
 use crate::identity::renewed::judge;
 use crate::identity::{Error, ErrorKind};
 
@@ -51,16 +50,16 @@ impl Drop for Ends<'_> {
         let mut state = self.0.state();
         state.running = false;
         state.broken |= std::thread::panicking();
-        state.touched.clear();
         // Whoever watches one begins anew.
-        state.slots.clear();
+        state.begin_anew();
     }
 }
 
 /// What comes back from outside.
 enum Event {
-    Fetched(Ticket, Result<Bundle, Failed>),
+    Fetched(Ticket, Result<Fetched, Failed>),
     Restored(Identity, u64, Option<Bundle>),
+    Stored,
     /// It was forgotten meanwhile.
     Dropped,
 }
@@ -71,6 +70,7 @@ struct Work<'a> {
     kept: HashMap<Identity, Kept>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
     trust: Trust,
+    store: Store,
 }
 
 /// An identity that is in the schedule, or about to be.
@@ -98,6 +98,7 @@ impl<'a> Work<'a> {
             kept: HashMap::new(),
             events: FuturesUnordered::new(),
             trust,
+            store: Store::new(settings),
         }
     }
 
@@ -134,10 +135,10 @@ impl<'a> Work<'a> {
                 fetch: None,
             };
             self.kept.insert(identity.clone(), kept);
-            match &self.shared.settings.state_dir {
-                Some(folder) => {
-                    let restoring = restore(Arc::clone(folder), identity, number);
-                    self.events.push(restoring.boxed());
+            match self.store.load(&identity) {
+                Some(loading) => {
+                    let restored = move |bundle| Event::Restored(identity, number, bundle);
+                    self.events.push(loading.map(restored).boxed());
                 }
                 None => self.begin(&identity, demanded),
             }
@@ -229,21 +230,32 @@ impl<'a> Work<'a> {
         match event {
             Event::Fetched(ticket, outcome) => self.fetched(ticket, outcome),
             Event::Restored(identity, slot, bundle) => self.restored(&identity, slot, bundle),
+            Event::Stored => {
+                self.store.stored();
+                self.keep_next();
+            }
             Event::Dropped => {}
         }
     }
 
-    fn fetched(&mut self, ticket: Ticket, outcome: Result<Bundle, Failed>) {
+    fn fetched(&mut self, ticket: Ticket, outcome: Result<Fetched, Failed>) {
         let now = self.shared.settings.now();
         let Some(identity) = self.schedule.identity(ticket) else {
             return;
         };
-        let outcome = outcome.and_then(|bundle| Ok(judge(bundle, &identity, now)?));
+        let outcome = outcome.and_then(|fetched| {
+            let bundle = judge(fetched.bundle, &identity, now)?;
+            Ok((bundle, fetched.content))
+        });
         match outcome {
-            Ok(bundle) => {
+            Ok((bundle, content)) => {
                 let validity = (bundle.not_before(), bundle.not_after());
                 self.schedule.fetched(ticket, now, validity);
                 self.publish(&identity, bundle);
+                if let Some(content) = content {
+                    self.store.put(identity, content);
+                    self.keep_next();
+                }
             }
             Err(Failed { error, failure }) => {
                 self.schedule.failed(ticket, now, failure);
@@ -253,6 +265,12 @@ impl<'a> Work<'a> {
                     self.schedule.forget(&identity);
                 }
             }
+        }
+    }
+
+    fn keep_next(&mut self) {
+        if let Some(storing) = self.store.next() {
+            self.events.push(storing.map(|()| Event::Stored).boxed());
         }
     }
 
@@ -329,17 +347,4 @@ impl<'a> Work<'a> {
             slot.latest.send_modify(change);
         }
     }
-}
-
-async fn restore(folder: Arc<Path>, identity: Identity, slot: u64) -> Event {
-    let whose = identity.clone();
-    let loading = tokio::task::spawn_blocking(move || keep::load(&folder, &whose));
-    let loaded = loading.await.unwrap_or_else(|error| {
-        Err(Error::new(ErrorKind::Io, "reading the state directory").with_source(error))
-    });
-    let bundle = loaded.unwrap_or_else(|error| {
-        tracing::warn!(target: "mesh::identity", %identity, %error, "the kept certificate cannot be used");
-        None
-    });
-    Event::Restored(identity, slot, bundle)
 }

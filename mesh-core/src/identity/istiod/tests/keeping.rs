@@ -8,8 +8,8 @@ use super::*;
 
 fn store(folder: &std::path::Path, service: &Service, identity: &Identity, from: SystemTime) {
     let certificate = service.issuer.certificate(identity, from, 24 * HOUR);
-    let pem = service.issuer.key.serialize_pem() + &certificate.pem();
-    keep::store(folder, identity, &pem, &service.issuer.root.pem()).unwrap();
+    let content = service.issuer.content(&certificate);
+    keep::store(folder, identity, &content).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -63,7 +63,10 @@ async fn what_was_kept_and_cannot_be_used_is_fetched_anew() {
     let open = file("open");
     let open = open.parent().unwrap();
     fs::set_permissions(open, fs::Permissions::from_mode(0o777)).unwrap();
-    for (number, account) in ["expired", "read", "torn", "moved", "open", "new"]
+    store(dir.path(), &service, &identity("roots"), now);
+    let roots = file("roots").with_file_name("roots.pem");
+    fs::set_permissions(roots, fs::Permissions::from_mode(0o622)).unwrap();
+    for (number, account) in ["expired", "read", "torn", "moved", "open", "roots", "new"]
         .into_iter()
         .enumerate()
     {
@@ -91,4 +94,71 @@ fn what_is_kept_is_private() {
     for file in fs::read_dir(&own).unwrap() {
         assert_eq!(mode(file.unwrap().path()), 0o600);
     }
+}
+
+#[test]
+fn every_folder_on_the_way_is_its_owners_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("state");
+    let service = Service::new();
+    store(&folder, &service, &identity("a"), SystemTime::now());
+    for level in ["", "cluster.local", "cluster.local/default"] {
+        let level = folder.join(level);
+        fs::set_permissions(&level, fs::Permissions::from_mode(0o770)).unwrap();
+        let error = keep::load(&folder, &identity("a")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Insecure, "{level:?}");
+        fs::set_permissions(&level, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    keep::load(&folder, &identity("a")).unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_accepted_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::new();
+    let source = service.source(|istiod| istiod.state_dir(dir.path()));
+    *service.whose.lock().unwrap() = Some(identity("eve"));
+    let mut watch = source.watch(identity("a"));
+    let error = next(&mut watch).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WrongIdentity);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+
+    *service.whose.lock().unwrap() = None;
+    let used = next(&mut watch).await.unwrap();
+    // The clock stands still while it is being written.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let kept = keep::load(dir.path(), &identity("a")).unwrap().unwrap();
+    assert_eq!(kept.chain(), used.chain());
+}
+
+/// Opening a pipe waits for a writer: so does a file system that is away.
+#[tokio::test]
+async fn a_directory_that_hangs_withholds_no_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::new();
+    store(dir.path(), &service, &identity("a"), SystemTime::now());
+    let path = dir.path().join("cluster.local/default/a/certificate.pem");
+    fs::remove_file(&path).unwrap();
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    fs::hard_link(&pipe, &path).unwrap();
+    tokio::time::pause();
+    let source = service.source(|istiod| istiod.state_dir(dir.path()));
+    let watching = tokio::spawn(async move { next(&mut source.watch(identity("a"))).await });
+    // While a blocking thread is at work the clock does not go forward by itself.
+    for _ in 0..10_000 {
+        if watching.is_finished() {
+            break;
+        }
+        tokio::time::advance(Duration::from_millis(100)).await;
+        // Other files are read meanwhile, by threads.
+        let pause = || std::thread::park_timeout(Duration::from_millis(1));
+        tokio::task::spawn_blocking(pause).await.unwrap();
+    }
+    let used = watching.is_finished();
+    // Lets the thread go.
+    fs::write(&pipe, "").unwrap();
+    assert!(used);
+    assert_eq!(service.asked(), 1);
 }

@@ -18,7 +18,8 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::time::Instant;
 
-use super::watch::{Ask, Failed, Fetching, Handle, Settings};
+use super::keep::Content;
+use super::watch::{Ask, Failed, Fetched, Fetching, Handle, Settings};
 use super::*;
 use crate::identity::{Error, ErrorKind};
 
@@ -84,10 +85,20 @@ impl Issuer {
     }
 
     fn issue(&self, identity: &Identity, from: SystemTime, life: Duration) -> Bundle {
-        let certificate = self.certificate(identity, from, life);
+        self.bundle(&self.certificate(identity, from, life))
+    }
+
+    fn bundle(&self, certificate: &rcgen::Certificate) -> Bundle {
         let key = PrivatePkcs8KeyDer::from(self.key.serialize_der());
         let chain = vec![certificate.der().clone()];
         Bundle::new(chain, key.into(), vec![self.root()], &[]).unwrap()
+    }
+
+    fn content(&self, certificate: &rcgen::Certificate) -> Content {
+        Content {
+            certificate: (self.key.serialize_pem() + &certificate.pem()).into(),
+            roots: self.root.pem(),
+        }
     }
 
     fn crl(&self, serials: &[&str]) -> String {
@@ -118,6 +129,8 @@ struct Service {
     takes: Duration,
     /// What it is answered instead of a certificate.
     fails: Arc<Mutex<Option<ErrorKind>>>,
+    /// Whose certificate it is answered instead of the one that it asked for.
+    whose: Arc<Mutex<Option<Identity>>>,
     asks: Arc<Mutex<Vec<Ask>>>,
     inside: Arc<AtomicUsize>,
     most_inside: Arc<AtomicUsize>,
@@ -130,6 +143,7 @@ impl Service {
             life: 24 * HOUR,
             takes: Duration::ZERO,
             fails: Arc::default(),
+            whose: Arc::default(),
             asks: Arc::default(),
             inside: Arc::default(),
             most_inside: Arc::default(),
@@ -189,7 +203,15 @@ impl Service {
                 return Err(Failed::from(Error::new(kind, "the service")));
             }
             let now = settings.control_plane.now();
-            Ok(self.issuer.issue(&ask.identity, now, self.life))
+            let whose = self.whose.lock().unwrap().clone();
+            let whose = whose.unwrap_or(ask.identity);
+            let certificate = self.issuer.certificate(&whose, now, self.life);
+            Ok(Fetched {
+                bundle: self.issuer.bundle(&certificate),
+                content: settings
+                    .state_dir
+                    .map(|_| self.issuer.content(&certificate)),
+            })
         })
     }
 }

@@ -161,7 +161,10 @@ async fn a_certificate_of_somebody_else_or_none_in_time_is_a_failure() {
             Box::pin(async move {
                 match ask.identity.service_account() {
                     "slow" => std::future::pending().await,
-                    _ => Ok(eve),
+                    _ => Ok(Fetched {
+                        bundle: eve,
+                        content: None,
+                    }),
                 }
             })
         });
@@ -244,5 +247,29 @@ fn a_runtime_that_ends_takes_nothing_with_it() {
             .unwrap();
         let bundle = runtime.block_on(next(&mut watch)).unwrap();
         assert_eq!(bundle.serial_number(), serial);
+    }
+}
+
+#[test]
+fn what_is_prefetched_outlives_the_runtime_that_it_was_fetched_on() {
+    let service = Service::new();
+    let source = service.behind(Istiod::new(ControlPlane::default()));
+    source.prefetch(&identity("pinned"));
+    for serials in [["1", "2"], ["3", "4"]] {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let bundles = runtime.block_on(async {
+            let other = next(&mut source.watch(identity("other"))).await.unwrap();
+            while service.issued() % 2 == 1 {
+                tokio::task::yield_now().await;
+            }
+            let pinned = next(&mut source.watch(identity("pinned"))).await.unwrap();
+            [other, pinned]
+        });
+        let mut found: Vec<_> = bundles.iter().map(Bundle::serial_number).collect();
+        found.sort_unstable();
+        assert_eq!(found, serials);
     }
 }
