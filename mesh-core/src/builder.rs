@@ -43,6 +43,56 @@ impl Builder<Missing, Missing, Missing> {
     }
 }
 
+#[cfg(feature = "istiod")]
+impl Builder<Missing, Missing, Missing> {
+    /// Says all three for a host outside Kubernetes, by the files that `istioctl x workload entry configure`
+    /// writes: `cluster.env`, `mesh.yaml`, `root-cert.pem`, `istio-token` and `hosts`. They are looked for in
+    /// the folder, and below it where istio-agent has them, so that `/` is a host on which that is installed.
+    ///
+    /// The host registers with its WorkloadGroup (`--autoregister`), or has the WorkloadEntry that
+    /// `ISTIO_META_WORKLOAD_ENTRY` or `ISTIO_META_WORKLOAD_NAME` names. Where `hosts` pins the control plane
+    /// no `/etc/hosts` is needed, and where `ISTIO_SVC_IP` is not set the host is known by the address
+    /// from which it reaches the control plane. Network and trust domain are set, unless the files have
+    /// none. Of the group's readiness probe istiod is told; [`Mesh::report_health`] says what comes of it,
+    /// and before it says so first the host gets no traffic.
+    ///
+    /// Reads the files, and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// A file is missing or cannot be read, or says too little: the error names file and key. The token
+    /// may come later.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), mesh_core::Error> {
+    /// let mesh = mesh_core::Mesh::builder().bootstrap_dir("/etc/forum/mesh")?.build()?;
+    /// let http = mesh.listen_http(8080).await?;
+    /// # let _ = http;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn bootstrap_dir(
+        mut self,
+        dir: impl AsRef<std::path::Path>,
+    ) -> Result<Builder<WorkloadId, crate::config::Xds, crate::identity::Istiod>, Error> {
+        let host = crate::bootstrap::Host::read(dir.as_ref())?;
+        if let Some(trust_domain) = host.trust_domain {
+            self.settings.trust_domain = trust_domain;
+        }
+        if !host.network.is_empty() {
+            self.settings.network = host.network;
+        }
+        Ok(Builder {
+            workload: host.workload,
+            config: host.xds,
+            identity: crate::identity::Istiod::new(host.authority),
+            settings: self.settings,
+        })
+    }
+}
+
 impl<C, I> Builder<Missing, C, I> {
     /// Says who the application is: its namespace, its name (the Pod's or WorkloadEntry's
     /// `metadata.name`) and its service account.

@@ -56,7 +56,8 @@
     feature = "axum",
     feature = "tonic",
     feature = "file",
-    feature = "dev-ca"
+    feature = "dev-ca",
+    feature = "istiod"
 ))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
@@ -68,6 +69,8 @@ extern crate self as mesh_core;
 mod account;
 #[cfg(feature = "admin")]
 pub mod admin;
+#[cfg(feature = "istiod")]
+mod bootstrap;
 mod builder;
 pub mod config;
 mod context;

@@ -1,7 +1,7 @@
 //! One connection to the control plane.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use mesh_hbone::ErrorKind as TlsErrorKind;
 use mesh_hbone::tls::{Bundle, NamedClient, NamedStream, Options, Provider, VerifyError};
@@ -187,6 +187,18 @@ fn host(address: &str) -> Result<&str, Error> {
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'));
     Ok(bare.unwrap_or(host))
+}
+
+/// The address that packets to another would come from. None is sent: a UDP socket that is connected
+/// knows its route.
+pub(crate) fn local_towards(remote: SocketAddr) -> io::Result<IpAddr> {
+    let any: SocketAddr = match remote {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(remote)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// Tries every address of a name, one after the other.

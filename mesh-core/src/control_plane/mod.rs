@@ -19,6 +19,7 @@ use crate::net::BoxedIo;
 use crate::settings::WallClock;
 
 pub(crate) use channel::{Proof, own_error};
+pub(crate) use connect::local_towards;
 pub(crate) use files::{Read, read_certificates, read_file};
 
 /// A control plane: its address, whom to believe that it is, and the token that proves to it who this
@@ -233,6 +234,7 @@ impl fmt::Debug for ControlPlane {
         let headers = self.headers.iter().map(|(name, _)| name);
         f.debug_struct("ControlPlane")
             .field("address", &self.address)
+            .field("at", &self.at)
             .field("server_names", &self.server_names)
             .field("roots", &self.roots)
             .field("roots_for_peers", &self.roots_for_peers)

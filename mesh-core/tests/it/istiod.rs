@@ -170,6 +170,13 @@ impl Istiod {
         self.calls.lock().unwrap().clone()
     }
 
+    /// A connection, as a client makes it.
+    pub(crate) fn connect(&self) -> DuplexStream {
+        let (near, far) = duplex(64 * 1024);
+        self.connections.send(far).unwrap();
+        near
+    }
+
     /// The control plane as its clients are told of it.
     pub(crate) fn control_plane(self: &Arc<Self>) -> ControlPlane {
         let (this, clock) = (Arc::clone(self), Arc::clone(&self.clock));

@@ -31,6 +31,8 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 mod worker;
+#[cfg(feature = "file")]
+mod yaml;
 
 pub use client::{Client, Event, Events, Presence};
 pub use node::{Node, NodeValue};

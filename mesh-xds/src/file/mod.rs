@@ -81,7 +81,7 @@ pub(crate) mod cursor;
 mod loader;
 pub(crate) mod problem;
 pub(crate) mod settings;
-mod tree;
+pub(crate) mod tree;
 mod watcher;
 mod ztunnel;
 

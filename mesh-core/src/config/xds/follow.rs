@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
 
 use super::{Mode, Xds};
 use crate::config::{AppHealth, ConfigLink, Demand, Demands};
-use crate::control_plane::{Proof, own_error};
+use crate::control_plane::{Proof, local_towards, own_error};
 use crate::{ControlPlane, Error, ErrorKind, WorkloadId};
 
 /// What readiness calls it.
@@ -155,21 +155,12 @@ impl Xds {
     }
 }
 
-/// The address that packets to the control plane would come from. None is sent: a UDP socket that is
-/// connected knows its route.
+/// The address that packets to the control plane would come from.
 async fn local_address(control_plane: &ControlPlane) -> std::io::Result<IpAddr> {
     let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
     for remote in control_plane.look_up().await? {
-        let any: SocketAddr = match remote {
-            SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
-            SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
-        };
-        let local = UdpSocket::bind(any).and_then(|socket| {
-            socket.connect(remote)?;
-            socket.local_addr()
-        });
-        match local {
-            Ok(local) => return Ok(local.ip()),
+        match local_towards(remote) {
+            Ok(local) => return Ok(local),
             Err(error) => last = error,
         }
     }

@@ -13,7 +13,7 @@ const VERSION: &str = concat!("mesh-core-", env!("CARGO_PKG_VERSION"));
 
 impl Xds {
     /// The node that the stream is of. `workload` is the one that it speaks for, if it is one's.
-    pub(super) fn node(
+    pub(crate) fn node(
         &self,
         workload: Option<&WorkloadId>,
         addresses: &[IpAddr],

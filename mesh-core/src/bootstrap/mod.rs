@@ -1,0 +1,302 @@
+//! A host outside Kubernetes, from the files that `istioctl x workload entry configure` writes.
+
+mod env;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use mesh_xds::ads::NodeValue;
+
+use crate::config::Xds;
+use crate::{ControlPlane, Error, ErrorKind, WorkloadId};
+
+/// Where the control plane is when `mesh.yaml` does not say.
+const CONTROL_PLANE: &str = "istiod.istio-system.svc:15012";
+
+/// The longest name of an object in Kubernetes (RFC 1123); of a longer one istiod cuts the front.
+const MAX_NAME: usize = 253;
+
+/// What the files say of a host.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) workload: WorkloadId,
+    pub(crate) trust_domain: Option<String>,
+    pub(crate) network: String,
+    pub(crate) xds: Xds,
+    /// Where certificates come from.
+    pub(crate) authority: ControlPlane,
+}
+
+/// A file by its name in the folder, and by its place on a host on which istio-agent is installed.
+fn find(dir: &Path, name: &str, installed: &str) -> Option<PathBuf> {
+    [name, installed]
+        .into_iter()
+        .map(|path| dir.join(path))
+        .find(|path| path.exists())
+}
+
+fn wrong(file: &Path, key: &str, message: impl std::fmt::Display) -> Error {
+    let detail = format!("{}: {key}: {message}", file.display());
+    Error::new(ErrorKind::Config).with_detail(detail)
+}
+
+fn read(file: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(file).map_err(|error| {
+        let detail = format!("{} cannot be read", file.display());
+        Error::new(ErrorKind::Config)
+            .with_detail(detail)
+            .with_source(error)
+    })
+}
+
+/// The variables of `cluster.env`, beside what `mesh.yaml` has of them, which counts less.
+struct Settings {
+    env: Option<PathBuf>,
+    mesh: PathBuf,
+    config: NodeValue,
+    variables: BTreeMap<String, String>,
+}
+
+impl Settings {
+    fn read(dir: &Path) -> Result<Self, Error> {
+        let mesh = find(dir, "mesh.yaml", "etc/istio/config/mesh").ok_or_else(|| {
+            let detail = format!("{} is missing", dir.join("mesh.yaml").display());
+            Error::new(ErrorKind::Config).with_detail(detail)
+        })?;
+        let document = NodeValue::read_yaml(&mesh, &read(&mesh)?)
+            .map_err(|problem| Error::new(ErrorKind::Config).with_detail(problem.to_string()))?;
+        let config = match document.get("defaultConfig") {
+            Some(config @ NodeValue::Map(_)) => config.clone(),
+            Some(_) => return Err(wrong(&mesh, "defaultConfig", "expected a mapping")),
+            None => NodeValue::Map([].into()),
+        };
+        let mut variables = BTreeMap::new();
+        if let Some(NodeValue::Map(metadata)) = config.get("proxyMetadata") {
+            for (key, value) in metadata {
+                let text = value.text().ok_or_else(|| {
+                    let key = format!("defaultConfig.proxyMetadata.{key}");
+                    wrong(&mesh, &key, "expected a string")
+                })?;
+                variables.insert(key.clone(), text.to_owned());
+            }
+        }
+        let env = find(dir, "cluster.env", "var/lib/istio/envoy/cluster.env");
+        if let Some(file) = &env {
+            variables.extend(env::read(file, &read(file)?)?);
+        }
+        Ok(Self {
+            env,
+            mesh,
+            config,
+            variables,
+        })
+    }
+
+    /// A variable that is there and not empty: istioctl writes what it does not know as empty.
+    fn get(&self, key: &str) -> Option<&str> {
+        let value = self.variables.get(key)?;
+        (!value.is_empty()).then_some(value)
+    }
+
+    /// The file to name when a variable is wrong.
+    fn file(&self) -> &Path {
+        self.env.as_deref().unwrap_or(&self.mesh)
+    }
+
+    fn need(&self, key: &str, what: &str) -> Result<&str, Error> {
+        self.get(key).ok_or_else(|| {
+            wrong(
+                self.file(),
+                key,
+                format_args!("expected {what}, found nothing"),
+            )
+        })
+    }
+}
+
+impl Host {
+    /// Reads the files of a folder.
+    pub(crate) fn read(dir: &Path) -> Result<Self, Error> {
+        let settings = Settings::read(dir)?;
+        let root = find(dir, "root-cert.pem", "etc/certs/root-cert.pem").ok_or_else(|| {
+            let detail = format!("{} is missing", dir.join("root-cert.pem").display());
+            Error::new(ErrorKind::Config).with_detail(detail)
+        })?;
+        // It may come later, or be gone after a restart that a certificate outlives.
+        let token = find(dir, "istio-token", "var/run/secrets/tokens/istio-token");
+        let token = token.unwrap_or_else(|| dir.join("istio-token"));
+        let hosts = match find(dir, "hosts", "hosts") {
+            Some(file) => hosts(&file, &read(&file)?)?,
+            None => BTreeMap::new(),
+        };
+        let control_plane = |address: &str| {
+            let control_plane = ControlPlane::new(address)
+                .root_cert_file(&root)
+                .token_file(&token);
+            let name = address.rsplit_once(':').map_or(address, |(name, _)| name);
+            match hosts.get(name) {
+                Some(at) => control_plane.at(*at),
+                None => control_plane,
+            }
+        };
+        let address = match settings.config.get("discoveryAddress") {
+            Some(NodeValue::Text(address)) if !address.is_empty() => address.as_str(),
+            Some(NodeValue::Text(_)) | None => CONTROL_PLANE,
+            Some(_) => {
+                let key = "defaultConfig.discoveryAddress";
+                return Err(wrong(&settings.mesh, key, "expected host:port"));
+            }
+        };
+        let discovery = control_plane(address);
+        let authority = settings
+            .get("CA_ADDR")
+            .map_or_else(|| discovery.clone(), control_plane);
+        let own = own_address(&settings, &hosts, address)?;
+        let network = settings.get("ISTIO_META_NETWORK").unwrap_or_default();
+        let namespace = match settings.get("POD_NAMESPACE") {
+            Some(namespace) => namespace,
+            None => settings.need("ISTIO_NAMESPACE", "the namespace of this host")?,
+        };
+        let workload = WorkloadId::new(
+            namespace,
+            settings.workload_name(own, network)?,
+            settings.get("SERVICE_ACCOUNT").unwrap_or("default"),
+        );
+        let authority = match settings.get("ISTIO_META_CLUSTER_ID") {
+            Some(cluster) => authority.cluster_id(cluster),
+            None => authority,
+        };
+        Ok(Self {
+            workload,
+            trust_domain: settings.get("TRUST_DOMAIN").map(str::to_owned),
+            network: network.to_owned(),
+            xds: settings.discovery(discovery, own)?,
+            authority,
+        })
+    }
+}
+
+impl Settings {
+    /// The name of the record that the host has: of the entry that istiod makes of its group, or of one
+    /// that is there.
+    fn workload_name(&self, own: IpAddr, network: &str) -> Result<String, Error> {
+        let Some(group) = self.get("ISTIO_META_AUTO_REGISTER_GROUP") else {
+            let what = "the name of this host's WorkloadEntry";
+            let entry = self.get("ISTIO_META_WORKLOAD_ENTRY");
+            return match entry {
+                Some(entry) => Ok(entry.to_owned()),
+                None => self
+                    .need("ISTIO_META_WORKLOAD_NAME", what)
+                    .map(str::to_owned),
+            };
+        };
+        let mut name = format!("{group}-{own}");
+        if !network.is_empty() {
+            name = format!("{name}-{network}");
+        }
+        // An object's name has no colons.
+        let name = name.replace(':', "-");
+        let excess = name.len().saturating_sub(MAX_NAME);
+        Ok(name.get(excess..).unwrap_or(&name).to_owned())
+    }
+
+    fn discovery(&self, control_plane: ControlPlane, own: IpAddr) -> Result<Xds, Error> {
+        let mut xds = Xds::istiod(control_plane)
+            .addresses([own])
+            .metadata("PROXY_CONFIG", self.config.clone());
+        for (key, value) in &self.variables {
+            if value.is_empty() {
+                continue;
+            }
+            if let Some(name) = key.strip_prefix("ISTIO_METAJSON_") {
+                let file = self.file();
+                let value = NodeValue::read_yaml(file, value).map_err(|problem| {
+                    wrong(
+                        file,
+                        key,
+                        format_args!("expected JSON: {}", problem.message()),
+                    )
+                })?;
+                xds = xds.metadata(name, value);
+            } else if let Some(name) = key.strip_prefix("ISTIO_META_") {
+                xds = match name {
+                    "CLUSTER_ID" => xds.cluster_id(value),
+                    // Names are resolved by `Mesh::resolve`; nothing captures DNS here.
+                    "DNS_CAPTURE" => xds,
+                    _ => xds.metadata(name, value.as_str()),
+                };
+            }
+        }
+        Ok(xds)
+    }
+}
+
+/// The address that istiod knows this host by.
+fn own_address(
+    settings: &Settings,
+    hosts: &BTreeMap<String, IpAddr>,
+    control_plane: &str,
+) -> Result<IpAddr, Error> {
+    if let Some(own) = settings.get("ISTIO_SVC_IP") {
+        let invalid = || {
+            let expected = format_args!("expected an IP address, found {own:?}");
+            wrong(settings.file(), "ISTIO_SVC_IP", expected)
+        };
+        return own.parse().map_err(|_| invalid());
+    }
+    let name = control_plane.rsplit_once(':');
+    let pinned = name.and_then(|(name, port)| {
+        let at = hosts.get(name)?;
+        Some(SocketAddr::new(*at, port.parse().ok()?))
+    });
+    local_address(pinned, control_plane).map_err(|error| {
+        let expected = format_args!(
+            "expected this host's address: it is not set, and none reaches {control_plane}"
+        );
+        wrong(settings.file(), "ISTIO_SVC_IP", expected).with_source(error)
+    })
+}
+
+/// The address that packets to the control plane would come from; none is sent.
+fn local_address(pinned: Option<SocketAddr>, control_plane: &str) -> io::Result<IpAddr> {
+    let remotes: Vec<SocketAddr> = match pinned {
+        Some(remote) => vec![remote],
+        None => control_plane.to_socket_addrs()?.collect(),
+    };
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for remote in remotes {
+        match crate::control_plane::local_towards(remote) {
+            Ok(local) => return Ok(local),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Lines as of `/etc/hosts`: addresses by name.
+fn hosts(file: &Path, text: &str) -> Result<BTreeMap<String, IpAddr>, Error> {
+    let mut hosts = BTreeMap::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default();
+        let mut words = line.split_whitespace();
+        let Some(address) = words.next() else {
+            continue;
+        };
+        let address: IpAddr = address.parse().map_err(|_| {
+            let at = format!("line {}", number + 1);
+            wrong(
+                file,
+                &at,
+                format_args!("expected an IP address, found {address:?}"),
+            )
+        })?;
+        for name in words {
+            hosts.entry(name.to_owned()).or_insert(address);
+        }
+    }
+    Ok(hosts)
+}

@@ -1,0 +1,207 @@
+use std::fs;
+
+use super::*;
+
+/// As istioctl writes them: nearly every value in quotes, what it does not know empty.
+const ENV: &str = r#"
+# from istioctl
+CANONICAL_REVISION='latest'
+CANONICAL_SERVICE='forum'
+ISTIO_INBOUND_PORTS='*'
+ISTIO_METAJSON_LABELS='{"app":"forum","service.istio.io/canonical-name":"forum","note":"it'"'"'s"}'
+ISTIO_META_AUTO_REGISTER_GROUP='forum'
+ISTIO_META_CLUSTER_ID='west-cluster'
+ISTIO_META_DNS_CAPTURE='true'
+ISTIO_META_MESH_ID=''
+ISTIO_META_NETWORK='vm-network'
+ISTIO_META_WORKLOAD_NAME='forum'
+ISTIO_NAMESPACE='forum-ns'
+ISTIO_SERVICE='forum.forum-ns'
+ISTIO_SVC_IP='192.168.10.200'
+POD_NAMESPACE='forum-ns'
+SERVICE_ACCOUNT='forum-sa'
+TRUST_DOMAIN=''
+"#;
+
+const MESH: &str = "
+defaultConfig:
+  discoveryAddress: istiod-canary.istio-system.svc:15012
+  proxyMetadata:
+    ISTIO_META_WORKLOAD_NAME: from-mesh-yaml
+    POD_NAMESPACE: from-mesh-yaml
+  readinessProbe:
+    httpGet: {path: /ready, port: 8080}
+";
+
+const HOSTS: &str = "203.0.113.7 istiod-canary.istio-system.svc\n";
+
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    dir
+}
+
+fn error(files: &[(&str, &str)]) -> String {
+    let dir = folder(files);
+    let error = Host::read(dir.path()).unwrap_err();
+    let text = error.detail().unwrap().to_owned();
+    let path = format!("{}/", dir.path().display());
+    text.replace(&path, "")
+}
+
+#[test]
+fn five_files_say_all() {
+    let dir = folder(&[
+        ("cluster.env", ENV),
+        ("mesh.yaml", MESH),
+        ("root-cert.pem", ""),
+        ("istio-token", ""),
+        ("hosts", HOSTS),
+    ]);
+    let host = Host::read(dir.path()).unwrap();
+    let expected = WorkloadId::new("forum-ns", "forum-192.168.10.200-vm-network", "forum-sa");
+    assert_eq!(host.workload, expected);
+    assert_eq!((host.trust_domain, &*host.network), (None, "vm-network"));
+    let own: IpAddr = "192.168.10.200".parse().unwrap();
+    let node = host.xds.node(Some(&host.workload), &[own], &host.network);
+    assert_eq!(
+        node.id(),
+        "sidecar~192.168.10.200~forum-192.168.10.200-vm-network.forum-ns~forum-ns.svc.cluster.local"
+    );
+    let text = format!("{node:?}");
+    for part in [
+        r#""AUTO_REGISTER_GROUP": Text("forum")"#,
+        r#""CLUSTER_ID": Text("west-cluster")"#,
+        r#""NETWORK": Text("vm-network")"#,
+        r#""WORKLOAD_NAME": Text("forum")"#,
+        r#""note": Text("it's")"#,
+        r#""readinessProbe": Map({"httpGet": Map({"path": Text("/ready"), "port": Number(8080.0)})})"#,
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(
+        !text.contains("MESH_ID") && !text.contains(r#""DNS_CAPTURE": Text"#),
+        "{text}"
+    );
+    assert_eq!(
+        host.authority.address(),
+        "istiod-canary.istio-system.svc:15012"
+    );
+    let said = format!("{:?}", host.authority);
+    assert!(said.contains("203.0.113.7"), "{said}");
+}
+
+#[test]
+fn the_places_of_an_installed_agent_and_mesh_yaml_alone_will_do() {
+    let mesh = "
+defaultConfig:
+  proxyMetadata: {POD_NAMESPACE: ns, SERVICE_ACCOUNT: '', ISTIO_META_WORKLOAD_NAME: vm, TRUST_DOMAIN: td, ISTIO_SVC_IP: 'fd00::7'}
+";
+    let dir = folder(&[
+        ("etc/istio/config/mesh", mesh),
+        ("etc/certs/root-cert.pem", ""),
+    ]);
+    let host = Host::read(dir.path()).unwrap();
+    assert_eq!(host.workload, WorkloadId::new("ns", "vm", "default"));
+    assert_eq!(host.trust_domain.as_deref(), Some("td"));
+    assert_eq!(host.authority.address(), CONTROL_PLANE);
+}
+
+#[test]
+fn entries_are_named_as_istiod_names_them() {
+    let name = |group: &str, own: &str, network: &str| {
+        let variables = [(
+            "ISTIO_META_AUTO_REGISTER_GROUP".to_owned(),
+            group.to_owned(),
+        )];
+        let settings = Settings {
+            env: None,
+            mesh: PathBuf::new(),
+            config: NodeValue::Map([].into()),
+            variables: variables.into(),
+        };
+        settings
+            .workload_name(own.parse().unwrap(), network)
+            .unwrap()
+    };
+    assert_eq!(name("forum", "10.0.0.1", ""), "forum-10.0.0.1");
+    assert_eq!(name("forum", "fd00::7", "n"), "forum-fd00--7-n");
+    let long = name(&"g".repeat(300), "10.0.0.1", "");
+    assert!(long.len() == 253 && long.ends_with("g-10.0.0.1"), "{long}");
+}
+
+#[test]
+fn errors_name_file_and_key() {
+    let with = |env: &str| {
+        error(&[
+            ("cluster.env", env),
+            ("mesh.yaml", ""),
+            ("root-cert.pem", ""),
+        ])
+    };
+    assert_eq!(error(&[]), "mesh.yaml is missing");
+    assert_eq!(error(&[("mesh.yaml", "")]), "root-cert.pem is missing");
+    assert_eq!(with("A=1\nB"), "cluster.env: line 2: expected KEY=value");
+    assert_eq!(
+        with("A='x"),
+        "cluster.env: line 1: A: expected an end of the quotes on the same line"
+    );
+    assert_eq!(
+        with("ISTIO_SVC_IP=here"),
+        "cluster.env: ISTIO_SVC_IP: expected an IP address, found \"here\""
+    );
+    assert_eq!(
+        with("ISTIO_SVC_IP=10.0.0.1"),
+        "cluster.env: ISTIO_NAMESPACE: expected the namespace of this host, found nothing"
+    );
+    assert_eq!(
+        with("ISTIO_SVC_IP=10.0.0.1\nPOD_NAMESPACE=ns"),
+        "cluster.env: ISTIO_META_WORKLOAD_NAME: expected the name of this host's WorkloadEntry, found nothing"
+    );
+    let labels = with(
+        "ISTIO_SVC_IP=10.0.0.1\nPOD_NAMESPACE=ns\nISTIO_META_WORKLOAD_NAME=n\nISTIO_METAJSON_LABELS='{\"a'",
+    );
+    assert!(
+        labels.starts_with("cluster.env: ISTIO_METAJSON_LABELS: expected JSON: "),
+        "{labels}"
+    );
+    let mesh = |text: &str| error(&[("mesh.yaml", text), ("root-cert.pem", "")]);
+    assert_eq!(
+        mesh("defaultConfig: 1"),
+        "mesh.yaml: defaultConfig: expected a mapping"
+    );
+    assert!(
+        mesh("a: [").starts_with("mesh.yaml:1: "),
+        "{}",
+        mesh("a: [")
+    );
+    assert_eq!(
+        mesh("defaultConfig: {proxyMetadata: {POD_NAMESPACE: 1}}"),
+        "mesh.yaml: defaultConfig.proxyMetadata.POD_NAMESPACE: expected a string"
+    );
+    let hosts = error(&[
+        ("mesh.yaml", ""),
+        ("root-cert.pem", ""),
+        ("hosts", "istiod 10.0.0.1"),
+    ]);
+    assert_eq!(
+        hosts,
+        "hosts: line 1: expected an IP address, found \"istiod\""
+    );
+}
+
+#[test]
+fn values_are_quoted_as_for_a_shell() {
+    let read = |text: &str| env::read(Path::new("cluster.env"), text).unwrap();
+    let variables = read(
+        "A=plain\nexport B='a b'\"c \\\" \\$ \\x\"\\'d # comment\nC=\nD=''\nE='a'\"'\"'b'\r\nA=last\n",
+    );
+    let get = |key: &str| variables[key].as_str();
+    assert_eq!(get("A"), "last");
+    assert_eq!(get("B"), "a bc \" $ \\x'd");
+    assert_eq!((get("C"), get("D"), get("E")), ("", "", "a'b"));
+}
