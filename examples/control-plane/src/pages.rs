@@ -89,6 +89,8 @@ fn client(of: &ClientStatus) -> Value {
         "identity": of.identity().to_string(),
         "version": of.version(),
         "delta": of.is_delta(),
+        "healthy": of.health().map(|health| health.is_ok()),
+        "unhealthy_because": of.health().and_then(Result::err),
         "types": types.collect::<Vec<_>>(),
     })
 }

@@ -20,7 +20,11 @@ use crate::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use crate::proto::google::protobuf::value::Kind;
+use crate::proto::google::rpc;
 use crate::proto::type_url;
+
+/// Characters of what a client says is wrong with its application.
+const MAX_HEALTH: usize = 1024;
 
 pub(super) struct Discovery {
     pub(super) shared: Arc<Shared>,
@@ -65,6 +69,7 @@ impl Discovery {
             version: agent,
             delta: P::DELTA,
             subscriptions: Vec::new(),
+            health: None,
         };
         let client = self.shared.enter(status);
         let client = client.ok_or_else(|| Status::resource_exhausted("too many clients"))?;
@@ -107,6 +112,7 @@ trait Protocol: 'static {
     type Response: Send + 'static;
     fn node(request: &mut Self::Request) -> Option<Node>;
     fn type_url(request: &Self::Request) -> &str;
+    fn error(request: Self::Request) -> Option<rpc::Status>;
     fn request(session: &mut Session, request: Self::Request, store: &Store) -> Result<(), End>;
     fn poll(session: &mut Session, store: &Store) -> Result<Option<Self::Response>, End>;
 }
@@ -124,6 +130,10 @@ impl Protocol for Delta {
 
     fn type_url(request: &Self::Request) -> &str {
         &request.type_url
+    }
+
+    fn error(request: Self::Request) -> Option<rpc::Status> {
+        request.error_detail
     }
 
     fn request(session: &mut Session, request: Self::Request, store: &Store) -> Result<(), End> {
@@ -148,6 +158,10 @@ impl Protocol for World {
 
     fn type_url(request: &Self::Request) -> &str {
         &request.type_url
+    }
+
+    fn error(request: Self::Request) -> Option<rpc::Status> {
+        request.error_detail
     }
 
     fn request(session: &mut Session, request: Self::Request, _: &Store) -> Result<(), End> {
@@ -216,11 +230,16 @@ impl<P: Protocol> Running<P> {
             let text = "node: missing, expected one in the first request";
             return Err(Status::invalid_argument(text));
         }
-        if P::type_url(&request) != type_url::HEALTH {
+        // No answer is wanted to those.
+        if P::type_url(&request) == type_url::HEALTH {
+            let mut text = P::error(request).map(|error| error.message);
+            text = text.map(|text| text.chars().take(MAX_HEALTH).collect());
+            self.client.status.health = Some(text.map_or(Ok(()), Err));
+        } else {
             let shared = &self.client.shared;
             shared.read(|store| P::request(&mut self.session, request, store))?;
-            self.show();
         }
+        self.show();
         Ok(())
     }
 

@@ -11,6 +11,7 @@ pub struct ClientStatus {
     pub(super) version: Option<String>,
     pub(super) delta: bool,
     pub(super) subscriptions: Vec<Subscription>,
+    pub(super) health: Option<Result<(), String>>,
 }
 
 impl ClientStatus {
@@ -37,6 +38,13 @@ impl ClientStatus {
     /// Whether it is sent changes, rather than the state of the world.
     pub fn is_delta(&self) -> bool {
         self.delta
+    }
+
+    /// How its application is, as it reported last: with what is wrong, if something is. `None` before the
+    /// first report.
+    pub fn health(&self) -> Option<Result<(), &str>> {
+        let health = self.health.as_ref()?;
+        Some(health.as_ref().copied().map_err(String::as_str))
     }
 
     /// What it asked for, by type.

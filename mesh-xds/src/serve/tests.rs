@@ -452,3 +452,35 @@ fn a_workload_lists_no_policy_that_is_not_sent() {
     store.apply(Batch::new(Vec::new(), vec![policy(Action::Audit).name()]));
     assert!(listed(&store));
 }
+
+#[test]
+fn who_does_not_read_for_too_long_has_to_connect_anew() {
+    let workloads = |from: u32, to: u32| -> Vec<Update> {
+        let one = |n| Workload::new(format!("c//Pod/ns/{n}"), "ns", "w").into();
+        (from..to).map(one).collect()
+    };
+    let mut store = Store::default();
+    store.apply(Batch::new(workloads(0, 1), Vec::new()));
+    let mut session = Session::new(100);
+    session
+        .request(ask(type_url::ADDRESS, &[]), &store)
+        .unwrap();
+    let mut answer = ask(type_url::ADDRESS, &[]);
+    answer.response_nonce = session.poll(&store).unwrap().unwrap().nonce;
+    // More come and go than are remembered.
+    let many = workloads(1, 100_002);
+    let removed = many.iter().map(Update::name).collect();
+    store.apply(Batch::new(many, Vec::new()));
+    store.apply(Batch::new(Vec::new(), removed));
+    session.request(answer, &store).unwrap();
+    assert_eq!(session.poll(&store), Err(End::Behind));
+    // A new one is told what there is, and of what it still has that it is gone.
+    let mut request = ask(type_url::ADDRESS, &[]);
+    let known = ["c//Pod/ns/0", "c//Pod/ns/7"].map(|name| (name.to_owned(), "old".to_owned()));
+    request.initial_resource_versions = known.into_iter().collect();
+    let mut session = Session::new(100);
+    session.request(request, &store).unwrap();
+    let response = session.poll(&store).unwrap().unwrap();
+    assert_eq!(names(&response), ["c//Pod/ns/0"]);
+    assert_eq!(response.removed_resources, ["c//Pod/ns/7"]);
+}

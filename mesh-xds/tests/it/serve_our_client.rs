@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::Uri;
-use mesh_xds::ads::{Client, Event, Events, Interest, Node, Settings};
+use mesh_xds::ads::{Client, Event, Events, Health, Interest, Node, Settings};
 use mesh_xds::decode::{Decoder, ResourceType};
 use mesh_xds::model::{
     Batch, Membership, Rejection, ResourceName, Service, ServiceName, Update, Verdict, Workload,
@@ -71,6 +71,31 @@ async fn a_refusal_names_the_resource_and_the_good_ones_are_in_effect() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     };
     assert_eq!(text, "c//Pod/default/b: not this one");
+}
+
+#[tokio::test]
+async fn how_an_application_is_reaches_the_server() {
+    let server = Server::builder(Tokens).build();
+    let uri = serve(&server, None).await;
+    let (client, mut events) = join(
+        channel(&uri, "default/a").build(Tcp).unwrap(),
+        Interest::All,
+    );
+    while !matches!(events.next().await.unwrap(), Event::Synced(_)) {}
+    assert_eq!(server.clients()[0].health(), None);
+    let reports = [
+        (
+            Health::Unhealthy("no database".to_owned()),
+            Err("no database"),
+        ),
+        (Health::Healthy, Ok(())),
+    ];
+    for (report, expected) in reports {
+        client.report_health(report).await.unwrap();
+        while server.clients()[0].health() != Some(expected) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
 }
 
 #[tokio::test]
