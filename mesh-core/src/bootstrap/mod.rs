@@ -1,8 +1,8 @@
 //! A host outside Kubernetes, from the files that `istioctl x workload entry configure` writes.
 
-mod env;
 #[cfg(test)]
 mod tests;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -86,7 +86,7 @@ impl Settings {
         }
         let env = find(dir, "cluster.env", "var/lib/istio/envoy/cluster.env");
         if let Some(file) = &env {
-            variables.extend(env::read(file, &read(file)?)?);
+            variables.extend(variables::read(file, &read(file)?)?);
         }
         Ok(Self {
             env,

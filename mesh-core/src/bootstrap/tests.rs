@@ -196,7 +196,7 @@ fn errors_name_file_and_key() {
 
 #[test]
 fn values_are_quoted_as_for_a_shell() {
-    let read = |text: &str| env::read(Path::new("cluster.env"), text).unwrap();
+    let read = |text: &str| variables::read(Path::new("cluster.env"), text).unwrap();
     let variables = read(
         "A=plain\nexport B='a b'\"c \\\" \\$ \\x\"\\'d # comment\nC=\nD=''\nE='a'\"'\"'b'\r\nA=last\n",
     );

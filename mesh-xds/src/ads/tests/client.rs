@@ -185,6 +185,15 @@ async fn verdicts_are_acknowledgements_and_streams_come_and_go() {
     assert_eq!(request.response_nonce, "n1");
     let message = request.error_detail.expect("a refusal").message;
     assert_eq!(message, "refused: cannot be applied");
+    match next(&mut events).await {
+        Event::Refused { resources, .. } => {
+            assert_eq!(
+                resources,
+                [("refused".to_owned(), "cannot be applied".to_owned())]
+            );
+        }
+        other => panic!("{other:?}"),
+    }
     let (updated, removed) = apply(batch(&mut events).await);
     assert_eq!(
         (updated, removed),
