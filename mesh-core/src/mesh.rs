@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mesh_authz::Identity;
 use mesh_hbone::tls::{Bundle, Credentials};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 
 use crate::builder::{Builder, Missing};
 use crate::config::AppHealth;
@@ -15,6 +15,7 @@ use crate::node::{Certificate, Node, supervised};
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
 use crate::ready::Readiness;
+use crate::settings::deadline;
 use crate::shutdown::Phase;
 use crate::snapshot::{Snapshot, WorkloadRecord};
 use crate::tasks::Tasks;
@@ -324,7 +325,7 @@ impl MeshInner {
 
     /// Waits for the first configuration and certificate.
     pub(crate) async fn ready(&self) -> Result<Credentials, Error> {
-        let deadline = Instant::now() + self.settings().start_timeout;
+        let deadline = deadline(self.settings().start_timeout);
         let mut gate = self.node.inner.gate.subscribe();
         let mut certificate = self.certificate.clone();
         let waits = async {
@@ -347,7 +348,7 @@ impl MeshInner {
 
     /// Waits for the workload's own record as well.
     pub(crate) async fn record_known(&self) -> Result<Arc<WorkloadRecord>, Error> {
-        let deadline = Instant::now() + self.settings().start_timeout;
+        let deadline = deadline(self.settings().start_timeout);
         let mut published = self.node.inner.published();
         loop {
             published.borrow_and_update();

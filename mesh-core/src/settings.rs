@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use mesh_hbone::config::Config as HboneConfig;
 use mesh_hbone::tls::AdmissionLimits;
+use tokio::time::Instant;
 
 use crate::net::Transport;
 use crate::telemetry::MetricsSettings;
@@ -156,4 +157,11 @@ impl std::fmt::Debug for WallClock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("WallClock")
     }
+}
+
+/// When a wait that begins now ends; one that is too long to be said, in thirty years.
+pub(crate) fn deadline(wait: Duration) -> Instant {
+    const LONG: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    let now = Instant::now();
+    now.checked_add(wait).unwrap_or_else(|| now + LONG)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use crate::Mesh;
 use crate::inbound::LAST_WORDS;
@@ -53,7 +53,7 @@ impl Mesh {
             mesh.registry.emptied().await;
             mesh.sessions.emptied().await;
         };
-        let waited = timeout_at(Instant::now() + deadline, ends).await;
+        let waited = timeout(deadline, ends).await;
         let finished = mesh.registry.left() - before;
         let (mut cut, mut unsent) = (0, 0);
         if waited.is_err() {

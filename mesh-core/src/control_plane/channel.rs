@@ -46,7 +46,7 @@ impl ControlPlane {
         let tokens = (self.clone(), Arc::clone(&proof));
         let mut builder = Channel::builder(uri)
             // The time-outs of its parts come first: they know what they waited for.
-            .connect_timeout(self.connect_timeout + Duration::from_secs(15))
+            .connect_timeout(self.connect_timeout.saturating_add(Duration::from_secs(15)))
             .token(move || {
                 let (control_plane, proof) = tokens.clone();
                 async move {

@@ -2,17 +2,19 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use mesh_hbone::ErrorKind as TlsErrorKind;
 use mesh_hbone::tls::{Bundle, NamedClient, NamedStream, Options, Provider, VerifyError};
 use rustls_pki_types::CertificateDer;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use super::files::{read, read_certificates};
 use super::{ControlPlane, Dialling};
 use crate::identity::{Error, ErrorKind};
 use crate::net::{BoxedIo, Transport};
+use crate::outbound::in_order;
 
 /// No token is longer; whatever is, is something else.
 const MAX_TOKEN: usize = 64 << 10;
@@ -133,7 +135,12 @@ impl ControlPlane {
             Some(dial) => dial(self.address.to_string()),
             None => {
                 let this = self.clone();
-                Box::pin(async move { dial_tcp(this.look_up().await?).await })
+                Box::pin(async move {
+                    let began = Instant::now();
+                    let found = this.look_up().await?;
+                    let left = this.connect_timeout.saturating_sub(began.elapsed());
+                    dial_each(&Transport::tcp(), &found, left).await
+                })
             }
         }
     }
@@ -201,15 +208,81 @@ pub(crate) fn local_towards(remote: SocketAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// Tries every address of a name, one after the other.
-async fn dial_tcp(addresses: Vec<SocketAddr>) -> io::Result<BoxedIo> {
-    let transport = Transport::tcp();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match transport.dial(address).await {
-            Ok(io) => return Ok(io),
-            Err(error) => last = error,
+/// Tries every address of a name, families taking turns. Each has an equal part of the time that is left,
+/// so that those which do not answer leave some for the others.
+async fn dial_each(
+    transport: &Transport,
+    found: &[SocketAddr],
+    limit: Duration,
+) -> io::Result<BoxedIo> {
+    let ips: Vec<IpAddr> = found.iter().map(SocketAddr::ip).collect();
+    let ordered = in_order(&ips)?;
+    let began = Instant::now();
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for (left, ip) in (1..=ordered.len()).rev().zip(&*ordered) {
+        // With its port, and the scope of a link-local one.
+        let is_it = |address: &&SocketAddr| address.ip().to_canonical() == *ip;
+        let Some(&address) = found.iter().find(is_it) else {
+            continue;
+        };
+        let parts = u32::try_from(left).unwrap_or(u32::MAX);
+        let part = limit.saturating_sub(began.elapsed()) / parts;
+        match timeout(part, transport.dial(address)).await {
+            Ok(Ok(io)) => return Ok(io),
+            Ok(Err(error)) => last = error,
+            Err(_) => {
+                let late = format!("no connection to {address} within {part:?}");
+                last = io::Error::new(io::ErrorKind::TimedOut, late);
+            }
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_do_not_answer_leave_time_for_the_others() {
+        let dialled = Arc::new(Mutex::new(Vec::new()));
+        let dials = Arc::clone(&dialled);
+        let transport = Transport::new(
+            move |to: SocketAddr| {
+                dials.lock().unwrap().push(to.to_string());
+                async move {
+                    if to.ip() == IpAddr::from([192, 0, 2, 2]) {
+                        return Ok(BoxedIo::new(tokio::io::empty()));
+                    }
+                    std::future::pending().await
+                }
+            },
+            |_| std::future::ready(Err(io::ErrorKind::Unsupported.into())),
+        );
+        let found = [
+            "[2001:db8::1]:15012",
+            "[2001:db8::2]:15012",
+            "192.0.2.1:15012",
+            "192.0.2.2:15012",
+        ];
+        let found = found.map(|address| address.parse().unwrap());
+        let limit = Duration::from_secs(4);
+        let began = Instant::now();
+        dial_each(&transport, &found, limit).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::from_secs(3));
+        let expected = [
+            "[2001:db8::1]:15012",
+            "192.0.2.1:15012",
+            "[2001:db8::2]:15012",
+            "192.0.2.2:15012",
+        ];
+        assert_eq!(*dialled.lock().unwrap(), expected);
+
+        let error = dial_each(&transport, &found[..1], limit).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let error = dial_each(&transport, &[], limit).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
 }

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::Error;
 use crate::config::{Asked, Board};
 use crate::mesh::MeshInner;
+use crate::settings::deadline;
 
 /// An inbound listener is demanded while this lives.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ impl MeshInner {
         let node = &self.node.inner;
         let address = SocketAddr::new(*own, port);
         let demanded = Demanded::new(&node.board, address);
-        let deadline = Instant::now() + self.settings().policy_wait;
+        let deadline = deadline(self.settings().policy_wait);
         let mut published = node.published();
         let mut answered = node.board.answered();
         loop {

@@ -304,6 +304,10 @@ impl Drop for MeshStream {
         if let (Some(reason), Some(account)) = (self.cut(), &mut self.account) {
             account.failed(&reason.error(), Some(reason));
         }
+        // Who is just looking through the registry holds it, too: the peer need not wait for that.
+        if let Io::Plain(io) = &self.io {
+            io.close();
+        }
     }
 }
 
@@ -329,5 +333,32 @@ impl tonic::transport::server::Connected for MeshStream {
 
     fn connect_info(&self) -> ConnectionContext {
         self.context.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::inbound::{Judgement, Registry};
+
+    #[tokio::test]
+    async fn a_dropped_stream_is_closed_while_a_sweep_still_holds_it() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let address = SocketAddr::from(([192, 0, 2, 1], 80));
+        let context = ConnectionContext::plaintext(address, address);
+        let registry = Arc::new(Registry::new(1));
+        let registered = registry.enter(context.clone(), Judgement::L4).unwrap();
+        let swept = Arc::clone(registered.cut());
+        let stream = MeshStream::plain(BoxedIo::new(near), context);
+        drop(stream.with_registered(registered));
+        let read = far.read_u8();
+        let ended = tokio::time::timeout(Duration::from_secs(5), read).await;
+        let error = ended.expect("its peer is told").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        drop(swept);
     }
 }

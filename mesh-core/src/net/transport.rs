@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
 
 pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -88,6 +90,9 @@ pub struct Transport {
     look_up: Arc<LookUp>,
 }
 
+/// More than the system's resolver takes for all its attempts.
+const LOOK_UP: Duration = Duration::from_secs(60);
+
 type LookUp = dyn Fn(String) -> BoxFuture<io::Result<Vec<IpAddr>>> + Send + Sync;
 
 pub(super) trait Provide: Send + Sync {
@@ -135,14 +140,23 @@ impl Transport {
     /// resolver unless set.
     ///
     /// The node bounds how many look-ups run, makes one for all who ask for a host meanwhile, and
-    /// remembers answers for a while.
+    /// remembers answers for a while. A look-up that has no answer after 60 s is dropped, and has failed:
+    /// until then it has its place among those that run, even when nobody waits for it any more.
     #[must_use]
     pub fn with_look_up<F, FF>(mut self, look_up: F) -> Self
     where
         F: Fn(String) -> FF + Send + Sync + 'static,
         FF: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
     {
-        self.look_up = Arc::new(move |host| Box::pin(look_up(host)));
+        self.look_up = Arc::new(move |host| {
+            let found = timeout(LOOK_UP, look_up(host));
+            Box::pin(async move {
+                found.await.unwrap_or_else(|_| {
+                    let late = format!("no answer within {LOOK_UP:?}");
+                    Err(io::Error::new(io::ErrorKind::TimedOut, late))
+                })
+            })
+        });
         self
     }
 

@@ -10,14 +10,14 @@ use mesh_hbone::client::{self, ConnectRequest};
 use mesh_hbone::pool::Lease;
 use mesh_hbone::tls::{self, Credentials};
 use mesh_xds::model::GatewayDestination;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 
 use super::target::Destination;
 use super::{account, seek};
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
-use crate::settings::OutboundPolicy;
+use crate::settings::{OutboundPolicy, deadline};
 use crate::snapshot::{
     self, EndpointId, Hop, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
 };
@@ -135,7 +135,7 @@ impl MeshInner {
         let node = &self.node.inner;
         let mut published = node.published();
         let mut answered = node.board.answered();
-        let deadline = Instant::now() + self.settings().policy_wait;
+        let deadline = deadline(self.settings().policy_wait);
         let route = loop {
             published.borrow_and_update();
             answered.borrow_and_update();
@@ -197,7 +197,7 @@ impl MeshInner {
         let names = snapshot::service_names(name, own.namespace(), domain);
         let mut published = node.published();
         let mut answered = node.board.answered();
-        let deadline = Instant::now() + self.settings().policy_wait;
+        let deadline = deadline(self.settings().policy_wait);
         loop {
             published.borrow_and_update();
             answered.borrow_and_update();
@@ -262,14 +262,11 @@ impl MeshInner {
         match route.hop() {
             Hop::Hbone(tunnel) => self.open_tunnel(route, tunnel).await,
             Hop::Plain(address) | Hop::Passthrough(address) => self.open_plain(*address).await,
-            Hop::Resolve(lookup) => {
-                let ip = self.look_up(lookup.hostname(), &Tried::default()).await?;
-                let route = route.clone().with_address(ip);
-                match route.hop() {
-                    Hop::Hbone(tunnel) => self.open_tunnel(&route, tunnel).await,
-                    _ => self.open_plain(SocketAddr::new(ip, lookup.port())).await,
-                }
-            }
+            // `route` has looked it up.
+            Hop::Resolve(lookup) => Err(Error::new(ErrorKind::Internal).with_detail(format!(
+                "{}: expected a route with an address",
+                lookup.hostname()
+            ))),
         }
     }
 
@@ -379,18 +376,30 @@ impl MeshInner {
         };
         // Tunnels that serve nothing but idle HTTP connections are no reason to refuse.
         #[cfg(feature = "http")]
-        loop {
-            let answer = node.pool.checkout(key.clone(), dial.clone()).await;
-            let refused = answer.as_ref().is_err_and(|error| {
-                error.kind() == mesh_hbone::ErrorKind::Overloaded && node.pool.is_full()
-            });
-            if !refused || !node.end_idle_http().await {
-                return answer;
+        {
+            let mut futile = false;
+            loop {
+                let answer = node.pool.checkout(key.clone(), dial.clone()).await;
+                let refused = answer.as_ref().is_err_and(lacks_connections) && node.pool.is_full();
+                if !refused || futile || !node.end_idle_http().await {
+                    return answer;
+                }
+                // Others use that connection as well; the rest is not thrown after it.
+                futile = node.pool.is_full();
             }
         }
         #[cfg(not(feature = "http"))]
         node.pool.checkout(key, dial).await
     }
+}
+
+/// Whether it is for connections that the pool refuses: where too many wait for one peer, the end of
+/// others' connections is of no use.
+#[cfg(feature = "http")]
+fn lacks_connections(error: &mesh_hbone::Error) -> bool {
+    // The kind does not tell these two apart.
+    error.kind() == mesh_hbone::ErrorKind::Overloaded
+        && !error.to_string().ends_with("too many wait for this peer")
 }
 
 fn authority(tunnel: &Tunnelled) -> Result<Authority, Error> {

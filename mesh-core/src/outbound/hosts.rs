@@ -127,7 +127,7 @@ impl Hosts {
 impl Table {
     fn look(&mut self, host: &str, now: Instant) -> Looked {
         match self.hosts.get(host) {
-            Some(Host::Known { addresses, since }) if now < *since + self.ttl => {
+            Some(Host::Known { addresses, since }) if age(now, *since) < self.ttl => {
                 return Looked::Known(Arc::clone(addresses));
             }
             // One whose task is gone is asked anew.
@@ -153,7 +153,7 @@ impl Table {
         }
         let ttl = self.ttl;
         self.hosts.retain(|_, host| match host {
-            Host::Known { since, .. } => now < *since + ttl,
+            Host::Known { since, .. } => age(now, *since) < ttl,
             Host::Asked(answer) => answer.has_changed().is_ok(),
         });
         if self.hosts.len() < self.capacity {
@@ -197,9 +197,13 @@ impl Table {
     }
 }
 
+fn age(now: Instant, since: Instant) -> Duration {
+    now.saturating_duration_since(since)
+}
+
 /// The resolver's order (RFC 6724), families taking turns (RFC 8305 section 4): where one of them leads
 /// nowhere, the second attempt is already of the other.
-fn in_order(found: &[IpAddr]) -> io::Result<Arc<[IpAddr]>> {
+pub(crate) fn in_order(found: &[IpAddr]) -> io::Result<Arc<[IpAddr]>> {
     let mut distinct: Vec<IpAddr> = Vec::with_capacity(found.len());
     for ip in found.iter().map(IpAddr::to_canonical) {
         if !distinct.contains(&ip) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use hyper::client::conn::{http1, http2};
 use hyper::rt::Executor as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_authz::Identity;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -19,7 +21,7 @@ use crate::Error;
 use crate::layers::RetryBudget;
 use crate::mesh::MeshInner;
 use crate::node::NodeInner;
-use crate::snapshot::{Hop, Route};
+use crate::snapshot::{Hop, Route, Tunnelled};
 
 /// The protocol of a request on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -308,32 +310,19 @@ impl HttpPool {
         state.http2.clear();
     }
 
-    /// When the endpoint was used last that was not used for the longest time, of those with a
-    /// connection that no request has.
+    /// When that next hop was used last which was not used for the longest time, of those through whose
+    /// tunnels connections go that no request has.
     fn least_recent(&self) -> Option<Instant> {
         self.state().least_recent().map(|(since, _)| since)
     }
 
-    /// Takes that endpoint's idle connections.
+    /// Takes the idle connections through that next hop.
     fn evict(&self) -> Vec<Evicted> {
         let mut state = self.state();
-        let Some((_, hop)) = state.least_recent() else {
-            return Vec::new();
-        };
-        let idle = state.http1.remove(&hop).unwrap_or_default();
-        state.idle -= idle.len();
-        let mut evicted: Vec<_> = idle
-            .into_iter()
-            .map(|idle| Evicted::Http1(idle.connection))
-            .collect();
-        if let Some(shared) = state.http2.get(&hop)
-            && Shared::idle_since(shared).is_some()
-            && let Some(shared) = state.http2.remove(&hop)
-            && let Ok(mut slot) = shared.slot.try_lock()
-        {
-            evicted.extend(slot.live.take().map(Evicted::Http2));
+        match state.least_recent() {
+            Some((_, through)) => state.evict(&through),
+            None => Vec::new(),
         }
-        evicted
     }
 }
 
@@ -353,7 +342,7 @@ impl Evicted {
 }
 
 impl NodeInner {
-    /// Ends idle HTTP connections of the endpoint that was not used for the longest time, of all
+    /// Ends idle HTTP connections through the next hop that was not used for the longest time, of all
     /// workloads, so that its tunnels' places are free; `false` when there is none.
     pub(super) async fn end_idle_http(&self) -> bool {
         let Some(evicted) = self.evict_http() else {
@@ -434,15 +423,52 @@ impl State {
         });
     }
 
-    fn least_recent(&self) -> Option<(Instant, Hop)> {
+    /// The next hop that was not used for the longest time: all tunnels to it share TLS connections, of
+    /// which none is free before all of them have ended. Plaintext has no part in that.
+    fn least_recent(&self) -> Option<(Instant, Tunnelled)> {
+        let mut newest: HashMap<Shares<'_>, (Instant, &Tunnelled)> = HashMap::new();
         let http1 = self.http1.iter().filter_map(|(hop, idle)| {
-            let newest = idle.iter().map(|idle| idle.since).max()?;
-            Some((newest, hop))
+            let since = idle.iter().map(|idle| idle.since).max()?;
+            Some((hop, since))
         });
         let http2 = self.http2.iter();
-        let http2 = http2.filter_map(|(hop, shared)| Some((Shared::idle_since(shared)?, hop)));
-        let oldest = http1.chain(http2).min_by_key(|(since, _)| *since);
-        oldest.map(|(since, hop)| (since, hop.clone()))
+        let http2 = http2.filter_map(|(hop, shared)| Some((hop, Shared::idle_since(shared)?)));
+        for (hop, since) in http1.chain(http2) {
+            let Hop::Hbone(tunnelled) = hop else {
+                continue;
+            };
+            let entry = newest.entry(Shares::of(tunnelled));
+            let (latest, _) = entry.or_insert((since, tunnelled));
+            *latest = since.max(*latest);
+        }
+        let oldest = newest.into_values().min_by_key(|(since, _)| *since);
+        oldest.map(|(since, tunnelled)| (since, tunnelled.clone()))
+    }
+
+    /// Takes the idle connections that share TLS connections with this one.
+    fn evict(&mut self, through: &Tunnelled) -> Vec<Evicted> {
+        let shares = |hop: &Hop| matches!(hop, Hop::Hbone(other) if Shares::of(other) == Shares::of(through));
+        let http1 = self.http1.extract_if(|hop, _| shares(hop));
+        let idle: Vec<Idle> = http1.flat_map(|(_, idle)| idle).collect();
+        self.idle -= idle.len();
+        let is_idle = |shared: &Arc<Shared>| Shared::idle_since(shared).is_some();
+        let http2 = self
+            .http2
+            .extract_if(|hop, shared| shares(hop) && is_idle(shared));
+        let http2 = http2.filter_map(|(_, shared)| shared.slot.try_lock().ok()?.live.take());
+        let mut evicted: Vec<_> = http2.map(Evicted::Http2).collect();
+        evicted.extend(idle.into_iter().map(|idle| Evicted::Http1(idle.connection)));
+        evicted
+    }
+}
+
+/// What tunnels of one workload have in common that share TLS connections.
+#[derive(PartialEq, Eq, Hash)]
+struct Shares<'a>(SocketAddr, &'a [Identity]);
+
+impl<'a> Shares<'a> {
+    fn of(tunnelled: &'a Tunnelled) -> Self {
+        Self(tunnelled.next_hop(), tunnelled.identities())
     }
 }
 

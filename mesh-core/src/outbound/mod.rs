@@ -23,7 +23,7 @@ pub use client::{MeshBody, MeshClient, ResponseFuture};
 #[cfg(feature = "http")]
 pub use connector::{Connecting, MeshConnector};
 pub(crate) use dial::PoolKey;
-pub(crate) use hosts::Hosts;
+pub(crate) use hosts::{Hosts, in_order};
 #[cfg(feature = "http")]
 pub(crate) use http_pool::HttpPool;
 #[cfg(feature = "admin")]

@@ -156,6 +156,21 @@ async fn no_more_look_ups_run_at_once_than_set_however_long_the_resolver_takes()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_resolver_that_never_answers_gives_its_place_back() {
+    let net = Net::new(0);
+    let world = World::with(149, |node| node.transport(net.transport()).max_lookups(1));
+    let (client, _) = world.pair().await;
+    for host in ["a.example:80", "b.example:80"] {
+        let error = client.connect(host).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::HostLookup);
+    }
+    assert_eq!(net.asked(), ["a.example"]);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    client.connect("b.example:80").await.unwrap_err();
+    assert_eq!(net.asked(), ["a.example", "b.example"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn when_all_that_is_remembered_is_being_looked_up_another_host_is_refused() {
     let net = Net::new(0);
     let world = World::with(143, |node| {

@@ -245,6 +245,38 @@ async fn idle_http_2_connections_make_room_too() {
 }
 
 #[tokio::test]
+async fn only_connections_that_hold_a_tunnel_make_room_and_no_more_than_helps() {
+    let world = World::with(148, |node| node.hbone(Config::default().max_connections(1)));
+    let (client, listeners) = three(&world).await;
+    let plain = world.workload("b", 3).with_protocol(TunnelProtocol::None);
+    world.control.set(vec![plain.into()]).await;
+    let accepted = listeners.map(|listener| by_hand(listener, OK, usize::MAX));
+    let counts = || {
+        accepted
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed))
+    };
+    // The only connection has a request, so there is no room; what is idle is plaintext.
+    let response = ask(&client, "b", Version::HTTP_11).await.unwrap();
+    assert_eq!(whole(response).await, "ok");
+    let busy = ask(&client, "a", Version::HTTP_11).await.unwrap();
+    for _ in 0..2 {
+        let error = ask(&client, "c", Version::HTTP_11).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Overloaded);
+    }
+    let response = ask(&client, "b", Version::HTTP_11).await.unwrap();
+    assert_eq!(whole(response).await, "ok");
+    assert_eq!(counts(), [1, 1, 0]);
+    // Now it is idle.
+    assert_eq!(whole(busy).await, "ok");
+    let response = ask(&client, "c", Version::HTTP_11).await.unwrap();
+    assert_eq!(whole(response).await, "ok");
+    let response = ask(&client, "b", Version::HTTP_11).await.unwrap();
+    assert_eq!(whole(response).await, "ok");
+    assert_eq!(counts(), [1, 1, 1]);
+}
+
+#[tokio::test]
 async fn of_more_idle_connections_than_set_the_least_recently_used_goes() {
     let world = World::with(157, |node| node.max_idle_connections(2));
     let (client, listeners) = three(&world).await;

@@ -232,7 +232,8 @@ impl Session {
         let wait = self.settings.drop_forgotten_after;
         let subscription = self.subscription(url)?;
         if subscription.forget(name) && subscription.surplus {
-            self.recycle_at.get_or_insert(now + wait);
+            // Too long to be said is never.
+            self.recycle_at = self.recycle_at.or_else(|| now.checked_add(wait));
         }
         Ok(())
     }

@@ -30,6 +30,9 @@ type TokenSource = dyn Fn() -> BoxFuture<'static, Result<Option<String>, BoxErro
 /// 64 KiB would make it wait for as many round trips.
 const WINDOW: u32 = 1024 * 1024;
 
+/// Longer than any connection lives, and a time that can be added to now: hyper does not check.
+const LONG: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
 /// A way to a control plane: cheap to clone, connects when it is used.
 ///
 /// Every request and every stream has a connection of its own: it meets the newest roots and the newest
@@ -263,8 +266,8 @@ impl ChannelBuilder {
             .map_err(|error| invalid(self.uri.to_string()).with_source(error))?
             .origin(self.uri.clone())
             .connect_timeout(self.connect_timeout)
-            .http2_keep_alive_interval(self.keep_alive.0)
-            .keep_alive_timeout(self.keep_alive.1)
+            .http2_keep_alive_interval(self.keep_alive.0.min(LONG))
+            .keep_alive_timeout(self.keep_alive.1.min(LONG))
             .keep_alive_while_idle(false)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW);

@@ -135,6 +135,17 @@ async fn requests_have_the_headers_and_the_token_as_it_is_now() {
 }
 
 #[tokio::test]
+async fn the_longest_times_that_can_be_set_are_for_ever() {
+    let (pipe, _uris) = server();
+    let channel = builder()
+        .connect_timeout(Duration::MAX)
+        .keep_alive(Duration::MAX, Duration::MAX)
+        .build(pipe)
+        .expect("settings");
+    ask(&channel, "headers").await.expect("an answer");
+}
+
+#[tokio::test]
 async fn errors_say_what_failed() {
     let (pipe, _uris) = server();
     let channel = builder().build(pipe).expect("settings");

@@ -76,3 +76,16 @@ async fn a_look_up_whose_task_is_gone_is_made_again() {
     drop(ask(&mut table, "a", now));
     let _b = ask(&mut table, "b", now);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_time_that_can_be_set_is_for_ever() {
+    let mut table = table(1);
+    table.ttl = Duration::MAX;
+    let now = Instant::now();
+    let _tell = ask(&mut table, "a", now);
+    table.answered("a", Some(&addresses("10.0.0.1")), now);
+    let later = now + Duration::from_secs(1 << 30);
+    assert!(matches!(table.look("a", later), Looked::Known(_)));
+    // Room is made all the same.
+    let _b = ask(&mut table, "b", later);
+}
