@@ -427,7 +427,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Says that the configuration has no such workload, and which it has.
 fn no_record(id: &WorkloadId, near: &[Arc<str>]) -> Error {
     let near = if near.is_empty() {
-        "the configuration has no workload in this namespace".to_owned()
+        "the configuration has none in this namespace whose name is like it".to_owned()
     } else {
         format!("near it: {}", near.join(", "))
     };

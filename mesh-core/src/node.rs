@@ -394,6 +394,8 @@ pub(crate) async fn supervised(
 ) {
     let reason = match AssertUnwindSafe(task).catch_unwind().await {
         Ok(Ok(())) => return,
+        // How every task ends when its node does.
+        Ok(Err(error)) if error.kind() == ErrorKind::Draining => return,
         Ok(Err(error)) => report(&error),
         Err(_) => "it panicked".to_owned(),
     };

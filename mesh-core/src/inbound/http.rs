@@ -1,5 +1,8 @@
 #[cfg(feature = "axum")]
 use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{Request, Response};
 use http_body::Body;
@@ -17,7 +20,10 @@ use crate::error::BoxError;
 use crate::layers::{Inbound, InboundLayer, ObserveLayer};
 use crate::{ConnectionContext, Error, Mesh};
 
-/// A listener and the layer that judges its requests: one value, so that neither is used without the other.
+/// A listener and the layer that judges its requests.
+///
+/// One belongs to the other: connections of a listener whose layer is around no service are reset, with
+/// an error in the log, for their requests would be judged by nobody.
 ///
 /// # Examples
 ///
@@ -46,6 +52,36 @@ pub struct HttpListener {
 #[derive(Debug, Clone)]
 pub struct HttpLayer {
     inbound: InboundLayer,
+    used: LayerUse,
+}
+
+/// Whether a listener's layer is around a service.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LayerUse(Arc<AtomicBool>);
+
+impl LayerUse {
+    fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// # Errors
+    ///
+    /// Nobody would judge the requests of this connection.
+    pub(crate) fn check(&self, context: &ConnectionContext) -> io::Result<()> {
+        if self.0.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        tracing::error!(
+            target: "mesh::inbound",
+            destination = %context.destination(),
+            "a port of listen_http is served without HttpListener::layer around the service: \
+             its connections are reset, for nobody judges their requests",
+        );
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the listener's HttpLayer is around no service",
+        ))
+    }
 }
 
 impl HttpLayer {
@@ -67,6 +103,7 @@ impl HttpLayer {
 
     /// The layers for all requests of one connection: for servers that build a service per connection.
     pub fn for_connection(&self, context: ConnectionContext) -> InboundLayer {
+        self.used.begin();
         self.inbound.clone().for_connection(context)
     }
 
@@ -74,6 +111,7 @@ impl HttpLayer {
     ///
     /// [`axum::serve`]: https://docs.rs/axum/0.8/axum/fn.serve.html
     pub fn wrap<S>(self, service: S) -> Wrapped<S> {
+        self.used.begin();
         Wrapped {
             layer: self,
             service,
@@ -85,6 +123,7 @@ impl<S> Layer<S> for HttpLayer {
     type Service = Inbound<S>;
 
     fn layer(&self, inner: S) -> Inbound<S> {
+        self.used.begin();
         self.inbound.layer(inner)
     }
 }
@@ -219,9 +258,11 @@ impl Mesh {
         let observe = observe.label_with(ConnectionContext::labels_or_peer);
         let policies = self.inner.enforcement.follow(listener.local_addr().port());
         let inbound = InboundLayer::new(policies).observe(observe);
+        let used = LayerUse::default();
+        listener.only_with(used.clone());
         Ok(HttpListener {
             listener,
-            layer: HttpLayer { inbound },
+            layer: HttpLayer { inbound, used },
         })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
+use mesh_xds::model::TunnelProtocol;
 use tokio::sync::{mpsc, watch};
 
 use super::acceptor::Acceptor;
@@ -37,6 +38,8 @@ pub struct MeshListener {
     /// What is asked of the control plane for as long as this lives.
     #[cfg(feature = "http")]
     demanded: Option<super::demanded::Demanded>,
+    #[cfg(feature = "http")]
+    layer: Option<super::LayerUse>,
 }
 
 impl MeshListener {
@@ -54,6 +57,15 @@ impl MeshListener {
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<MeshStream, Error>> {
+        let accepted = self.poll_queue(cx);
+        #[cfg(feature = "http")]
+        if let Some(layer) = &self.layer {
+            return accepted.map_ok(|stream| stream.with_layer(layer.clone()));
+        }
+        accepted
+    }
+
+    fn poll_queue(&mut self, cx: &mut Context<'_>) -> Poll<Result<MeshStream, Error>> {
         if let Poll::Ready(Some(stream)) = self.queue.poll_recv(cx) {
             return Poll::Ready(Ok(stream));
         }
@@ -71,6 +83,12 @@ impl MeshListener {
     #[cfg(feature = "http")]
     pub(super) fn keep(&mut self, demanded: Option<super::demanded::Demanded>) {
         self.demanded = demanded;
+    }
+
+    /// Gives out connections that only a service with the layer around it can read.
+    #[cfg(feature = "http")]
+    pub(super) fn only_with(&mut self, layer: super::LayerUse) {
+        self.layer = Some(layer);
     }
 
     #[cfg(feature = "http")]
@@ -173,6 +191,14 @@ impl Mesh {
                 mesh.id, mesh.identity
             )));
         }
+        if record.protocol() != TunnelProtocol::Hbone {
+            tracing::warn!(
+                target: "mesh::config",
+                workload = %mesh.id,
+                "this workload's record is not in the mesh, so callers speak plaintext to it; in manifests the \
+                 Namespace or Pod wants the label istio.io/dataplane-mode: ambient",
+            );
+        }
         let settings = mesh.settings();
         let addresses: Vec<IpAddr> = match settings.bind {
             Some(address) => vec![address],
@@ -218,6 +244,8 @@ impl Mesh {
             draining: Box::pin(crate::shutdown::drain_begins(mesh)),
             #[cfg(feature = "http")]
             demanded: None,
+            #[cfg(feature = "http")]
+            layer: None,
         })
     }
 }

@@ -17,6 +17,8 @@ mod validity;
 pub(crate) use acceptor::{Acceptor, LAST_WORDS};
 pub(crate) use account::baggage;
 pub(crate) use enforcement::{Enforcement, Missings};
+#[cfg(feature = "http")]
+pub(crate) use http::LayerUse;
 #[cfg(feature = "axum")]
 pub use http::{AxumFuture, AxumService};
 #[cfg(feature = "http")]

@@ -34,6 +34,9 @@ pub struct MeshStream {
     _tracked: Option<crate::outbound::Tracked>,
     /// Until when the peer has to have said something.
     first_byte: Option<Pin<Box<Sleep>>>,
+    /// What has to be around the service before it sees a byte.
+    #[cfg(feature = "http")]
+    layer: Option<crate::inbound::LayerUse>,
 }
 
 #[derive(Debug)]
@@ -96,6 +99,8 @@ impl MeshStream {
             #[cfg(feature = "admin")]
             _tracked: None,
             first_byte: None,
+            #[cfg(feature = "http")]
+            layer: None,
         }
     }
 
@@ -128,6 +133,21 @@ impl MeshStream {
     pub(crate) fn with_first_byte_within(mut self, limit: Duration) -> Self {
         self.first_byte = Some(Box::pin(sleep(limit)));
         self
+    }
+
+    /// Fails its first read unless the layer is in use by then.
+    #[cfg(feature = "http")]
+    pub(crate) fn with_layer(mut self, layer: crate::inbound::LayerUse) -> Self {
+        self.layer = Some(layer);
+        self
+    }
+
+    #[cfg(feature = "http")]
+    fn check_layer(&mut self) -> io::Result<()> {
+        match self.layer.take() {
+            Some(layer) => layer.check(&self.context),
+            None => Ok(()),
+        }
     }
 
     /// What is known of the connection: its ends and its peer's identity.
@@ -204,6 +224,10 @@ impl AsyncRead for MeshStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Err(error) = this.check_cut() {
+            return this.failed(error);
+        }
+        #[cfg(feature = "http")]
+        if let Err(error) = this.check_layer() {
             return this.failed(error);
         }
         let before = buf.filled().len();

@@ -82,7 +82,11 @@ async fn a_silent_client_of_an_http_listener_is_closed() {
     // A server without a time-out of its own, as axum's.
     tokio::spawn(async move {
         while let Ok(mut stream) = http.listener.accept().await {
-            tokio::spawn(async move { stream.read_u8().await });
+            let layer = http.layer.for_connection(stream.context().clone());
+            tokio::spawn(async move {
+                let _layer = layer;
+                stream.read_u8().await
+            });
         }
     });
     let mut silent = TcpStream::connect("127.0.52.1:7052").await.unwrap();
@@ -92,4 +96,36 @@ async fn a_silent_client_of_an_http_listener_is_closed() {
         !matches!(ended, Ok(1..)),
         "closed without an answer: {ended:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_without_the_layer_gets_no_request() {
+    let node = node(53, 10);
+    let server = node.workload("default", "server", "server").unwrap();
+    let mut http = server.listen_http(7053).await.unwrap();
+    let accept = async {
+        let mut stream = http.listener.accept().await.unwrap();
+        stream.read_u8().await
+    };
+    let mut client = TcpStream::connect("127.0.53.1:7053").await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let error = accept.await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    let mut answer = [0; 1];
+    assert!(!matches!(client.read(&mut answer).await, Ok(1..)));
+    // With it the next one is read.
+    let layer = http.layer.for_connection(tunnel_context());
+    let accept = async {
+        let mut stream = http.listener.accept().await.unwrap();
+        stream.read_u8().await
+    };
+    let mut client = TcpStream::connect("127.0.53.1:7053").await.unwrap();
+    client.write_all(b"G").await.unwrap();
+    assert_eq!(accept.await.unwrap(), b'G');
+    drop(layer);
+}
+
+fn tunnel_context() -> mesh_core::ConnectionContext {
+    let address = "127.0.53.1:7053".parse().unwrap();
+    mesh_core::ConnectionContext::plaintext(address, address)
 }
