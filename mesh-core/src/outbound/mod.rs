@@ -23,7 +23,9 @@ pub use client::{MeshBody, MeshClient, ResponseFuture};
 #[cfg(feature = "http")]
 pub use connector::{Connecting, MeshConnector};
 pub(crate) use dial::PoolKey;
-pub(crate) use hosts::{Hosts, in_order};
+pub(crate) use hosts::Hosts;
+#[cfg(feature = "istiod")]
+pub(crate) use hosts::in_order;
 #[cfg(feature = "http")]
 pub(crate) use http_pool::HttpPool;
 #[cfg(feature = "admin")]

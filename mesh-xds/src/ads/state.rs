@@ -164,9 +164,27 @@ struct Pending {
     subscription: usize,
     reply: Reply,
     accepted: Vec<(Box<str>, Version)>,
+    /// How many of them were not here before.
+    new: usize,
+    gone: Vec<Box<str>>,
+    bad: Vec<Box<str>>,
+    /// Whether this is all that there is.
+    complete: bool,
     refusal: Refusal,
     /// Whether a resource was refused whose name is not known.
     nameless: bool,
+}
+
+/// Names of a type that are remembered to have been refused.
+const MAX_BAD: usize = 1_000;
+
+impl Pending {
+    fn refused(&mut self, name: &str) {
+        if self.bad.len() <= MAX_BAD {
+            let name = if name.len() > MAX_NAME { "" } else { name };
+            self.bad.push(name.into());
+        }
+    }
 }
 
 /// A resource of either protocol.
@@ -423,6 +441,10 @@ impl Session {
             subscription: index,
             reply,
             accepted: Vec::with_capacity(resources.len()),
+            new: 0,
+            gone: Vec::new(),
+            bad: Vec::new(),
+            complete: false,
             refusal: Refusal::default(),
             nameless: false,
         };
@@ -436,7 +458,8 @@ impl Session {
         subscription.stream.answered = true;
         let mut gone: Vec<Box<str>> = removed.into_iter().map(String::into_boxed_str).collect();
         // What is not among everything is no more, unless what it is was not understood.
-        if complete && !pending.nameless {
+        pending.complete = complete && !pending.nameless;
+        if pending.complete {
             let names = subscription.known.keys();
             gone.extend(names.filter(|name| !seen.contains(*name)).cloned());
             if world {
@@ -445,12 +468,13 @@ impl Session {
             }
         }
         for name in gone {
-            if seen.contains(&name) {
+            if !seen.insert(name.clone()) {
                 continue;
             }
-            if subscription.known.remove(&name).is_some() {
+            if subscription.known.contains_key(&name) {
                 delivery.removed.extend(self.decoder.removed(&url, &name));
             }
+            pending.gone.push(name.clone());
             if let Some(absent) = subscription.wanted.get_mut(&name)
                 && !std::mem::replace(absent, true)
             {
@@ -475,6 +499,7 @@ impl Session {
             Err(reason) => {
                 pending.refusal.add(&resource.name, &reason);
                 pending.nameless |= resource.name.is_empty();
+                pending.refused(&resource.name);
                 // Its last good version stays.
                 if resource.name.len() <= MAX_NAME {
                     seen.insert(resource.name.into());
@@ -484,15 +509,18 @@ impl Session {
         };
         if !seen.insert(name.as_str().into()) {
             pending.refusal.add(&name, "is there twice");
+            pending.refused(&name);
             return;
         }
         let room = self.settings.max_resources;
-        let full = subscription.known.len() + pending.accepted.len() >= room;
-        if full && !subscription.known.contains_key(&*name) {
+        let new = !subscription.known.contains_key(&*name);
+        if new && subscription.known.len() + pending.new >= room {
             let reason = format!("there are {room} resources of its type already");
             pending.refusal.add(&name, &reason);
+            pending.refused(&name);
             return;
         }
+        pending.new += usize::from(new);
         for asked in resource.aliases.iter().chain([&name]) {
             if let Some(absent) = subscription.wanted.get_mut(asked.as_str()) {
                 *absent = false;
@@ -523,12 +551,31 @@ impl Session {
         for (resource, reason) in rejected {
             let name = self.decoder.name(&resource);
             pending.refusal.add(&name, &reason);
+            pending.refused(&name);
             rejected_names.insert(name);
         }
         let subscription = &mut self.subscriptions[pending.subscription];
+        if pending.complete {
+            subscription.bad.clear();
+            subscription.more_bad = false;
+        }
+        // Not before: what nobody applied is asked for again, removals too.
+        for name in pending.gone {
+            subscription.known.remove(&name);
+            subscription.bad.remove(&name);
+        }
         for (name, version) in pending.accepted {
             if !rejected_names.contains(&*name) {
+                subscription.bad.remove(&name);
                 subscription.known.insert(name, version);
+            }
+        }
+        subscription.more_bad |= pending.bad.len() > MAX_BAD;
+        for name in pending.bad.into_iter().take(MAX_BAD) {
+            if subscription.bad.len() < MAX_BAD {
+                subscription.bad.insert(name);
+            } else {
+                subscription.more_bad |= !subscription.bad.contains(&name);
             }
         }
         let refused = pending.refusal.take_named();
@@ -541,8 +588,10 @@ impl Session {
         if pending.stream == self.streams {
             subscription.stream.reply = Some(pending.reply);
         }
-        let first = accepted && !subscription.synced;
-        subscription.synced |= accepted;
+        // What was refused may be what closes something: without it not all is here.
+        let whole = accepted && subscription.bad.is_empty() && !subscription.more_bad;
+        let first = whole && !subscription.synced;
+        subscription.synced |= whole;
         first.then(|| subscription.url.clone())
     }
 

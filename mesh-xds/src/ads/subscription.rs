@@ -82,8 +82,12 @@ pub(super) struct Subscription {
     wanted_size: usize,
     /// What is here.
     pub(super) known: HashMap<Box<str>, Version>,
-    /// Whether an answer was accepted whole, ever.
+    /// Whether all that came was accepted, ever.
     pub(super) synced: bool,
+    /// What was refused and has not been accepted or removed since, and whether there was more of it than
+    /// is remembered.
+    pub(super) bad: BTreeSet<Box<str>>,
+    pub(super) more_bad: bool,
     /// Whether what is here has more than what is wanted: the next stream asks for everything anew.
     pub(super) surplus: bool,
     pub(super) stream: OnStream,
@@ -117,6 +121,8 @@ impl Subscription {
             wanted_size: 0,
             known: HashMap::new(),
             synced: false,
+            bad: BTreeSet::new(),
+            more_bad: false,
             surplus: false,
             stream: OnStream::default(),
         }

@@ -9,7 +9,9 @@ use super::field::{Field, Problem};
 use super::rbac::{Chain, Layer};
 use crate::model::InboundListener;
 use crate::proto::envoy::config::core::v3::{address, socket_address};
-use crate::proto::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
+use crate::proto::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, Listener, filter,
+};
 use crate::proto::envoy::config::route::v3::RouteConfiguration;
 use crate::proto::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use crate::proto::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -93,7 +95,17 @@ fn policies(listener: &Listener) -> Result<Policies, Problem> {
         listener.filter_chains.as_slice(),
         &listener.default_filter_chain,
     ) {
-        ([chain], None) => chain_policies(chain, &field.index(0)),
+        ([chain], None) => {
+            let field = field.index(0);
+            // What does not match is closed, which a listener for all would be not.
+            match &chain.filter_chain_match {
+                Some(some) if *some != FilterChainMatch::default() => {
+                    let field = field.at("filter_chain_match");
+                    Err(field.unsupported("a choice of connections"))
+                }
+                _ => chain_policies(chain, &field),
+            }
+        }
         ([], Some(chain)) => chain_policies(chain, &Field::root("default_filter_chain")),
         (chains, default) => {
             let count = chains.len() + usize::from(default.is_some());

@@ -130,6 +130,10 @@ fn each<T>(
     field: &Field<'_>,
     lower: impl Fn(&T, &Field<'_>) -> Result<Expr, Problem>,
 ) -> Result<Vec<Expr>, Problem> {
+    // Envoy refuses it too, and a conjunction of nothing would hold for everybody.
+    if values.is_empty() {
+        return Err(field.wrong("none", "at least one"));
+    }
     let values = values.iter().enumerate();
     values
         .map(|(index, value)| lower(value, &field.index(index)))
@@ -160,8 +164,9 @@ fn constant(value: bool) -> Expr {
     if value { Expr::TRUE } else { Expr::FALSE }
 }
 
-/// More ports than this in one range are not written out.
-const MAX_PORTS: usize = 1_024;
+/// More ports than this in one range are not written out: istiod sends ports one by one, and a range costs
+/// its sender a few bytes.
+const MAX_PORTS: usize = 16;
 
 #[derive(Clone, Copy)]
 struct Lower {
@@ -202,6 +207,10 @@ impl Lower {
             }
             Rule::DestinationPortRange(range) => {
                 let ports = range.start.max(0)..range.end.min(1 << 16);
+                if ports.is_empty() {
+                    let field = field.at("destination_port_range");
+                    return Err(field.wrong("no port", "a start below the end"));
+                }
                 if ports.len() > MAX_PORTS {
                     let field = field.at("destination_port_range");
                     return Err(field.unsupported(format_args!("more than {MAX_PORTS} ports")));

@@ -99,7 +99,12 @@ fn identity_regex(pattern: &str, field: &Field<'_>) -> Result<Expr, Problem> {
     let namespace = pattern
         .strip_prefix(".*/ns/")
         .and_then(|rest| rest.strip_suffix("/.*"));
-    if let Some(namespace) = namespace.filter(|namespace| !namespace.contains('/')) {
+    // Anything else than text between the slashes could reach beyond them.
+    let is_plain = |namespace: &&str| {
+        let text = namespace.replace(".*", "");
+        !namespace.contains('/') && (text.is_empty() || literal(&text).is_some())
+    };
+    if let Some(namespace) = namespace.filter(is_plain) {
         return is(Matcher::Namespace(wildcards(namespace, field)?));
     }
     let Some(rest) = pattern.strip_prefix(SCHEME) else {
