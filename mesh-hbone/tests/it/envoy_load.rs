@@ -27,13 +27,12 @@ fn block(noise: &[u8], at: u64) -> Vec<u8> {
     block
 }
 
-/// Says so many MiB and its end.
-async fn say(mut to: impl AsyncWrite + Unpin, seed: u64, mebibytes: u64) {
+/// Says so many MiB.
+async fn say(to: &mut (impl AsyncWrite + Unpin), seed: u64, mebibytes: u64) {
     let noise = noise(BLOCK, seed);
     for at in 0..mebibytes {
         to.write_all(&block(&noise, at)).await.unwrap();
     }
-    to.shutdown().await.unwrap();
 }
 
 /// Hears exactly that.
@@ -47,18 +46,26 @@ async fn hear(mut from: impl AsyncRead + Unpin, seed: u64, mebibytes: u64) {
     assert_eq!(from.read(&mut read).await.unwrap(), 0);
 }
 
+/// `far` is upstream of Envoy, and ends last: Envoy throws away what it still holds for an upstream that
+/// has ended.
 async fn both_ways(
     near: impl AsyncRead + AsyncWrite,
     far: impl AsyncRead + AsyncWrite,
     mebibytes: u64,
 ) {
-    let (near, far) = (split(near), split(far));
-    tokio::join!(
-        say(near.1, 3, mebibytes),
-        say(far.1, 5, mebibytes),
-        hear(near.0, 5, mebibytes),
-        hear(far.0, 3, mebibytes),
-    );
+    let ((near_read, mut near_write), (far_read, mut far_write)) = (split(near), split(far));
+    let near_says = async {
+        say(&mut near_write, 3, mebibytes).await;
+        near_write.shutdown().await.unwrap();
+    };
+    let far_speaks = async {
+        tokio::join!(
+            say(&mut far_write, 5, mebibytes),
+            hear(far_read, 3, mebibytes)
+        );
+        far_write.shutdown().await.unwrap();
+    };
+    tokio::join!(near_says, far_speaks, hear(near_read, 5, mebibytes));
 }
 
 /// An Envoy that accepts our tunnels, and the application behind it.

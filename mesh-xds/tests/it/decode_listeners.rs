@@ -639,7 +639,7 @@ fn what_is_not_understood_closes_the_listener() {
     )));
     assert_eq!(
         ports,
-        format!("{at}.destination_port_range: more than 1024 ports is not supported")
+        format!("{at}.destination_port_range: more than 16 ports is not supported")
     );
     let condition = rbac::Policy {
         condition: Some(Default::default()),
