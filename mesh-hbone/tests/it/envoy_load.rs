@@ -154,10 +154,8 @@ async fn a_hundred_tunnels_and_one_that_nobody_reads() {
     let sent = noise(8 << 20, 7);
     let writer = {
         let sent = sent.clone();
-        tokio::spawn(async move {
-            slow_app.write_all(&sent).await.unwrap();
-            slow_app
-        })
+        // Never done: Envoy throws away what it holds of an upstream that has ended.
+        tokio::spawn(async move { while slow_app.write_all(&sent).await.is_ok() {} })
     };
     let echo = tokio::spawn(async move {
         let mut echoes = JoinSet::new();
@@ -201,9 +199,8 @@ async fn a_hundred_tunnels_and_one_that_nobody_reads() {
         .await
         .unwrap();
     assert!(heard == sent);
-    // Not before: Envoy throws away what it holds of an upstream that has ended.
-    drop(soon("its writer", writer).await.unwrap());
-    assert_eq!(soon("its end", slow.read(&mut heard)).await.unwrap(), 0);
+    drop(slow);
+    soon("its writer", writer).await.unwrap();
 }
 
 /// The certificate changes under us all the while, and no tunnel fails, old or new.
