@@ -393,13 +393,10 @@ impl MeshInner {
     }
 }
 
-/// Whether it is for connections that the pool refuses: where too many wait for one peer, the end of
-/// others' connections is of no use.
+/// Whether the pool refuses. Where it is full as well, the end of an idle connection may be of use.
 #[cfg(feature = "http")]
 fn lacks_connections(error: &mesh_hbone::Error) -> bool {
-    // The kind does not tell these two apart.
     error.kind() == mesh_hbone::ErrorKind::Overloaded
-        && !error.to_string().ends_with("too many wait for this peer")
 }
 
 fn authority(tunnel: &Tunnelled) -> Result<Authority, Error> {
