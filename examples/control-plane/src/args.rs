@@ -12,7 +12,7 @@ use crate::BoxError;
 /// A control plane on one machine: discovery and certificates out of files.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
-pub(crate) struct Args {
+pub struct Args {
     /// The folder of the root certificate, its key and the key of tokens; created when absent.
     #[arg(long, global = true, default_value = ".mesh-control-plane")]
     pub(crate) state: PathBuf,
@@ -52,6 +52,16 @@ pub(crate) struct Serve {
 }
 
 impl Serve {
+    pub(crate) fn on_a_free_port(config: &Path) -> Self {
+        Self {
+            config: Some(config.to_owned()),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            server_name: Vec::new(),
+            http: None,
+            once: false,
+        }
+    }
+
     pub(crate) fn config(&self) -> Result<PathBuf, BoxError> {
         let path = match &self.config {
             Some(path) => path.clone(),
@@ -133,12 +143,12 @@ pub(crate) fn say(line: &str) {
 }
 
 /// Prints a line to standard error.
-pub(crate) fn complain(line: &str) {
+pub fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Logs to standard error: warnings, or what `RUST_LOG` asks for.
-pub(crate) fn init_logging() {
+pub fn init_logging() {
     let filter = EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("warn")))

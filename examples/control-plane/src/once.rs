@@ -20,7 +20,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::args::Serve;
-use crate::state::State;
 use crate::tls::SERVER_NAME;
 use crate::{BoxError, args, start, tls};
 
@@ -28,15 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(serve: &Serve) -> Result<(), BoxError> {
     let folder = tempfile::tempdir()?;
-    let state = State::open(folder.path(), "cluster.local")?;
-    let token = state.tokens.issue("default", "caller", PATIENCE * 2);
-    let roots = state.root.clone();
     // Any port: another may be running.
-    let serve = Serve {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        ..serve.clone()
-    };
-    let running = start(&serve, state).await?;
+    let running = start(&serve.config()?, folder.path(), "cluster.local").await?;
+    let token = running.token("default", "caller", PATIENCE * 2);
+    let roots = std::fs::read_to_string(running.root_cert_file())?;
     args::say(&format!(
         "serving {} resources over TLS",
         running.server.resources()

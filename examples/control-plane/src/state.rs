@@ -13,7 +13,7 @@ use rcgen::{
 use crate::BoxError;
 use crate::token::Tokens;
 
-const ROOT: &str = "root-cert.pem";
+pub(crate) const ROOT: &str = "root-cert.pem";
 const ROOT_KEY: &str = "root-key.pem";
 const TOKEN_KEY: &str = "token-key";
 
@@ -23,7 +23,6 @@ pub(crate) struct State {
     /// PKCS#8 in PEM.
     pub(crate) key: String,
     pub(crate) tokens: Tokens,
-    pub(crate) trust_domain: String,
 }
 
 impl State {
@@ -79,7 +78,6 @@ impl State {
             root,
             key,
             tokens: Tokens::new(secret.trim().as_bytes(), trust_domain),
-            trust_domain: trust_domain.to_owned(),
         })
     }
 }
