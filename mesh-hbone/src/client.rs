@@ -12,7 +12,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
 use tokio::io::AsyncReadExt as _;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::authority::Authority;
 use crate::config::Config;
@@ -145,8 +145,7 @@ where
             })
         })
         .await?;
-        let since = Instant::now();
-        poll_fn(|cx| driver.poll_ended(cx, since)).await;
+        poll_fn(|cx| driver.poll_ended(cx)).await;
         Ok(())
     };
     let sender = Sender {

@@ -313,7 +313,9 @@ impl Config {
     /// Time that the peer has to end its side of a tunnel that was dropped after its shutdown, before
     /// the stream is reset. Default: 10 s. Until then the stream counts as open.
     ///
-    /// It is also the time that the peer has to close a connection of which we have closed our side.
+    /// It is also the time that the peer has to close a connection of which we have closed our side, and
+    /// before that the time that a client has to close one that
+    /// [`graceful_shutdown`](crate::server::Connection::graceful_shutdown) has emptied.
     #[must_use]
     pub fn linger(mut self, time: Duration) -> Self {
         self.linger = time.min(FOREVER);

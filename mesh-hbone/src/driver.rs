@@ -41,6 +41,8 @@ struct Shared<IO> {
     frames: Frames,
     /// What the peer sent too much of: nothing more is read.
     excess: Option<&'static str>,
+    /// The peer closes first: h2's shutdown only flushes.
+    yields: bool,
 }
 
 impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
@@ -55,12 +57,27 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
                 failure: None,
                 frames,
                 excess: None,
+                yields: false,
             })),
         }
     }
 
     pub(crate) fn poll_flush_now(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|io| io.poll_flush_now(cx))
+    }
+
+    /// Whether the peer is to close first, after HTTP/2 has ended.
+    pub(crate) fn set_yields(&self, yields: bool) {
+        lock(&self.shared).yields = yields;
+    }
+
+    fn yields(&self) -> bool {
+        lock(&self.shared).yields
+    }
+
+    /// Closes our side, whoever was to do so first.
+    fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|io| io.poll_shutdown(cx))
     }
 
     fn take_heard(&self) -> bool {
@@ -188,7 +205,10 @@ impl<IO: DeferredFlush + Unpin> AsyncWrite for SharedIo<IO> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|io| io.poll_shutdown(cx))
+        if self.yields() {
+            return self.poll_flush_now(cx);
+        }
+        self.poll_close(cx)
     }
 }
 
@@ -233,7 +253,19 @@ pub(crate) struct Driver<IO> {
     windows: Windows,
     header_timeout: Duration,
     linger: Duration,
+    end: Option<End>,
     side: Side,
+}
+
+/// What is left after the end of HTTP/2.
+#[derive(Clone, Copy)]
+enum End {
+    /// The peer closes, or has had its time.
+    Yields(Instant),
+    /// Our side closes, too.
+    Closes(Instant),
+    /// The peer closes, too.
+    Waits(Instant),
 }
 
 /// What a connection does next.
@@ -265,20 +297,65 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             windows: config.windows_of(streams, now),
             header_timeout: config.header_timeout,
             linger: config.linger,
+            end: None,
             side,
         }
     }
 
-    /// After the end of HTTP/2: waits until the peer has ended too, or for as long as it may take.
-    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>, since: Instant) -> Poll<()> {
-        if self.io.poll_peer_ends(cx).is_ready() {
-            return Poll::Ready(());
+    /// After the end of HTTP/2: waits until both sides have closed, or for as long as the peer may take.
+    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let until = Instant::now() + self.linger;
+            self.end = Some(match self.end {
+                None if self.io.yields() => End::Yields(until),
+                None => End::Waits(until),
+                Some(End::Yields(end)) => {
+                    if self.io.poll_peer_ends(cx).is_pending() {
+                        ready!(self.poll_timer(cx, end));
+                    }
+                    End::Closes(until)
+                }
+                Some(End::Closes(end)) => {
+                    if self.io.poll_close(cx).is_pending() {
+                        ready!(self.poll_timer(cx, end));
+                    }
+                    End::Waits(end)
+                }
+                Some(End::Waits(end)) => {
+                    if self.io.poll_peer_ends(cx).is_pending() {
+                        ready!(self.poll_timer(cx, end));
+                    }
+                    return Poll::Ready(());
+                }
+            });
         }
-        let until = since + self.linger;
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
         if self.timer.deadline() != until {
             self.timer.as_mut().reset(until);
         }
         self.timer.as_mut().poll(cx)
+    }
+
+    /// As far as the transport takes it now: the end of a connection that failed.
+    pub(crate) fn close(&self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Err(error)) = self.io.poll_close(cx) {
+            tracing::trace!(target: "mesh::hbone", %error, "cannot close");
+        }
+    }
+
+    /// Yields no longer.
+    pub(crate) fn close_now(&mut self) {
+        self.io.set_yields(false);
+        if !matches!(self.end, Some(End::Waits(_))) {
+            self.end = Some(End::Closes(Instant::now() + self.linger));
+        }
+    }
+
+    /// Whether the peer is to close first.
+    pub(crate) fn set_yields(&self, yields: bool) {
+        self.io.set_yields(yields);
     }
 
     pub(crate) fn outboxes(&self) -> &Arc<Outboxes> {

@@ -69,6 +69,7 @@ where
         },
         config: config.clone(),
         draining: false,
+        yields: false,
     }
 }
 
@@ -78,6 +79,8 @@ pub struct Connection<IO> {
     state: State<IO>,
     config: Config,
     draining: bool,
+    /// The peer closes first.
+    yields: bool,
 }
 
 enum State<IO> {
@@ -95,7 +98,6 @@ enum State<IO> {
     /// All was said; the peer may still be reading it.
     Ended {
         driver: Driver<IO>,
-        since: Instant,
     },
     Closed,
 }
@@ -180,6 +182,7 @@ where
                         self.config.max_incoming_streams,
                         Side::Downstream,
                     );
+                    driver.set_yields(self.yields);
                     let first = Some(Instant::now() + self.config.first_connect_timeout);
                     self.state = State::Open { h2, driver, first };
                 }
@@ -189,21 +192,26 @@ where
                             *first = None;
                             Poll::Ready(Some(Ok(request)))
                         }
-                        Ok(Some(Some(Err(error)))) => Poll::Ready(Some(Err(driver.error(error)))),
+                        Ok(Some(Some(Err(error)))) => {
+                            if self.yields {
+                                driver.close(cx);
+                            }
+                            Poll::Ready(Some(Err(driver.error(error))))
+                        }
                         Ok(Some(None)) => {
                             let State::Open { driver, .. } =
                                 std::mem::replace(&mut self.state, State::Closed)
                             else {
                                 return Poll::Ready(None);
                             };
-                            let since = Instant::now();
-                            self.state = State::Ended { driver, since };
+                            self.state = State::Ended { driver };
                             continue;
                         }
                         Ok(None) => Poll::Ready(Some(Err(timed_out("no CONNECT")))),
                         Err(error) => {
                             if error.kind() == ErrorKind::Flooded {
                                 // As far as the transport takes it now.
+                                driver.set_yields(false);
                                 h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                                 let _ = h2.poll_accept(cx);
                                 driver.flush(cx).ok();
@@ -212,8 +220,8 @@ where
                         }
                     };
                 }
-                State::Ended { driver, since } => {
-                    ready!(driver.poll_ended(cx, *since));
+                State::Ended { driver } => {
+                    ready!(driver.poll_ended(cx));
                     return Poll::Ready(None);
                 }
                 State::Closed => return Poll::Ready(None),
@@ -225,12 +233,32 @@ where
     /// for CONNECTs that are on their way, then GOAWAY with the last stream that was taken
     /// ([RFC 9113 section 6.8](https://www.rfc-editor.org/rfc/rfc9113#section-6.8)).
     ///
-    /// Go on calling [`accept`](Self::accept): it ends when the last tunnel has.
+    /// After the last tunnel the client closes, who alone knows when it has given on what it heard: an
+    /// Envoy throws that away, and lets its own client believe that it was all, when it is closed first.
+    /// After [`Config::linger`] this side closes.
+    ///
+    /// Go on calling [`accept`](Self::accept): it ends when the last tunnel has, and the connection.
     pub fn graceful_shutdown(&mut self) {
+        self.leave(true);
+    }
+
+    /// Like [`graceful_shutdown`](Self::graceful_shutdown), but closes as soon as the last tunnel has
+    /// ended: for when there is no time left.
+    pub fn hasty_shutdown(&mut self) {
+        self.leave(false);
+    }
+
+    fn leave(&mut self, yields: bool) {
         self.draining = true;
-        if let State::Open { h2, first, .. } = &mut self.state {
-            *first = None;
-            h2.graceful_shutdown();
+        self.yields = yields;
+        match &mut self.state {
+            State::Open { h2, first, driver } => {
+                driver.set_yields(yields);
+                *first = None;
+                h2.graceful_shutdown();
+            }
+            State::Ended { driver } if !yields => driver.close_now(),
+            _ => {}
         }
     }
 }

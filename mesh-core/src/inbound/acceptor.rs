@@ -201,7 +201,7 @@ impl Session {
 
 /// Lets the resets of cut tunnels out. What does not get out in time ends with the connection.
 async fn last_words(mut connection: server::Connection<tls::TlsStream<BoxedIo>>) {
-    connection.graceful_shutdown();
+    connection.hasty_shutdown();
     let ends = async { while let Some(Ok(_refused)) = connection.accept().await {} };
     let _ = timeout(LAST_WORDS, ends).await;
 }

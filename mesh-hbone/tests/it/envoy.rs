@@ -161,6 +161,12 @@ impl Role {
         Self(resources)
     }
 
+    /// The same, with a part of its configuration replaced, which has to be there.
+    pub(crate) fn replacing(self, part: &str, with: &str) -> Self {
+        assert!(self.0.contains(part), "no {part} in {}", self.0);
+        Self(self.0.replace(part, with))
+    }
+
     /// Accepts tunnels from `peer` and joins each with a connection to `app`; CONNECT to
     /// `forbidden.example:80` is answered 403.
     pub(crate) fn server(files: &Files, on: IpAddr, peer: &str, app: SocketAddr) -> Self {

@@ -2,12 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use mesh_hbone::Tunnel;
 use mesh_hbone::client::{self, ConnectRequest, Sender};
 use mesh_hbone::config::Config;
 use mesh_hbone::headers::ConnectHeaders;
 use mesh_hbone::server::{self, Incoming};
 use mesh_hbone::tls::{self, Credentials};
+use mesh_hbone::{Error, Tunnel};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -48,7 +48,7 @@ async fn hear(mut from: impl AsyncRead + Unpin, seed: u64, mebibytes: u64) {
 
 /// `far` is upstream of Envoy, and ends last: Envoy throws away what it still holds for an upstream that
 /// has ended.
-async fn both_ways(
+pub(crate) async fn both_ways(
     near: impl AsyncRead + AsyncWrite,
     far: impl AsyncRead + AsyncWrite,
     mebibytes: u64,
@@ -79,7 +79,7 @@ async fn accepting(test: &str) -> Option<(Pki, TcpListener, Envoy)> {
     Some((pki, app, envoy))
 }
 
-async fn dial(envoy: &Envoy, credentials: &Credentials) -> Sender {
+pub(crate) async fn dial(envoy: &Envoy, credentials: &Credentials) -> Sender {
     let io = TcpStream::connect(envoy.addr()).await.unwrap();
     let tls = tls::connect(io, credentials, &[id(SERVER)]).await.unwrap();
     let (connection, sender) = client::handshake(tls, &Config::default()).await.unwrap();
@@ -91,8 +91,12 @@ fn request() -> ConnectRequest {
     ConnectRequest::new("10.0.0.7:9080".parse().unwrap(), ConnectHeaders::default())
 }
 
+pub(crate) async fn try_open(sender: &Sender) -> Result<Tunnel, Error> {
+    sender.connect(request()).await.map(|(tunnel, _)| tunnel)
+}
+
 async fn open(sender: &Sender) -> Tunnel {
-    sender.connect(request()).await.unwrap().0
+    try_open(sender).await.unwrap()
 }
 
 /// Our server before an Envoy that opens tunnels.

@@ -228,7 +228,7 @@ async fn an_ended_connection_stays_open_until_its_peer_has_closed_or_had_its_tim
         let config = silent().linger(linger);
         let ended = tokio::spawn(async move {
             let mut connection = server::handshake(Lazy::new(far), &config);
-            connection.graceful_shutdown();
+            connection.hasty_shutdown();
             assert!(connection.accept().await.is_none());
         });
         near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")

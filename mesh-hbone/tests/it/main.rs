@@ -4,10 +4,12 @@
 mod authority;
 mod certificates;
 mod close_matrix;
+mod connection_end;
 mod copy;
 mod envoy;
 mod envoy_accepts;
 mod envoy_certificates;
+mod envoy_drains;
 mod envoy_load;
 mod envoy_opens;
 mod foreign;
