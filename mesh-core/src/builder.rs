@@ -53,8 +53,8 @@ impl Builder<Missing, Missing, Missing> {
     /// `ISTIO_META_WORKLOAD_ENTRY` or `ISTIO_META_WORKLOAD_NAME` names. Where `hosts` pins the control plane
     /// no `/etc/hosts` is needed, and where `ISTIO_SVC_IP` is not set the host is known by the address
     /// from which it reaches the control plane. Network and trust domain are set, unless the files have
-    /// none. Of the group's readiness probe istiod is told; [`Mesh::report_health`] says what comes of it,
-    /// and before it says so first the host gets no traffic.
+    /// none. The group's readiness probe is made, as by [`readiness_probe`](Self::readiness_probe): before it
+    /// succeeds first the host gets no traffic.
     ///
     /// Reads the files, and waits for it.
     ///
@@ -84,12 +84,25 @@ impl Builder<Missing, Missing, Missing> {
         if !host.network.is_empty() {
             self.settings.network = host.network;
         }
+        self.settings.readiness_probe = host.probe;
         Ok(Builder {
             workload: host.workload,
             config: host.xds,
             identity: crate::identity::Istiod::new(host.authority),
             settings: self.settings,
         })
+    }
+}
+
+#[cfg(feature = "istiod")]
+impl<C, I> Builder<WorkloadId, C, I> {
+    /// Finds out by a probe whether the application is to get traffic, and reports it to the control plane
+    /// that this host is registered with: none unless set, or unless
+    /// [`bootstrap_dir`](Builder::bootstrap_dir) found one in the host's files.
+    #[must_use]
+    pub fn readiness_probe(mut self, probe: crate::health::Probe) -> Self {
+        self.settings.readiness_probe = Some(probe);
+        self
     }
 }
 
@@ -146,8 +159,19 @@ impl<C: ConfigSource, I: CertificateSource> Builder<WorkloadId, C, I> {
     pub fn build(self) -> Result<Mesh, Error> {
         // Checked before any task is started.
         let identity = self.workload.identity(&self.settings.trust_domain)?;
+        #[cfg(feature = "istiod")]
+        let probe = self.settings.readiness_probe.clone();
+        #[cfg(feature = "istiod")]
+        probe.iter().try_for_each(crate::health::Probe::validate)?;
         let node = Node::start(self.settings, StartConfig::new(self.config), self.identity)?;
-        node.mesh(self.workload, identity)
+        let mesh = node.mesh(self.workload, identity)?;
+        #[cfg(feature = "istiod")]
+        if let Some(probe) = probe {
+            node.inner.board.probing();
+            let probing = crate::health::run(std::sync::Arc::downgrade(&mesh.inner), probe);
+            mesh.inner.supervise("readiness probe", probing);
+        }
+        Ok(mesh)
     }
 }
 

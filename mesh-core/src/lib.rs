@@ -81,6 +81,8 @@ mod context;
 )]
 mod control_plane;
 mod error;
+#[cfg(feature = "istiod")]
+pub mod health;
 pub mod identity;
 mod inbound;
 pub mod layers;

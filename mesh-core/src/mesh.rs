@@ -159,6 +159,9 @@ impl Mesh {
 
     /// Says how the application is. A control plane that this host registers with gives it traffic while
     /// it is healthy; the last report is repeated on every new stream. Sources without one ignore it.
+    ///
+    /// Where there is a readiness probe too (`Builder::readiness_probe`), it is healthy while
+    /// the probe finds it so and it has not said that it is unhealthy.
     pub fn report_health(&self, health: AppHealth) {
         self.inner.node.inner.board.health(health);
     }
@@ -344,6 +347,25 @@ impl MeshInner {
                 Err(Error::new(ErrorKind::NotReady).with_detail(self.node.readiness().to_string()))
             }
         }
+    }
+
+    /// Waits for the first configuration and certificate, however long. Holds no handle.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn started(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut gate = self.node.inner.gate.subscribe();
+        let mut certificate = self.certificate.clone();
+        async move {
+            let _ = gate.wait_for(Readiness::configured).await;
+            let _ = certificate
+                .wait_for(|state| state.credentials.is_some())
+                .await;
+        }
+    }
+
+    /// A probe has a new verdict.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn probed(&self, health: AppHealth) {
+        self.node.inner.board.probed(health);
     }
 
     /// Waits for the workload's own record as well.

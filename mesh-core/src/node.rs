@@ -486,7 +486,7 @@ impl fmt::Debug for Node {
 }
 
 /// An error with all its sources, on one line.
-fn report(error: &dyn std::error::Error) -> String {
+pub(crate) fn report(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -58,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) provider: Option<mesh_hbone::tls::Provider>,
     pub(crate) wall_clock: WallClock,
     pub(crate) rng_seed: Option<u64>,
+    #[cfg(feature = "istiod")]
+    pub(crate) readiness_probe: Option<crate::health::Probe>,
 }
 
 impl Default for Settings {
@@ -99,6 +101,8 @@ impl Default for Settings {
             provider: None,
             wall_clock: WallClock::default(),
             rng_seed: None,
+            #[cfg(feature = "istiod")]
+            readiness_probe: None,
         }
     }
 }

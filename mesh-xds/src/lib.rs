@@ -5,9 +5,9 @@
 //! configuration and keeps them current.
 //!
 //! With the feature `client` (off by default), `transport` reaches a control plane over connections that the caller
-//! makes, `ads` follows what it says of the mesh, which `decode` reads, and `ca` gets certificates there. With the
-//! feature `server` (off by default), `serve` is the other side: the model out, and certificates. No type of
-//! protobuf or gRPC is part of any interface.
+//! makes, `ads` follows what it says of the mesh, which `decode` reads, `ca` gets certificates there, and
+//! `grpc_health` asks a gRPC server how it is. With the feature `server` (off by default), `serve` is the other side:
+//! the model out, and certificates. No type of protobuf or gRPC is part of any interface.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,8 @@ mod encode;
 mod error;
 #[cfg(feature = "file")]
 pub mod file;
+#[cfg(feature = "client")]
+pub mod grpc_health;
 #[cfg(feature = "file")]
 mod manifest;
 pub mod model;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use mesh_xds::ads::NodeValue;
 
 use crate::config::Xds;
+use crate::health::Probe;
 use crate::{ControlPlane, Error, ErrorKind, WorkloadId};
 
 /// Where the control plane is when `mesh.yaml` does not say.
@@ -27,6 +28,7 @@ pub(crate) struct Host {
     pub(crate) trust_domain: Option<String>,
     pub(crate) network: String,
     pub(crate) xds: Xds,
+    pub(crate) probe: Option<Probe>,
     /// Where certificates come from.
     pub(crate) authority: ControlPlane,
 }
@@ -174,6 +176,7 @@ impl Host {
             workload,
             trust_domain: settings.get("TRUST_DOMAIN").map(str::to_owned),
             network: network.to_owned(),
+            probe: settings.probe(own)?,
             xds: settings.discovery(discovery, own)?,
             authority,
         })
@@ -202,6 +205,31 @@ impl Settings {
         let name = name.replace(':', "-");
         let excess = name.len().saturating_sub(MAX_NAME);
         Ok(name.get(excess..).unwrap_or(&name).to_owned())
+    }
+
+    /// The group's readiness probe.
+    fn probe(&self, own: IpAddr) -> Result<Option<Probe>, Error> {
+        let Some(probe) = self.config.get("readinessProbe") else {
+            return Ok(None);
+        };
+        let at = |field: &str| match field {
+            "" => "defaultConfig.readinessProbe".to_owned(),
+            field => format!("defaultConfig.readinessProbe.{field}"),
+        };
+        let probe = Probe::read(probe)
+            .map_err(|(field, message)| wrong(&self.mesh, &at(&field), message))?;
+        // A host that is known by an address of a gateway is not there by that address itself.
+        let local = self.get("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION") == Some("true");
+        let host = if local {
+            "localhost".to_owned()
+        } else {
+            own.to_string()
+        };
+        let probe = probe.or_host(&host);
+        probe
+            .validate()
+            .map_err(|error| wrong(&self.mesh, &at(""), error))?;
+        Ok(Some(probe))
     }
 
     fn discovery(&self, control_plane: ControlPlane, own: IpAddr) -> Result<Xds, Error> {

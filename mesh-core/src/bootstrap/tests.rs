@@ -67,7 +67,9 @@ fn five_files_say_all() {
     assert_eq!(host.workload, expected);
     assert_eq!((host.trust_domain, &*host.network), (None, "vm-network"));
     let own: IpAddr = "192.168.10.200".parse().unwrap();
-    let node = host.xds.node(Some(&host.workload), &[own], &host.network);
+    let node = host
+        .xds
+        .node(Some(&host.workload), &[own], &host.network, None);
     assert_eq!(
         node.id(),
         "sidecar~192.168.10.200~forum-192.168.10.200-vm-network.forum-ns~forum-ns.svc.cluster.local"
@@ -87,6 +89,8 @@ fn five_files_say_all() {
         !text.contains("MESH_ID") && !text.contains(r#""DNS_CAPTURE": Text"#),
         "{text}"
     );
+    let probe = Probe::http(8080).path("/ready");
+    assert_eq!(host.probe, Some(probe.host("192.168.10.200")));
     assert_eq!(
         host.authority.address(),
         "istiod-canary.istio-system.svc:15012"
@@ -109,6 +113,20 @@ defaultConfig:
     assert_eq!(host.workload, WorkloadId::new("ns", "vm", "default"));
     assert_eq!(host.trust_domain.as_deref(), Some("td"));
     assert_eq!(host.authority.address(), CONTROL_PLANE);
+}
+
+/// `--externalIP`: the host does not have the address by which others know it.
+#[test]
+fn a_host_behind_an_address_of_others_probes_itself() {
+    let mesh = "
+defaultConfig:
+  proxyMetadata: {POD_NAMESPACE: ns, ISTIO_META_WORKLOAD_NAME: vm, ISTIO_SVC_IP: 203.0.113.9, REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION: 'true'}
+  readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 5}
+";
+    let dir = folder(&[("mesh.yaml", mesh), ("root-cert.pem", "")]);
+    let host = Host::read(dir.path()).unwrap();
+    let expected = Probe::tcp(9000).period(std::time::Duration::from_secs(5));
+    assert_eq!(host.probe, Some(expected.host("localhost")));
 }
 
 #[test]
@@ -182,6 +200,21 @@ fn errors_name_file_and_key() {
     assert_eq!(
         mesh("defaultConfig: {proxyMetadata: {POD_NAMESPACE: 1}}"),
         "mesh.yaml: defaultConfig.proxyMetadata.POD_NAMESPACE: expected a string"
+    );
+    let probe = error(&[
+        (
+            "cluster.env",
+            "ISTIO_SVC_IP=10.0.0.1\nPOD_NAMESPACE=ns\nISTIO_META_WORKLOAD_NAME=n",
+        ),
+        (
+            "mesh.yaml",
+            "defaultConfig: {readinessProbe: {httpGet: {path: /}}}",
+        ),
+        ("root-cert.pem", ""),
+    ]);
+    assert_eq!(
+        probe,
+        "mesh.yaml: defaultConfig.readinessProbe.httpGet.port: expected a number of 1 to 65535"
     );
     let hosts = error(&[
         ("mesh.yaml", ""),

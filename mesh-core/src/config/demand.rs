@@ -103,12 +103,32 @@ struct State {
     /// How often each is asked for, and what became of it.
     listeners: BTreeMap<SocketAddr, (usize, Asked)>,
     wanted: HashMap<Arc<str>, Asked>,
+    /// What the application says of itself.
+    said: Option<AppHealth>,
+    /// What a probe found last, if there is a probe and it has found anything.
+    probed: Option<Option<AppHealth>>,
     health: Option<AppHealth>,
     /// At most a few entries for each thing that is demanded.
     queue: VecDeque<Demand>,
 }
 
 impl State {
+    /// The application is healthy where neither it nor a probe says otherwise, and one says so.
+    fn health_changed(&mut self) {
+        let health = match (&self.said, &self.probed) {
+            (Some(said @ AppHealth::Unhealthy(_)), _) => Some(said.clone()),
+            (_, Some(found)) => found.clone(),
+            (said, None) => said.clone(),
+        };
+        let Some(health) = health.filter(|health| self.health.as_ref() != Some(health)) else {
+            return;
+        };
+        self.health = Some(health.clone());
+        let is_old = |demand: &Demand| matches!(demand, Demand::Health(_));
+        self.queue.retain(|demand| !is_old(demand));
+        self.tell(Demand::Health(health));
+    }
+
     fn tell(&mut self, demand: Demand) {
         if self.taken {
             self.queue.push_back(demand);
@@ -220,14 +240,26 @@ impl Board {
         asked.filter(|_| state.taken).map(|(_, asked)| *asked)
     }
 
+    /// The application says how it is.
     pub(crate) fn health(&self, health: AppHealth) {
         self.change(|state| {
-            if state.health.as_ref() != Some(&health) {
-                state.health = Some(health.clone());
-                let is_old = |demand: &Demand| matches!(demand, Demand::Health(_));
-                state.queue.retain(|demand| !is_old(demand));
-                state.tell(Demand::Health(health));
-            }
+            state.said = Some(health);
+            state.health_changed();
+        });
+    }
+
+    /// From now on a probe has to agree before the application counts as healthy.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn probing(&self) {
+        self.state().probed = Some(None);
+    }
+
+    /// What a probe has found.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn probed(&self, health: AppHealth) {
+        self.change(|state| {
+            state.probed = Some(Some(health));
+            state.health_changed();
         });
     }
 

@@ -183,6 +183,11 @@ impl ConfigLink {
     }
 
     #[cfg(feature = "istiod")]
+    fn probe(&self) -> Result<Option<crate::health::Probe>, Error> {
+        Ok(self.node()?.settings.readiness_probe.clone())
+    }
+
+    #[cfg(feature = "istiod")]
     fn network(&self) -> Result<String, Error> {
         Ok(self.node()?.settings.network.clone())
     }

@@ -95,6 +95,13 @@ mod istiod;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod istiod_discovery;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod istiod_place;
 #[cfg(feature = "file")]
 mod istiod_stream;
 #[cfg(feature = "file")]
@@ -164,6 +171,13 @@ mod mesh_listens;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod mesh_looks_up;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_probes;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",

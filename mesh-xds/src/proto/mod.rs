@@ -23,7 +23,7 @@
 mod generated;
 
 #[allow(unused_imports, reason = "what a feature does not need")]
-pub(crate) use generated::{envoy, google, istio};
+pub(crate) use generated::{envoy, google, grpc, istio};
 
 /// SPIFFE's Workload API, which has no package.
 #[allow(unused_imports, reason = "what a feature does not need")]

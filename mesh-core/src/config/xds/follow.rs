@@ -44,7 +44,7 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
     let addresses = xds.own_addresses(&link).await?;
     let network = link.network()?;
     let id = workload.as_ref().map(|(id, _)| id);
-    let node = xds.node(id, &addresses, &network);
+    let node = xds.node(id, &addresses, &network, link.probe()?.as_ref());
     tracing::info!(target: "mesh::config", node = node.id(), control_plane = xds.control_plane.address(), "discovery begins");
     let settings = xds.settings(node);
     let prover = Arc::new(Prover {

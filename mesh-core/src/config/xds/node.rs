@@ -6,6 +6,7 @@ use mesh_xds::ads::{Node, NodeValue};
 
 use super::{Mode, Xds};
 use crate::WorkloadId;
+use crate::health::Probe;
 
 /// istiod shows it in `istioctl proxy-status`. It is not of the form of an Istio version, which istiod takes
 /// for the newest.
@@ -18,6 +19,7 @@ impl Xds {
         workload: Option<&WorkloadId>,
         addresses: &[IpAddr],
         network: &str,
+        probe: Option<&Probe>,
     ) -> Node {
         let (kind, namespace, name) = match (&self.mode, workload) {
             (Mode::NodeProxy { namespace, name }, _) => ("ztunnel", &**namespace, &**name),
@@ -48,6 +50,9 @@ impl Xds {
         for (key, value) in metadata {
             node = node.with_metadata(key, value.clone());
         }
+        if let Some(probe) = probe {
+            node = node.with_metadata("PROXY_CONFIG", self.with_probe(probe));
+        }
         if self.mode == Mode::Sidecar {
             node = node.with_metadata("GENERATOR", "grpc");
         }
@@ -55,5 +60,16 @@ impl Xds {
             node = node.with_locality(region, zone, subzone);
         }
         node
+    }
+
+    /// By a probe in it istiod knows that the host reports its health.
+    fn with_probe(&self, probe: &Probe) -> NodeValue {
+        let mut config = match self.metadata.get("PROXY_CONFIG") {
+            Some(NodeValue::Map(config)) => config.clone(),
+            _ => [].into(),
+        };
+        let given = config.entry("readinessProbe".to_owned());
+        given.or_insert_with(|| probe.to_metadata());
+        NodeValue::Map(config)
     }
 }
