@@ -239,3 +239,17 @@ mod snapshot_resolves;
 mod testing_tonic;
 mod workspace;
 mod workspace_sources;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod ztunnel;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod ztunnel_meets_mesh;
