@@ -1,0 +1,138 @@
+//! The command line and the environment: read here and nowhere else.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Paired runs with real peers.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// HTTP requests over kept connections: no mesh, the SDK at both ends, two ztunnels, two Envoys. Takes root.
+    Requests(Requests),
+    /// New tunnels against bare handshakes with certificates on both sides.
+    Handshakes(Handshakes),
+    /// A role: an HTTP server.
+    #[command(hide = true)]
+    Serve(Serve),
+    /// A role: clients of an HTTP server, told by lines on standard input.
+    #[command(hide = true)]
+    Load(Load),
+    /// A role: certificates for ztunnels.
+    #[command(hide = true)]
+    Control(Control),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Requests {
+    /// How many rounds are counted, after one that warms up.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rounds: usize,
+
+    /// How long each deployment is measured in a round, in milliseconds.
+    #[arg(long, default_value_t = 2_000)]
+    pub(crate) millis: u64,
+
+    /// How many connections there are; each has one request on its way.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) connections: usize,
+
+    /// istio/ztunnel; else what PEER_ZTUNNEL names, else it is left out.
+    #[arg(long)]
+    pub(crate) ztunnel: Option<PathBuf>,
+
+    /// Envoy; else what PEER_ENVOY names, else it is left out.
+    #[arg(long)]
+    pub(crate) envoy: Option<PathBuf>,
+
+    /// Only deployments whose name has this in it, and the one without a mesh.
+    #[arg(long, default_value = "")]
+    pub(crate) only: String,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Handshakes {
+    /// How many rounds are counted, after one that warms up.
+    #[arg(long, default_value_t = 9)]
+    pub(crate) rounds: usize,
+
+    /// How many connections each way of making them makes in a round.
+    #[arg(long, default_value_t = 2_000)]
+    pub(crate) count: usize,
+
+    /// How many are on their way at once.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) at_once: usize,
+}
+
+/// How an application reaches another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Road {
+    /// TCP; a mesh, if any, is not the application's business.
+    Plain,
+    /// `Mesh::connect` to `Mesh::listen`: L4, as ztunnel has it.
+    Tunnel,
+    /// `Mesh::http_client` to `Mesh::listen_http`: L7, as Envoy has it.
+    Http,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Serve {
+    #[arg(long)]
+    pub(crate) road: Road,
+    /// Where it listens; of a member of the mesh only the port counts.
+    #[arg(long)]
+    pub(crate) listen: SocketAddr,
+    /// The folder of the member's files.
+    #[arg(long)]
+    pub(crate) folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Load {
+    #[arg(long)]
+    pub(crate) road: Road,
+    #[arg(long)]
+    pub(crate) to: SocketAddr,
+    /// The folder of the member's files.
+    #[arg(long)]
+    pub(crate) folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Control {
+    #[arg(long)]
+    pub(crate) listen: SocketAddr,
+    /// The folder of the root and its key.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+}
+
+/// A peer's program: the flag, or else the variable.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "peers are named by the environment"
+)]
+pub(crate) fn peer(flag: Option<&PathBuf>, variable: &str) -> Option<PathBuf> {
+    let named = || std::env::var_os(variable).map(PathBuf::from);
+    flag.cloned().or_else(named)
+}
+
+/// Prints a line. A reader who went away is no reason to end.
+pub(crate) fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Prints a line to standard error.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,0 +1,270 @@
+//! New tunnels against bare handshakes: in both TCP, TLS 1.3 with certificates on both sides, one byte each way and
+//! the end; a tunnel has HTTP/2 and a CONNECT on top.
+//!
+//! Clients in one thread, servers in another, over the loopback; the same chain, cipher suite and key exchange, no
+//! tickets, no resumption.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+
+use mesh_authz::Identity;
+use mesh_hbone::client::{self, ConnectRequest};
+use mesh_hbone::config::Config;
+use mesh_hbone::headers::ConnectHeaders;
+use mesh_hbone::server;
+use mesh_hbone::tls::{self, Bundle, Credentials, Options, Provider};
+use rcgen::SanType;
+use rcgen::string::Ia5String;
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{CipherSuite, NamedGroup, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::args::{Handshakes, say};
+use crate::certificates::{Root, identity};
+use crate::spread::Spread;
+use crate::{BoxError, Done, machine};
+
+const NAME: &str = "lab.example";
+const SUITE: CipherSuite = CipherSuite::TLS13_AES_256_GCM_SHA384;
+const GROUP: NamedGroup = NamedGroup::X25519MLKEM768;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Bare,
+    Tunnel,
+}
+
+const SHAPES: [(Shape, &str); 2] = [
+    (Shape::Bare, "bare handshakes"),
+    (Shape::Tunnel, "new tunnels"),
+];
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    /// Connections per second.
+    rate: f64,
+    /// CPU of both threads per connection, in microseconds.
+    cpu: f64,
+}
+
+pub(crate) fn run(of: &Handshakes) -> Done {
+    machine::print();
+    let world = Arc::new(World::new()?);
+    let mut samples = [Vec::new(), Vec::new()];
+    // The first round warms up.
+    for round in 0..=of.rounds {
+        for ((shape, _), samples) in SHAPES.into_iter().zip(&mut samples) {
+            let sample = measure(&world, shape, of)?;
+            if round > 0 {
+                samples.push(sample);
+            }
+        }
+    }
+    machine::print();
+    say(&format!(
+        "{} rounds of {} connections, {} at once, {SUITE:?}, {GROUP:?}",
+        of.rounds, of.count, of.at_once
+    ));
+    say(&format!(
+        "{:<18}{:>26}{:>26}",
+        "", "connections/s", "CPU µs each"
+    ));
+    for ((_, name), samples) in SHAPES.into_iter().zip(&samples) {
+        let rate = Spread::of(samples.iter().map(|sample: &Sample| sample.rate));
+        let cpu = Spread::of(samples.iter().map(|sample| sample.cpu));
+        say(&format!("{name:<18}{rate:>26}{cpu:>26}"));
+    }
+    let [bare, tunnels] = &samples;
+    let pairs = || tunnels.iter().zip(bare);
+    let rate = Spread::of(pairs().map(|(ours, bare)| ours.rate / bare.rate));
+    let cpu = Spread::of(pairs().map(|(ours, bare)| ours.cpu / bare.cpu));
+    say(&format!(
+        "round by round: rate {rate} (at least 0.8), CPU {cpu}"
+    ));
+    Ok(())
+}
+
+/// Certificates and configurations of both kinds.
+struct World {
+    credentials: Credentials,
+    expected: [Identity; 1],
+    client: Arc<rustls::ClientConfig>,
+    server: Arc<rustls::ServerConfig>,
+}
+
+impl World {
+    fn new() -> Result<Self, BoxError> {
+        let root = Root::new()?;
+        let id = identity("lab");
+        let leaf = root.issue(vec![
+            SanType::URI(Ia5String::try_from(id.as_str())?),
+            SanType::DnsName(Ia5String::try_from(NAME)?),
+        ])?;
+        let chain = vec![CertificateDer::clone(leaf.certificate.der())];
+        let key: PrivateKeyDer<'static> = PrivatePkcs8KeyDer::from(leaf.key.serialize_der()).into();
+        let trusted = root.der().clone();
+
+        let bundle = Bundle::new(chain.clone(), key.clone_key(), vec![trusted.clone()], &[])?;
+        let credentials = Credentials::new(Provider::aws_lc_rs(), bundle, Options::default())?;
+
+        let crypto = Arc::new(crypto());
+        let mut roots = RootCertStore::empty();
+        roots.add(trusted)?;
+        let roots = Arc::new(roots);
+        let tls13 = [&rustls::version::TLS13];
+        let mut client = rustls::ClientConfig::builder_with_provider(Arc::clone(&crypto))
+            .with_protocol_versions(&tls13)?
+            .with_root_certificates(Arc::clone(&roots))
+            .with_client_auth_cert(chain.clone(), key.clone_key())?;
+        client.resumption = Resumption::disabled();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&crypto)).build()?;
+        let mut server = rustls::ServerConfig::builder_with_provider(crypto)
+            .with_protocol_versions(&tls13)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)?;
+        server.send_tls13_tickets = 0;
+        Ok(Self {
+            credentials,
+            expected: [id.parse()?],
+            client: Arc::new(client),
+            server: Arc::new(server),
+        })
+    }
+}
+
+/// What tunnels negotiate, and nothing else.
+fn crypto() -> CryptoProvider {
+    let mut crypto = aws_lc_rs::default_provider();
+    crypto.cipher_suites.retain(|suite| suite.suite() == SUITE);
+    crypto.kx_groups.retain(|group| group.name() == GROUP);
+    crypto
+}
+
+fn measure(world: &Arc<World>, shape: Shape, of: &Handshakes) -> Result<Sample, BoxError> {
+    let (told, address) = std::sync::mpsc::channel();
+    let (count, at_once) = (of.count, of.at_once);
+    let client = Arc::clone(world);
+    let dialling = thread::spawn(move || {
+        local(async {
+            let address = address.recv()?;
+            let (cpu, start) = (thread_cpu()?, Instant::now());
+            let mut running = JoinSet::new();
+            for _ in 0..count {
+                if running.len() >= at_once {
+                    running.join_next().await.ok_or("nothing runs")???;
+                }
+                running.spawn(dial(Arc::clone(&client), address, shape));
+            }
+            while let Some(done) = running.join_next().await {
+                done??;
+            }
+            Ok((thread_cpu()? - cpu, start.elapsed().as_secs_f64()))
+        })
+    });
+    let cpu = local(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        told.send(listener.local_addr()?)?;
+        let cpu = thread_cpu()?;
+        let mut running = JoinSet::new();
+        for _ in 0..count {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            running.spawn(answer(Arc::clone(world), stream, shape));
+        }
+        while let Some(done) = running.join_next().await {
+            done??;
+        }
+        Ok(thread_cpu()? - cpu)
+    })?;
+    let (dialling_cpu, seconds) = dialling.join().map_err(|_| "the clients panicked")??;
+    Ok(Sample {
+        rate: count as f64 / seconds,
+        cpu: (cpu + dialling_cpu) * 1e6 / count as f64,
+    })
+}
+
+async fn dial(world: Arc<World>, to: SocketAddr, shape: Shape) -> Done {
+    let stream = TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    match shape {
+        Shape::Bare => {
+            let connector = tokio_rustls::TlsConnector::from(Arc::clone(&world.client));
+            let name = ServerName::try_from(NAME)?;
+            ask(&mut connector.connect(name, stream).await?).await
+        }
+        Shape::Tunnel => {
+            let tls = tls::connect(stream, &world.credentials, &world.expected).await?;
+            if (tls.cipher_suite(), tls.key_exchange()) != (Some(SUITE), Some(GROUP)) {
+                return Err("another cipher or key exchange".into());
+            }
+            let (connection, sender) = client::handshake(tls, &Config::default()).await?;
+            let connection = tokio::spawn(connection);
+            let request = ConnectRequest::new("10.0.0.7:80".parse()?, ConnectHeaders::default());
+            let (mut tunnel, _) = sender.connect(request).await?;
+            ask(&mut tunnel).await?;
+            drop((tunnel, sender));
+            Ok(connection.await??)
+        }
+    }
+}
+
+async fn answer(world: Arc<World>, stream: TcpStream, shape: Shape) -> Done {
+    match shape {
+        Shape::Bare => {
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&world.server));
+            echo(&mut acceptor.accept(stream).await?).await
+        }
+        Shape::Tunnel => {
+            let tls = tls::accept(stream, &world.credentials).await?;
+            let mut connection = server::handshake(tls, &Config::default());
+            let incoming = connection.accept().await.ok_or("no tunnel")??;
+            let mut tunnel = incoming.accept(None)?;
+            let echoing = tokio::spawn(async move { echo(&mut tunnel).await });
+            while let Some(incoming) = connection.accept().await {
+                drop(incoming?);
+            }
+            echoing.await?
+        }
+    }
+}
+
+async fn ask(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Done {
+    io.write_all(b"x").await?;
+    io.flush().await?;
+    io.read_u8().await?;
+    io.shutdown().await?;
+    // Until the other side has ended too.
+    io.read_to_end(&mut Vec::new()).await?;
+    Ok(())
+}
+
+async fn echo(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Done {
+    let byte = io.read_u8().await?;
+    io.write_all(&[byte]).await?;
+    io.flush().await?;
+    io.read_to_end(&mut Vec::new()).await?;
+    io.shutdown().await?;
+    Ok(())
+}
+
+fn local<T>(future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(future)
+}
+
+/// CPU time of this thread in seconds, from the scheduler's own account in nanoseconds.
+fn thread_cpu() -> Result<f64, BoxError> {
+    let account = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanoseconds: f64 = account.split(' ').next().unwrap_or_default().parse()?;
+    Ok(nanoseconds * 1e-9)
+}

@@ -1,0 +1,189 @@
+//! The clients: connections with one request on its way each, for as long as a line says.
+//!
+//! `run <connections> <milliseconds>` is answered by `begin` when all connections are warm and counting begins, by
+//! `stop` when it ends, and by `end <requests> <seconds> <p50 ns> <p99 ns> <failures>`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use mesh_core::{Mesh, MeshClient};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use crate::args::{Load, Road, say};
+use crate::{BoxError, Done, member};
+
+/// How long connections warm up before they count, and how long the first may take.
+const WARM_UP: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(of: Load) -> Done {
+    let mesh = match (of.road, &of.folder) {
+        (Road::Plain, _) => None,
+        (_, Some(folder)) => Some(member::join(folder, "client")?),
+        (_, None) => return Err("--folder: a member needs it".into()),
+    };
+    let way = Way {
+        road: of.road,
+        to: of.to,
+        mesh,
+    };
+    // Whoever is in between may not be there yet.
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = way.try_once().await {
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    say("ready");
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = lines.next_line().await? {
+        let mut words = line.split(' ').skip(1).map(str::parse::<u64>);
+        let (Some(connections), Some(millis)) = (words.next(), words.next()) else {
+            return Err(
+                format!("expected `run <connections> <milliseconds>`, got {line:?}").into(),
+            );
+        };
+        measure(
+            &way,
+            usize::try_from(connections?)?,
+            Duration::from_millis(millis?),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// How requests reach the server.
+struct Way {
+    road: Road,
+    to: SocketAddr,
+    mesh: Option<Mesh>,
+}
+
+/// One connection with one request on its way at a time.
+enum Connection {
+    Own(SendRequest<Empty<Bytes>>, http::HeaderValue),
+    /// The SDK's own pool has connections.
+    Pooled(MeshClient, http::Uri),
+}
+
+impl Way {
+    async fn open(&self) -> Result<Connection, BoxError> {
+        let mesh = || self.mesh.as_ref().ok_or("no mesh");
+        match self.road {
+            Road::Plain => {
+                let stream = TcpStream::connect(self.to).await?;
+                stream.set_nodelay(true)?;
+                self.own(stream).await
+            }
+            Road::Tunnel => self.own(mesh()?.connect(self.to.to_string()).await?).await,
+            Road::Http => {
+                let uri = format!("http://{}/", self.to).parse()?;
+                Ok(Connection::Pooled(mesh()?.http_client(), uri))
+            }
+        }
+    }
+
+    async fn own<T>(&self, io: T) -> Result<Connection, BoxError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = handshake(TokioIo::new(io)).await?;
+        tokio::spawn(connection);
+        let host = http::HeaderValue::from_str(&self.to.to_string())?;
+        Ok(Connection::Own(sender, host))
+    }
+
+    async fn try_once(&self) -> Done {
+        self.open().await?.request().await
+    }
+}
+
+impl Connection {
+    async fn request(&mut self) -> Done {
+        let (status, body) = match self {
+            Self::Own(sender, host) => {
+                sender.ready().await?;
+                let request = Request::get("/").header(header::HOST, host.clone());
+                let response = sender.send_request(request.body(Empty::new())?).await?;
+                let (parts, body) = response.into_parts();
+                (parts.status, body.collect().await?.to_bytes())
+            }
+            Self::Pooled(client, uri) => {
+                let request = Request::get(uri.clone()).body(Empty::<Bytes>::new())?;
+                let response = client.request(request).await?;
+                let (parts, body) = response.into_parts();
+                (parts.status, body.collect().await?.to_bytes())
+            }
+        };
+        if status.is_success() && body.len() == 64 {
+            Ok(())
+        } else {
+            Err(format!("{status}, {} bytes", body.len()).into())
+        }
+    }
+}
+
+/// What connections do: warm up, count, end.
+const WARMING: u8 = 0;
+const COUNTING: u8 = 1;
+
+async fn measure(way: &Way, connections: usize, time: Duration) -> Done {
+    let phase = Arc::new(AtomicU8::new(WARMING));
+    let mut tasks = Vec::new();
+    for _ in 0..connections {
+        let (mut connection, phase) = (way.open().await?, Arc::clone(&phase));
+        tasks.push(tokio::spawn(async move {
+            let (mut latencies, mut failures) = (Vec::new(), 0_u64);
+            loop {
+                let before = phase.load(Ordering::Relaxed);
+                let start = Instant::now();
+                let answered = connection.request().await;
+                match (before, phase.load(Ordering::Relaxed)) {
+                    (WARMING, WARMING | COUNTING) => {}
+                    (COUNTING, COUNTING) => match answered {
+                        Ok(()) => latencies.push(start.elapsed().as_nanos() as u64),
+                        Err(_) => failures += 1,
+                    },
+                    _ => return (latencies, failures),
+                }
+            }
+        }));
+    }
+    sleep(WARM_UP).await;
+    phase.store(COUNTING, Ordering::Relaxed);
+    say("begin");
+    let start = Instant::now();
+    sleep(time).await;
+    phase.store(COUNTING + 1, Ordering::Relaxed);
+    say("stop");
+    let seconds = start.elapsed().as_secs_f64();
+    let (mut latencies, mut failures) = (Vec::new(), 0);
+    for task in tasks {
+        let (of_one, failed) = task.await?;
+        latencies.extend(of_one);
+        failures += failed;
+    }
+    latencies.sort_unstable();
+    let at = |share: f64| {
+        let index = (latencies.len() as f64 * share) as usize;
+        latencies.get(index).copied().unwrap_or_default()
+    };
+    say(&format!(
+        "end {} {seconds} {} {} {failures}",
+        latencies.len(),
+        at(0.5),
+        at(0.99)
+    ));
+    Ok(())
+}

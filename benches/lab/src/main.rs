@@ -1,0 +1,55 @@
+//! Paired runs with real peers: `cargo run --release -p lab -- <row>`; `--help` lists the rows.
+//!
+//! Each row compares deployments that do the same work and take turns, round after round, so that what else the
+//! machine does falls on all of them. Figures are medians of rounds with the least and the most; ratios are taken
+//! within a round. CPU is user and system time of all processes of a deployment. What a peer needs (a
+//! program, root) and does not have is said, and its deployment left out.
+
+mod app;
+mod args;
+mod certificates;
+mod control;
+mod handshakes;
+mod load;
+mod machine;
+mod member;
+mod namespaces;
+mod peers;
+mod processes;
+mod requests;
+mod spread;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, Command};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Done = Result<(), BoxError>;
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().command {
+        Command::Requests(of) => requests::run(&of),
+        Command::Handshakes(of) => handshakes::run(&of),
+        Command::Serve(of) => on_two_threads(app::run(of)),
+        Command::Load(of) => on_two_threads(load::run(of)),
+        Command::Control(of) => on_two_threads(control::run(of)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            args::complain(&format!("lab: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What peers have: each process of the lab, its own.
+fn on_two_threads(role: impl Future<Output = Done>) -> Done {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(role)
+}

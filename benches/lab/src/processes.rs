@@ -1,0 +1,133 @@
+//! Processes of a deployment, and what they cost.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use crate::{BoxError, Done};
+
+/// Of `/proc/<pid>/stat`: the kernel's USER_HZ, the same on every Linux that Rust runs on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A running process, killed when dropped.
+pub(crate) struct Process {
+    name: &'static str,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<BufReader<ChildStdout>>,
+    log: std::path::PathBuf,
+}
+
+impl Process {
+    /// Runs `command` in a namespace, or where this process is. What it logs goes to `folder`.
+    pub(crate) fn start(
+        name: &'static str,
+        namespace: Option<&str>,
+        folder: &Path,
+        command: &Command,
+    ) -> Result<Self, BoxError> {
+        let mut outer = match namespace {
+            // It becomes the program: the process is the same.
+            Some(namespace) => {
+                let mut outer = Command::new("ip");
+                outer.args(["netns", "exec", namespace]);
+                outer.arg(command.get_program()).args(command.get_args());
+                outer
+            }
+            None => {
+                let mut outer = Command::new(command.get_program());
+                outer.args(command.get_args());
+                outer
+            }
+        };
+        let log = folder.join(format!("{name}.log"));
+        let file = fs::File::create(&log)?;
+        outer.current_dir(folder).stderr(file);
+        outer.stdin(Stdio::piped()).stdout(Stdio::piped());
+        for (variable, value) in command.get_envs() {
+            outer.env(variable, value.unwrap_or_default());
+        }
+        let mut child = outer
+            .spawn()
+            .map_err(|error| format!("{}: {error}", command.get_program().display()))?;
+        Ok(Self {
+            name,
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take().map(BufReader::new),
+            child,
+            log,
+        })
+    }
+
+    /// A role of this program.
+    pub(crate) fn role(
+        name: &'static str,
+        namespace: &str,
+        folder: &Path,
+        arguments: &[&str],
+    ) -> Result<Self, BoxError> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(arguments);
+        let mut process = Self::start(name, Some(namespace), folder, &command)?;
+        let line = process.line()?;
+        if line == "ready" {
+            Ok(process)
+        } else {
+            Err(format!("{name}: expected it to be ready, it said {line:?}").into())
+        }
+    }
+
+    pub(crate) fn tell(&mut self, line: &str) -> Done {
+        let stdin = self.stdin.as_mut().ok_or("it is not listened to")?;
+        Ok(writeln!(stdin, "{line}")?)
+    }
+
+    /// The next line that it says.
+    pub(crate) fn line(&mut self) -> Result<String, BoxError> {
+        let mut line = String::new();
+        let stdout = self.stdout.as_mut().ok_or("it says nothing")?;
+        if stdout.read_line(&mut line)? == 0 {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            return Err(format!("{} ended: {}", self.name, log.trim()).into());
+        }
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// For a peer that writes its log to standard output: nobody reads it.
+    pub(crate) fn ignored(mut self) -> Self {
+        if let Some(mut stdout) = self.stdout.take() {
+            std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+        }
+        self
+    }
+
+    /// User and system time so far, in seconds.
+    pub(crate) fn cpu(&self) -> Result<f64, BoxError> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name is in parentheses and may hold anything.
+        let fields = stat.rsplit_once(") ").ok_or("no stat")?.1;
+        let ticks = fields.split(' ').skip(11).take(2);
+        let mut sum = 0.0;
+        for field in ticks {
+            sum += field.parse::<f64>()?;
+        }
+        Ok(sum / TICKS_PER_SECOND)
+    }
+
+    /// Resident memory, in bytes.
+    pub(crate) fn resident(&self) -> Result<f64, BoxError> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next());
+        Ok(kibibytes.ok_or("no VmRSS")?.parse::<f64>()? * 1024.0)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
