@@ -8,7 +8,7 @@ type Source = Box<dyn StdError + Send + Sync>;
 
 /// Why a control plane could not be reached or did not do what it was asked for.
 ///
-/// `Display` prints one level; [`source`](StdError::source) has the next.
+/// `Display` prints one level; [`source`](StdError::source) has the next, and `{:?}` the whole chain.
 pub struct Error {
     inner: Box<Inner>,
 }
@@ -118,6 +118,12 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            fmt::Display::fmt(self, f)?;
+            // A chain longer than this is a loop, or nothing anybody reads.
+            let mut causes = std::iter::successors(self.source(), |error| error.source()).take(16);
+            return causes.try_for_each(|cause| write!(f, ": {cause}"));
+        }
         f.debug_struct("Error")
             .field("kind", &self.inner.kind)
             .field("detail", &self.inner.detail)

@@ -54,6 +54,7 @@ struct Resource {
 pub struct Loaded {
     batch: Batch,
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
     skipped: Vec<String>,
     complete: bool,
 }
@@ -67,6 +68,12 @@ impl Loaded {
     /// What was refused, in the order of files and lines.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// Fields that were passed over because the kind has none of this name, in the order of files and
+    /// lines, 100 at most: most likely slips. The objects are in effect without them.
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
     }
 
     /// Kinds that were skipped and objects that make nothing yet, each said once in a loader's life.
@@ -110,6 +117,7 @@ impl Loader {
             before: last_good(&self.files),
             taken: BTreeMap::new(),
             problems: Vec::new(),
+            warnings: Vec::new(),
             skipped: BTreeSet::new(),
         };
         let mut fresh = BTreeMap::new();
@@ -131,7 +139,7 @@ impl Loader {
         self.complete |= refused.is_empty();
         if !self.complete {
             let (problems, skipped) = (load.problems, load.skipped);
-            return self.finish(Batch::default(), problems, &skipped);
+            return self.finish(Batch::default(), problems, load.warnings, &skipped);
         }
         // A refused file keeps what it had, except what moved to a file that was read.
         for path in refused {
@@ -140,17 +148,19 @@ impl Loader {
             fresh.insert(path.clone(), kept);
         }
         let (mut problems, mut skipped) = (load.problems, load.skipped);
+        let warnings = load.warnings;
         let resources = join(&fresh, &self.settings, &mut problems, &mut skipped);
         let before = mem::replace(&mut self.resources, resources);
         self.files = fresh;
         let batch = difference(&before, &self.resources);
-        self.finish(batch, problems, &skipped)
+        self.finish(batch, problems, warnings, &skipped)
     }
 
     fn finish(
         &mut self,
         batch: Batch,
         mut problems: Vec<Problem>,
+        warnings: Vec<Problem>,
         skipped: &BTreeSet<String>,
     ) -> Loaded {
         problems.sort_by(|a, b| (a.file(), a.line()).cmp(&(b.file(), b.line())));
@@ -159,6 +169,7 @@ impl Loader {
         Loaded {
             batch,
             problems,
+            warnings,
             skipped,
             complete: self.complete,
         }
@@ -202,8 +213,12 @@ struct Load<'a> {
     /// Where each object of this load is.
     taken: BTreeMap<String, (PathBuf, u32)>,
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
     skipped: BTreeSet<String>,
 }
+
+/// How many fields that were passed over are named.
+const MAX_WARNINGS: usize = 100;
 
 /// An object of a file that is still being read.
 struct Pending {
@@ -212,6 +227,7 @@ struct Pending {
     read: Result<Object, Invalid>,
     /// What stands for it when it is refused and has no last good version.
     closed: Option<Object>,
+    passed_over: Vec<Invalid>,
 }
 
 impl Load<'_> {
@@ -264,6 +280,7 @@ impl Load<'_> {
                     line: item.at.line(),
                     read: read.map(|object| Object::Ztunnel(Arc::new(object))),
                     closed: None,
+                    passed_over: Vec::new(),
                 });
             }
             return Ok(());
@@ -287,6 +304,7 @@ impl Load<'_> {
                         line: item.at.line(),
                         read,
                         closed,
+                        passed_over: item.passed_over(),
                     });
                 }
             }
@@ -302,6 +320,7 @@ impl Load<'_> {
             line,
             read,
             closed,
+            passed_over,
         } = object;
         if let Some((file, first)) = self.taken.get(&key) {
             let message = format!("{key} is already defined at {}:{first}", file.display());
@@ -310,6 +329,10 @@ impl Load<'_> {
             return;
         }
         self.taken.insert(key.clone(), (path.to_owned(), line));
+        let room = MAX_WARNINGS - self.warnings.len();
+        let warnings = passed_over.into_iter().take(room);
+        self.warnings
+            .extend(warnings.map(|invalid| Problem::new(path, invalid)));
         let object = match read {
             Ok(object) => Some(object),
             Err(mut invalid) => {

@@ -46,6 +46,11 @@
 //! A file that held objects and has become empty is refused as well: a file that is being written, or
 //! could not be, looks like that. Removing the file is how to say that its objects are gone.
 //!
+//! Kubernetes' objects have many fields that say nothing to a mesh. One that the kind does not have at a place
+//! that is read (`podIp` for `podIP`) is named as a [warning](Loaded::warnings), and the object holds without it; in
+//! the kinds of `security.istio.io`, where that could widen access, and in the `spec` of WorkloadEntry,
+//! WorkloadGroup, ServiceEntry and HTTPRoute it is refused.
+//!
 //! A label `istio.io/use-waypoint` that names no Gateway is a problem too, and holds: callers are sent
 //! to the waypoint that would be there, and fail, rather than around it.
 //!

@@ -10,6 +10,7 @@ mod gateway;
 mod meta;
 mod quantity;
 mod route;
+mod schema;
 mod security;
 
 use std::sync::Arc;
@@ -147,6 +148,17 @@ impl Kind {
     fn is_namespaced(self) -> bool {
         !matches!(self, Self::Namespace | Self::Node)
     }
+
+    /// Whether a field that is passed over could widen access.
+    fn is_security(self) -> bool {
+        matches!(
+            self,
+            Self::AuthorizationPolicy
+                | Self::PeerAuthentication
+                | Self::RequestAuthentication
+                | Self::UnknownSecurity
+        )
+    }
 }
 
 impl Item<'_> {
@@ -155,10 +167,30 @@ impl Item<'_> {
         &self.key
     }
 
+    /// The fields that the kind does not have and that are passed over; those of a kind that carries
+    /// security are not, [`read`](Self::read) refuses them.
+    pub(crate) fn passed_over(&self) -> Vec<Invalid> {
+        if self.kind.is_security() {
+            return Vec::new();
+        }
+        self.unknown()
+    }
+
+    fn unknown(&self) -> Vec<Invalid> {
+        let mut unknown = Vec::new();
+        schema::unknown(&self.at, self.kind, &mut |invalid| unknown.push(invalid));
+        unknown
+    }
+
     /// Reads the object.
     pub(crate) fn read(&self, settings: &Settings) -> Result<Object> {
         if let Some(invalid) = &self.wrong_version {
             return Err(invalid.clone());
+        }
+        if self.kind.is_security()
+            && let Some(unknown) = self.unknown().into_iter().next()
+        {
+            return Err(unknown);
         }
         let mut fields = self.at.fields()?;
         let meta = self.meta()?;

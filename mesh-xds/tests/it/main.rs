@@ -15,6 +15,7 @@ mod require;
 mod serve;
 mod serve_our_client;
 mod serve_recordings;
+mod unknown_fields;
 mod watching;
 mod wire;
 mod wire_vectors;
