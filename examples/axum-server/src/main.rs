@@ -2,10 +2,12 @@
 //! itself as another workload, shows the answer, and exits.
 
 use std::future::IntoFuture;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::{Extension, Router, routing::get};
 use bytes::Bytes;
+use clap::Parser;
 use http::Request;
 use http_body_util::{BodyExt, Empty};
 use mesh_core::layers::PeerIdentity;
@@ -20,20 +22,34 @@ async fn hello(Extension(peer): Extension<PeerIdentity>) -> String {
     }
 }
 
+/// An axum server in the mesh: serves until Ctrl-C.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Also call it as another workload, show the answer, and exit.
+    #[arg(long)]
+    once: bool,
+
+    /// The manifests to read and watch.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml"))]
+    file: PathBuf,
+
+    /// The folder of the development CA: created when absent, shared by processes.
+    #[arg(long, default_value = ".mesh-dev")]
+    ca_dir: PathBuf,
+}
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
-    let once = std::env::args().any(|argument| argument == "--once");
     let router = Router::new().route("/", get(hello));
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/mesh.yaml"
-        )))
-        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .config(config::File::watch(&args.file))
+        .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "hello", "hello")?;
     let http = mesh.listen_http(8080).await?;
@@ -41,7 +57,7 @@ async fn main() -> Result<(), BoxError> {
         axum::serve(http.listener, http.layer.wrap(router)).with_graceful_shutdown(mesh.draining());
     let server = tokio::spawn(server.into_future());
 
-    if once {
+    if args.once {
         let caller = node.workload("default", "caller", "caller")?.http_client();
         let request = Request::get("http://hello:8080/").body(Empty::<Bytes>::new())?;
         let response = caller.request(request).await?;

@@ -59,7 +59,11 @@ async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server) {
 }
 
 fn load(loader: &mut Loader, files: Vec<(PathBuf, Vec<u8>)>, server: &Server) {
-    let (batch, problems, skipped) = loader.load(files).into_parts();
+    let loaded = loader.load(files);
+    for warning in loaded.warnings() {
+        args::complain(&warning.to_string());
+    }
+    let (batch, problems, skipped) = loaded.into_parts();
     for problem in problems {
         args::complain(&problem.to_string());
     }

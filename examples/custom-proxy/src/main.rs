@@ -1,46 +1,25 @@
 //! A proxy of your own: a tunnel in, a layer of yours, a tunnel out. `--once` shows it and exits.
 //!
-//! The layer counts requests per caller and adds a header; put yours in its place.
+//! The layer, in `layer.rs`, counts requests per caller and adds a header; put yours in its place.
 
-use std::collections::HashMap;
+mod args;
+mod layer;
+
 use std::future::IntoFuture;
 use std::io::{self, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, Uri};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use mesh_core::layers::PeerIdentity;
 use mesh_core::{MeshClient, Node, config, identity};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Counts = Arc<Mutex<HashMap<String, u64>>>;
-
-/// The layer of your own.
-async fn count(State(counts): State<Counts>, request: Request, next: Next) -> Response {
-    let peer = request
-        .extensions()
-        .get::<PeerIdentity>()
-        .and_then(PeerIdentity::identity);
-    let peer = peer.map_or_else(|| "plaintext".to_owned(), ToString::to_string);
-    let seen = {
-        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = counts.entry(peer).or_default();
-        *seen += 1;
-        *seen
-    };
-    let mut response = next.run(request).await;
-    response
-        .headers_mut()
-        .insert("x-requests-seen", seen.into());
-    response
-}
 
 /// Whatever comes in goes out to the backend.
 async fn forward(State(client): State<MeshClient>, mut request: Request) -> Response {
@@ -60,24 +39,25 @@ async fn forward(State(client): State<MeshClient>, mut request: Request) -> Resp
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    let args = args::parse();
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
     let node = Node::builder()
-        .config(config::File::watch(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/mesh.yaml"
-        )))
-        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .config(config::File::watch(&args.file))
+        .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let proxy = node.workload("default", "proxy", "proxy")?;
     let router = Router::new()
         .fallback(forward)
         .with_state(proxy.http_client())
-        .layer(middleware::from_fn_with_state(Counts::default(), count));
+        .layer(middleware::from_fn_with_state(
+            layer::Counts::default(),
+            layer::count,
+        ));
     let http = proxy.listen_http(8080).await?;
     let server = axum::serve(http.listener, http.layer.wrap(router));
-    if !std::env::args().any(|argument| argument == "--once") {
+    if !args.once {
         return Ok(server.with_graceful_shutdown(proxy.draining()).await?);
     }
 

@@ -4,9 +4,11 @@
 //! `hyper-client http://service:port/path` calls a member of `mesh.yaml`; `--once` starts one to call.
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use clap::Parser;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
@@ -41,25 +43,41 @@ async fn hello(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible
     Ok(Response::new(Full::from("hello\n")))
 }
 
+/// Two HTTP clients in the mesh.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Start a server to call, call it, and exit.
+    #[arg(long)]
+    once: bool,
+
+    /// What to call: `http://service:port/path` of the manifests.
+    #[arg(required_unless_present = "once", conflicts_with = "once")]
+    uri: Option<Uri>,
+
+    /// The manifests to read and watch.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml"))]
+    file: PathBuf,
+
+    /// The folder of the development CA: created when absent, shared by processes.
+    #[arg(long, default_value = ".mesh-dev")]
+    ca_dir: PathBuf,
+}
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
-    let argument = std::env::args()
-        .nth(1)
-        .ok_or("usage: hyper-client --once | <http URI>")?;
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/mesh.yaml"
-        )))
-        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .config(config::File::watch(&args.file))
+        .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let caller = node.workload("default", "caller", "caller")?;
-    if argument != "--once" {
-        return call(&caller, argument.parse()?).await;
+    if let Some(uri) = args.uri {
+        return call(&caller, uri).await;
     }
     let mesh = node.workload("default", "hello", "hello")?;
     let http = mesh.listen_http(8080).await?;

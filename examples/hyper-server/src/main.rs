@@ -1,9 +1,11 @@
 //! A plain hyper server in the mesh: any tower service, no framework. `--once` calls it and exits.
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use clap::Parser;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
@@ -22,25 +24,39 @@ async fn hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infa
     Ok(Response::new(Full::from(format!("hello {name}\n"))))
 }
 
+/// A hyper server in the mesh: serves until Ctrl-C.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Also call it as another workload, show the answer, and exit.
+    #[arg(long)]
+    once: bool,
+
+    /// The manifests to read and watch.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml"))]
+    file: PathBuf,
+
+    /// The folder of the development CA: created when absent, shared by processes.
+    #[arg(long, default_value = ".mesh-dev")]
+    ca_dir: PathBuf,
+}
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
-    let once = std::env::args().any(|argument| argument == "--once");
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/mesh.yaml"
-        )))
-        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .config(config::File::watch(&args.file))
+        .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "hello", "hello")?;
     let http = mesh.listen_http(8080).await?;
     let server = tokio::spawn(http.serve(service_fn(hello)));
 
-    if once {
+    if args.once {
         let caller = node.workload("default", "caller", "caller")?.http_client();
         let request = Request::get("http://hello:8080/").body(Empty::<Bytes>::new())?;
         let body = caller

@@ -2,6 +2,9 @@
 //!
 //! `tcp-app serve` and, beside it, `tcp-app call <text>`; or `tcp-app --once` for both in one process.
 
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
 use mesh_core::{Mesh, MeshListener, MeshStream, Node, config, identity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -44,39 +47,61 @@ async fn call(mesh: &Mesh, text: &str) -> Result<(), BoxError> {
     }
 }
 
+/// An echo server and its client, over TCP in the mesh.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Be both, in one process, and exit.
+    #[arg(long)]
+    once: bool,
+
+    /// The manifests to read and watch.
+    #[arg(long, global = true, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml"))]
+    file: PathBuf,
+
+    /// The folder of the development CA: created when absent, shared by processes.
+    #[arg(long, global = true, default_value = ".mesh-dev")]
+    ca_dir: PathBuf,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Echo what members of the mesh say, until Ctrl-C.
+    Serve,
+    /// Say something to the server, and check the echo.
+    Call {
+        /// What to say.
+        #[arg(default_value = "hello")]
+        text: String,
+    },
+}
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
-    let mut arguments = std::env::args().skip(1);
-    let mode = arguments.next().unwrap_or_default();
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/mesh.yaml"
-        )))
-        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .config(config::File::watch(&args.file))
+        .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let echo = node.workload("default", "echo", "echo")?;
     let caller = node.workload("default", "caller", "caller")?;
-    match mode.as_str() {
-        "serve" => serve(echo.listen(7000).await?).await,
-        "call" => {
-            call(
-                &caller,
-                &arguments.next().unwrap_or_else(|| "hello".to_owned()),
-            )
-            .await
-        }
-        "--once" => {
+    match args.command {
+        Some(Command::Serve) => serve(echo.listen(7000).await?).await,
+        Some(Command::Call { text }) => call(&caller, &text).await,
+        None if args.once => {
             let server = tokio::spawn(serve(echo.listen(7000).await?));
             let outcome = call(&caller, "hello").await;
             server.abort();
             outcome
         }
-        _ => Err("usage: tcp-app serve | call <text> | --once".into()),
+        None => Err("expected serve, call or --once; see --help".into()),
     }
 }
 

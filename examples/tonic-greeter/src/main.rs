@@ -1,7 +1,9 @@
 //! A tonic server and client in the mesh. `tonic-greeter` serves; `--once` also calls it and exits.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Parser;
 use mesh_core::layers::PeerIdentity;
 use mesh_core::{Node, config, identity};
 use tonic::transport::{Endpoint, Server};
@@ -60,19 +62,33 @@ impl Greeter for Hello {
     }
 }
 
+/// A tonic server in the mesh: serves until Ctrl-C.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Also call it as another workload, by two clients, and exit.
+    #[arg(long)]
+    once: bool,
+
+    /// The manifests to read and watch.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml"))]
+    file: PathBuf,
+
+    /// The folder of the development CA: created when absent, shared by processes.
+    #[arg(long, default_value = ".mesh-dev")]
+    ca_dir: PathBuf,
+}
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    let args = Args::parse();
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
-    let once = std::env::args().any(|argument| argument == "--once");
 
     let node = Node::builder()
-        .config(config::File::watch(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/mesh.yaml"
-        )))
-        .identity(identity::DevCa::in_dir(".mesh-dev", "cluster.local"))
+        .config(config::File::watch(&args.file))
+        .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "greeter", "greeter")?;
     let http = mesh.listen_http(50051).await?;
@@ -82,7 +98,7 @@ async fn main() -> Result<(), BoxError> {
         .serve_with_incoming_shutdown(http.listener, mesh.draining());
     let server = tokio::spawn(server);
 
-    if once {
+    if args.once {
         let caller = node.workload("default", "caller", "caller")?;
         // A channel of tonic's own, over the mesh's connector: balances by connection.
         let endpoint = Endpoint::from_static("http://greeter:50051");
