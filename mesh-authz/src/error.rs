@@ -19,8 +19,11 @@ use std::fmt;
 /// let error = policy.lower(&TrustDomains::default()).unwrap_err();
 /// assert_eq!(error.field(), "spec.rules[0].from[0].source.ipBlocks[0]");
 /// assert_eq!(error.value(), Some("10.0.0.0/33"));
+/// assert_eq!(format!("{error:?}"), error.to_string());
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// `{:?}` is the same text, which is what a `main` that returns it prints; `{:#?}` has the fields.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Error {
     kind: ErrorKind,
     field: String,
@@ -110,6 +113,20 @@ impl fmt::Display for Error {
             Some(value) => write!(f, "{}: {value:?}: expected {}", self.field, self.expected),
             None => write!(f, "{}: expected {}", self.field, self.expected),
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return fmt::Display::fmt(self, f);
+        }
+        f.debug_struct("Error")
+            .field("kind", &self.kind)
+            .field("field", &self.field)
+            .field("value", &self.value)
+            .field("expected", &self.expected)
+            .finish()
     }
 }
 

@@ -74,19 +74,23 @@ impl Account for Connection {
         }
     }
 
-    fn failed(&mut self, error: &io::Error, cut: Option<CutReason>) {
+    fn failed(&mut self, error: &io::Error, cut: Option<(CutReason, Option<&str>)>) {
         if self.failure.is_some() {
             return;
         }
         self.failure = Some(match cut {
-            Some(reason) => {
+            Some((reason, why)) => {
                 let kind = match reason {
                     CutReason::Policy => ErrorKind::Denied,
                     CutReason::Drain => ErrorKind::Draining,
                     CutReason::Revoked => ErrorKind::TlsHandshake,
                     CutReason::Expired => ErrorKind::Identity,
                 };
-                Error::new(kind).with_detail(reason.as_str())
+                let error = Error::new(kind);
+                match why {
+                    Some(why) => error.with_detail(format!("{}: {why}", reason.as_str())),
+                    None => error.with_detail(reason.as_str()),
+                }
             }
             // The error stays the caller's; this end keeps what it says.
             None => Error::from(io::Error::new(error.kind(), error.to_string())),

@@ -359,6 +359,16 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
+    /// Sets how much of a request's body [`Mesh::http_client`] keeps until the request is answered, in bytes: 65 536
+    /// unless set, what linkerd keeps; 0 keeps nothing. With what is kept a request is sent again
+    /// that its server refused before it looked at it (`REFUSED_STREAM`, `GOAWAY`); one of which more
+    /// was read fails. At most 64 frames are kept, shared with the body and not copied.
+    #[must_use]
+    pub fn replay_buffer(mut self, bytes: usize) -> Self {
+        self.settings.replay_buffer = bytes;
+        self
+    }
+
     /// Sets how many host names the node looks up at once: 32 unless set, at least 1. The system's
     /// resolver holds a thread for each, be it for as long as it pleases; more wait, at most the
     /// [connect time-out](Self::connect_timeout).

@@ -11,7 +11,7 @@ use tokio::time::{timeout, timeout_at};
 use crate::builder::{Builder, Missing};
 use crate::config::AppHealth;
 use crate::inbound::{Acceptor, Enforcement, Missings, Places, PortListener, Registry, Sessions};
-use crate::node::{Certificate, Node, supervised};
+use crate::node::{Certificate, CertificateState, Node, certificate_name, supervised};
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
 use crate::ready::Readiness;
@@ -331,19 +331,44 @@ impl MeshInner {
         let deadline = deadline(self.settings().start_timeout);
         let mut gate = self.node.inner.gate.subscribe();
         let mut certificate = self.certificate.clone();
-        let waits = async {
-            let _ = gate.wait_for(Readiness::configured).await;
-            match certificate
-                .wait_for(|state| state.credentials.is_some())
+        let configured = async {
+            let known = |state: &Readiness| state.configured() || state.hopeless().is_some();
+            match gate
+                .wait_for(known)
                 .await
+                .as_deref()
+                .map(Readiness::hopeless)
             {
-                Ok(state) => state.credentials.clone(),
-                Err(_) => None,
+                Ok(Some(why)) => Err(Error::new(ErrorKind::Config).with_detail(why.to_owned())),
+                _ => Ok(()),
             }
         };
+        let certified = async {
+            let known =
+                |state: &CertificateState| state.credentials.is_some() || state.hopeless.is_some();
+            let state = certificate.wait_for(known).await;
+            match state.as_deref() {
+                Ok(CertificateState {
+                    credentials: Some(credentials),
+                    ..
+                }) => Ok(credentials.clone()),
+                Ok(CertificateState {
+                    hopeless: Some(error),
+                    ..
+                }) => Err(Error::new(ErrorKind::Identity)
+                    .with_detail(certificate_name(&self.identity))
+                    .with_source(error.clone())),
+                _ => {
+                    Err(Error::new(ErrorKind::NotReady)
+                        .with_detail(self.node.readiness().to_string()))
+                }
+            }
+        };
+        // Neither waits for the other: the first that is certain to fail is told.
+        let waits = async { tokio::try_join!(configured, certified) };
         match timeout_at(deadline, waits).await {
-            Ok(Some(credentials)) => self.valid(credentials),
-            Ok(None) | Err(_) => {
+            Ok(known) => self.valid(known?.1),
+            Err(_) => {
                 Err(Error::new(ErrorKind::NotReady).with_detail(self.node.readiness().to_string()))
             }
         }
@@ -368,7 +393,8 @@ impl MeshInner {
         self.node.inner.board.probed(health);
     }
 
-    /// Waits for the workload's own record as well.
+    /// Waits for the workload's own record as well; not where the source says that what it gave is all
+    /// there is.
     pub(crate) async fn record_known(&self) -> Result<Arc<WorkloadRecord>, Error> {
         let deadline = deadline(self.settings().start_timeout);
         let mut published = self.node.inner.published();
@@ -377,10 +403,13 @@ impl MeshInner {
             if let Some(record) = self.record(&self.node.inner.snapshot.load()) {
                 return Ok(Arc::clone(record));
             }
-            if timeout_at(deadline, published.changed()).await.is_err() {
-                let snapshot = self.node.inner.snapshot.load();
-                let near = snapshot.names_near(&self.id.namespace, &self.id.name);
-                return Err(no_record(&self.id, &near));
+            let node = &self.node.inner;
+            if node.is_whole() || timeout_at(deadline, published.changed()).await.is_err() {
+                let near = (node.snapshot.load()).names_near(&self.id.namespace, &self.id.name);
+                // A slip in a manifest is the likeliest reason.
+                let mut known = node.problems();
+                known.extend(node.warnings());
+                return Err(no_record(&self.id, &near, &known));
             }
         }
     }
@@ -447,13 +476,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Says that the configuration has no such workload, and which it has.
-fn no_record(id: &WorkloadId, near: &[Arc<str>]) -> Error {
+fn no_record(id: &WorkloadId, near: &[Arc<str>], problems: &[String]) -> Error {
     let near = if near.is_empty() {
         "the configuration has none in this namespace whose name is like it".to_owned()
     } else {
         format!("near it: {}", near.join(", "))
     };
-    Error::new(ErrorKind::NoRecord).with_detail(format!("{id}; {near}"))
+    let mut detail = format!("{id}; {near}");
+    for problem in problems.iter().take(3) {
+        detail.push_str("; ");
+        detail.push_str(problem);
+    }
+    Error::new(ErrorKind::NoRecord).with_detail(detail)
 }
 
 impl fmt::Display for WorkloadId {

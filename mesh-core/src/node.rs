@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -16,7 +17,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::builder::{Builder, Missing};
 use crate::config::{Board, ConfigLink, ConfigSource};
-use crate::identity::CertificateSource;
+use crate::error::Chain;
+use crate::identity::{self, CertificateSource};
 use crate::mesh::{Mesh, MeshInner, WorkloadId};
 use crate::net::Transport;
 use crate::outbound::{Hosts, PoolKey};
@@ -66,6 +68,9 @@ pub(crate) struct NodeInner {
     published: watch::Sender<u64>,
     meshes: Mutex<Vec<Weak<MeshInner>>>,
     problems: Mutex<Vec<String>>,
+    warnings: Mutex<Vec<String>>,
+    /// Whether what is configured is all there is.
+    whole: AtomicBool,
     stale: Mutex<Option<Stale>>,
     /// What is demanded of the configuration source.
     pub(crate) board: Arc<Board>,
@@ -93,6 +98,8 @@ pub(crate) type Certificate = watch::Receiver<CertificateState>;
 pub(crate) struct CertificateState {
     pub(crate) credentials: Option<Credentials>,
     pub(crate) error: Option<Arc<str>>,
+    /// Why waiting for the first one is of no use.
+    pub(crate) hopeless: Option<identity::Error>,
 }
 
 /// Since when the configuration is not kept current, and why.
@@ -105,6 +112,9 @@ pub(crate) struct Stale {
     pub(crate) since: SystemTime,
     pub(crate) reason: String,
 }
+
+/// The task that runs it, and what readiness calls it.
+const CONFIG_SOURCE: &str = "configuration source";
 
 type Run = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
@@ -146,6 +156,8 @@ impl Node {
             published: watch::Sender::new(0),
             meshes: Mutex::default(),
             problems: Mutex::default(),
+            warnings: Mutex::default(),
+            whole: AtomicBool::new(false),
             stale: Mutex::default(),
             board: Board::new(),
             certificates: Mutex::default(),
@@ -162,7 +174,16 @@ impl Node {
             settings,
         });
         let link = ConfigLink::new(Arc::downgrade(&inner));
-        inner.supervise("configuration source", (config.0)(link));
+        let source = (config.0)(link);
+        let node = Arc::downgrade(&inner);
+        inner.supervise(CONFIG_SOURCE, async move {
+            source.await?;
+            if let Some(node) = node.upgrade() {
+                node.gate
+                    .hopeless(Some(format!("the {CONFIG_SOURCE} has ended without any")));
+            }
+            Ok(())
+        });
         let upkeep = crate::upkeep::run(Arc::downgrade(&inner));
         inner.supervise("upkeep", async {
             upkeep.await;
@@ -211,6 +232,12 @@ impl Node {
     /// good versions stay in effect.
     pub fn problems(&self) -> Vec<String> {
         self.inner.problems()
+    }
+
+    /// What sources of configuration passed over, with file, line and field: most likely slips, such as
+    /// `podIp` for `podIP`. The rest of the objects is in effect.
+    pub fn warnings(&self) -> Vec<String> {
+        self.inner.warnings()
     }
 
     /// The metrics of all workloads of the node.
@@ -268,6 +295,30 @@ impl NodeInner {
         *standing = problems;
     }
 
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        lock(&self.warnings).clone()
+    }
+
+    pub(crate) fn report_warnings(&self, warnings: Vec<String>) {
+        let mut standing = lock(&self.warnings);
+        for warning in warnings
+            .iter()
+            .filter(|warning| !standing.contains(warning))
+        {
+            tracing::warn!(target: "mesh::config", %warning, "passed over");
+        }
+        *standing = warnings;
+    }
+
+    pub(crate) fn whole(&self) {
+        self.whole.store(true, Ordering::Release);
+    }
+
+    /// Whether what is configured is all there is: nothing that is not there is waited for.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Acquire)
+    }
+
     #[cfg(any(feature = "file", feature = "istiod"))]
     pub(crate) fn source_problem(&self, name: &str, problem: Option<String>) {
         match problem {
@@ -276,7 +327,11 @@ impl NodeInner {
             Some(problem) if self.gate.is_configured() => {
                 tracing::debug!(target: "mesh::config", %problem, "cannot read; the last good version stays");
             }
-            Some(problem) => self.gate.pend(name, problem),
+            Some(problem) => {
+                if self.gate.pend(name, &problem) {
+                    tracing::warn!(target: "mesh::config", source = name, %problem, "no configuration yet: waiting for it");
+                }
+            }
         }
     }
 
@@ -401,6 +456,9 @@ pub(crate) async fn supervised(
     };
     tracing::error!(target: "mesh::node", task = what, %reason, "a task has ended; the last state stays");
     if let Some(node) = node.upgrade() {
+        if what == CONFIG_SOURCE {
+            node.gate.hopeless(Some(reason.clone()));
+        }
         node.gate.pend(what, reason);
     }
 }
@@ -413,7 +471,7 @@ pub(crate) fn certificate_name(identity: &Identity) -> String {
 async fn keep_certificate(
     node: Weak<NodeInner>,
     identity: Identity,
-    mut bundles: crate::identity::CertificateStream,
+    mut bundles: identity::CertificateStream,
     sender: watch::Sender<CertificateState>,
 ) -> Result<(), Error> {
     let name = certificate_name(&identity);
@@ -427,19 +485,26 @@ async fn keep_certificate(
             return Ok(());
         };
         let Some(next) = next else {
-            let reason = "its source has ended";
-            // A good certificate is one until it expires.
-            if sender.borrow().credentials.is_none() {
-                node.gate.pend(&name, reason);
+            // Why its last item was an error says more.
+            if sender.borrow().hopeless.is_none() {
+                let ended =
+                    identity::Error::new(identity::ErrorKind::Unavailable, "its source has ended");
+                // A good certificate is one until it expires.
+                if sender.borrow().credentials.is_none() {
+                    node.gate.pend(&name, &ended);
+                }
+                sender.send_modify(|state| {
+                    state.error = Some(ended.to_string().into());
+                    state.hopeless = Some(ended);
+                });
             }
-            sender.send_modify(|state| state.error = Some(reason.into()));
             return Ok(());
         };
-        let outcome = next.map_err(|error| report(&error)).and_then(|bundle| {
+        let outcome = next.and_then(|bundle| {
             if *bundle.identity() != identity {
-                return Err(format!(
-                    "the source gave one of {} instead",
-                    bundle.identity()
+                return Err(identity::Error::new(
+                    identity::ErrorKind::WrongIdentity,
+                    format!("the source gave one of {} instead", bundle.identity()),
                 ));
             }
             let current = sender.borrow().credentials.clone();
@@ -449,7 +514,10 @@ async fn keep_certificate(
                     Credentials::new(node.provider.clone(), bundle, node.settings.tls_options())
                 }
             }
-            .map_err(|error| report(&error))
+            .map_err(|error| {
+                identity::Error::new(identity::ErrorKind::Invalid, "it cannot be used")
+                    .with_source(error)
+            })
         });
         match outcome {
             Ok(credentials) => {
@@ -457,17 +525,22 @@ async fn keep_certificate(
                 sender.send_replace(CertificateState {
                     credentials: Some(credentials),
                     error: None,
+                    hopeless: None,
                 });
                 // Its CRLs may speak of peers that are connected, and it may expire before others.
                 node.revoke_tunnels();
                 node.sooner.notify_one();
             }
-            Err(reason) => {
+            Err(error) => {
+                let reason = report(&error);
                 tracing::warn!(target: "mesh::identity", %name, %reason, "no new certificate; a good one is kept until it expires");
                 if sender.borrow().credentials.is_none() {
                     node.gate.pend(&name, &reason);
                 }
-                sender.send_modify(|state| state.error = Some(reason.into()));
+                sender.send_modify(|state| {
+                    state.error = Some(reason.into());
+                    state.hopeless = Some(error).filter(identity::Error::is_lasting);
+                });
             }
         }
     }
@@ -486,13 +559,6 @@ impl fmt::Debug for Node {
 }
 
 /// An error with all its sources, on one line.
-pub(crate) fn report(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
+pub(crate) fn report(error: &(dyn std::error::Error + 'static)) -> String {
+    Chain(error).to_string()
 }

@@ -10,11 +10,18 @@ use tokio::sync::watch;
 pub struct Readiness {
     configured: bool,
     pending: BTreeMap<String, String>,
+    /// Why waiting for the first configuration is of no use.
+    hopeless: Option<String>,
 }
 
 impl Readiness {
     pub(crate) fn configured(&self) -> bool {
         self.configured
+    }
+
+    /// Why there will be no first configuration unless somebody changes something.
+    pub(crate) fn hopeless(&self) -> Option<&str> {
+        self.hopeless.as_deref().filter(|_| !self.configured)
     }
 
     /// Whether nothing is pending.
@@ -68,11 +75,20 @@ impl Gate {
         self.sender.borrow().configured
     }
 
-    /// Marks `name` as pending for a reason.
-    pub(crate) fn pend(&self, name: &str, why: impl fmt::Display) {
+    /// Marks `name` as pending for a reason; whether that is news.
+    pub(crate) fn pend(&self, name: &str, why: impl fmt::Display) -> bool {
         let why = why.to_string();
         self.sender.send_if_modified(|state| {
             state.pending.insert(name.to_owned(), why.clone()).as_ref() != Some(&why)
+        })
+    }
+
+    /// Says why waiting for the first configuration is of no use, or that it is of use again.
+    pub(crate) fn hopeless(&self, why: Option<String>) {
+        self.sender.send_if_modified(|state| {
+            let changed = state.hopeless != why;
+            state.hopeless = why;
+            changed
         });
     }
 

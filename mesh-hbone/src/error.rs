@@ -13,7 +13,7 @@ type Source = Box<dyn StdError + Send + Sync>;
 
 /// Why a connection or tunnel could not be made or did not last.
 ///
-/// `Display` prints one level; [`source`](StdError::source) has the next. Clones share the source:
+/// `Display` prints one level; [`source`](StdError::source) has the next, and `{:?}` the whole chain. Clones share the source:
 /// every caller that waited for the same connection gets its own copy of why there is none.
 #[derive(Clone)]
 pub struct Error {
@@ -132,7 +132,6 @@ impl Error {
         self
     }
 
-    /// The error of this crate inside an `io::Error`, or a new one of kind [`ErrorKind::Io`].
     /// Says that the transport under a connection could not be opened: what a caller's own dial makes
     /// of its failure. A time-out is one ([`io::ErrorKind::TimedOut`]); nothing was sent, so a retry is safe.
     pub fn dial(error: io::Error) -> Self {
@@ -145,6 +144,7 @@ impl Error {
             .retry_safe()
     }
 
+    /// The error of this crate inside an `io::Error`, or a new one of kind [`ErrorKind::Io`].
     pub(crate) fn from_io(error: io::Error, side: Side) -> Self {
         match error.downcast::<Self>() {
             Ok(error) => error,
@@ -265,6 +265,13 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            fmt::Display::fmt(self, f)?;
+            // A chain longer than this is a loop, or nothing anybody reads.
+            let mut causes =
+                std::iter::successors(self.source(), |error| (*error).source()).take(16);
+            return causes.try_for_each(|cause| write!(f, ": {cause}"));
+        }
         let Inner {
             kind,
             side,

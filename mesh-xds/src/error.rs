@@ -121,7 +121,8 @@ impl fmt::Debug for Error {
         if !f.alternate() {
             fmt::Display::fmt(self, f)?;
             // A chain longer than this is a loop, or nothing anybody reads.
-            let mut causes = std::iter::successors(self.source(), |error| error.source()).take(16);
+            let mut causes =
+                std::iter::successors(self.source(), |error| (*error).source()).take(16);
             return causes.try_for_each(|cause| write!(f, ": {cause}"));
         }
         f.debug_struct("Error")
@@ -140,5 +141,23 @@ impl StdError for Error {
             Some(status) => status.source(),
             None => Some(source),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_main_that_returns_it_prints_the_whole_chain() {
+        let refused = std::io::Error::other("connection refused");
+        let error = Error::new(ErrorKind::Connection, "istiod.istio-system.svc:15012");
+        let error = error.with_source(refused);
+        assert_eq!(error.to_string(), "istiod.istio-system.svc:15012");
+        assert_eq!(
+            format!("{error:?}"),
+            "istiod.istio-system.svc:15012: connection refused"
+        );
+        assert!(format!("{error:#?}").contains("kind: Connection"));
     }
 }

@@ -17,6 +17,15 @@ const NAME: &str = "configuration files";
 /// (`workloads`, `services`, `policies`). A file that does not parse is refused whole, an object
 /// that fails validation alone; what is refused is logged with file, line and field under the target
 /// `mesh::config`, stands in [`Node::problems`](crate::Node::problems), and its last good version stays.
+/// Fields that a kind does not have are logged too, and stand in [`Node::warnings`](crate::Node::warnings).
+///
+/// Files that are not there yet are waited for, at most the [start time-out](crate::Builder::start_timeout), and
+/// logged. Once they are there they are all there is: a file that does not parse, or that has not got the
+/// workload, fails [`Mesh::ready`](crate::Mesh::ready) and `listen` at once.
+///
+/// A file of a watched folder that is removed takes its objects with it, which is logged. When the watched
+/// file or folder itself is gone, or cannot be read, what was read last stays in force; that is logged, and
+/// `/config_dump` says since when (`stale`).
 ///
 /// # Examples
 ///
@@ -70,7 +79,10 @@ impl ConfigSource for File {
             watcher: Watcher::new(self.path, Limits::new().with_interval(self.every)),
             loader: Loader::new(settings),
             refused: BTreeMap::new(),
+            files: Vec::new(),
+            unreadable: None,
         };
+        link.whole()?;
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -87,9 +99,15 @@ impl ConfigSource for File {
             })?;
             work = back;
             match outcome {
-                Ok(None) => link.source_problem(NAME, None)?,
-                Ok(Some(loaded)) => work.take_effect(&link, loaded)?,
-                Err(error) => link.source_problem(NAME, Some(error.to_string()))?,
+                Ok(None) => work.readable(&link)?,
+                Ok(Some((loaded, removed))) => {
+                    for file in removed {
+                        tracing::warn!(target: "mesh::config", file = %file.display(), "configuration file removed, and with it what it held");
+                    }
+                    work.readable(&link)?;
+                    work.take_effect(&link, loaded)?;
+                }
+                Err(error) => work.unreadable(&link, error.to_string())?,
             }
         }
     }
@@ -100,18 +118,46 @@ struct Work {
     loader: Loader,
     /// What the mesh refused and has not accepted since: a later batch does not speak of it again.
     refused: BTreeMap<ResourceName, Verdict>,
+    /// What was loaded last, sorted.
+    files: Vec<PathBuf>,
+    /// Why the last look failed.
+    unreadable: Option<String>,
 }
 
 impl Work {
-    fn step(&mut self) -> std::io::Result<Option<Loaded>> {
+    /// What was loaded, and which files are there no more.
+    fn step(&mut self) -> std::io::Result<Option<(Loaded, Vec<PathBuf>)>> {
         let Change::Settled(files) = self.watcher.poll()? else {
             return Ok(None);
         };
-        Ok(Some(self.loader.load(files)))
+        let now = files.iter().map(|(path, _)| path.clone()).collect();
+        let mut removed = std::mem::replace(&mut self.files, now);
+        removed.retain(|path| self.files.binary_search(path).is_err());
+        Ok(Some((self.loader.load(files), removed)))
+    }
+
+    fn readable(&mut self, link: &ConfigLink) -> Result<(), Error> {
+        if self.unreadable.take().is_some() && !self.files.is_empty() {
+            tracing::info!(target: "mesh::config", "configuration files can be read again");
+        }
+        link.stale(None)?;
+        link.source_problem(NAME, None)
+    }
+
+    fn unreadable(&mut self, link: &ConfigLink, problem: String) -> Result<(), Error> {
+        let known = self.unreadable.replace(problem.clone());
+        if !self.files.is_empty() && known.as_ref() != Some(&problem) {
+            tracing::warn!(target: "mesh::config", %problem, "configuration files cannot be read; what they held last stays in force");
+        }
+        if !self.files.is_empty() {
+            link.stale(Some(problem.clone()))?;
+        }
+        link.source_problem(NAME, Some(problem))
     }
 
     fn take_effect(&mut self, link: &ConfigLink, loaded: Loaded) -> Result<(), Error> {
         let complete = loaded.is_complete();
+        link.warn(loaded.warnings().iter().map(ToString::to_string).collect())?;
         let (batch, problems, skipped) = loaded.into_parts();
         for kind in skipped {
             tracing::info!(target: "mesh::config", %kind, "says nothing to the mesh: skipped");
@@ -119,11 +165,18 @@ impl Work {
         let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         if !complete {
             // Until all files were readable at once, a workload could appear without its policies.
-            link.source_problem(NAME, Some(problems.join("; ")))?;
-            return link.report(problems);
+            let what = problems.join("; ");
+            link.source_problem(NAME, Some(what.clone()))?;
+            link.report(problems)?;
+            return link.hopeless(Some(what));
         }
+        link.hopeless(None)?;
         link.source_problem(NAME, None)?;
         let changed = batch.updates().len() + batch.removed().len();
+        if self.refused.is_empty() {
+            // Who finds itself missing is told why.
+            link.report(problems.clone())?;
+        }
         let verdicts = link.apply(batch)?;
         for verdict in verdicts {
             match verdict.result() {

@@ -150,6 +150,38 @@ impl ConfigLink {
         Ok(())
     }
 
+    /// Says that what will be applied is all there is, as files are: who finds nothing of itself in it is told so
+    /// at once, and does not wait for it until the start time-out. To be said before the first batch.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn whole(&self) -> Result<(), Error> {
+        self.node()?.whole();
+        Ok(())
+    }
+
+    /// Says why there is no first configuration and, unless somebody changes something, will be none:
+    /// who waits for it is told so at once. `None` takes it back, as does a batch.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn hopeless(&self, reason: Option<String>) -> Result<(), Error> {
+        self.node()?.gate.hopeless(reason);
+        Ok(())
+    }
+
+    /// Replaces what [`Node::warnings`](crate::Node::warnings) says: what the source passed over.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn warn(&self, warnings: Vec<String>) -> Result<(), Error> {
+        self.node()?.report_warnings(warnings);
+        Ok(())
+    }
+
     /// Replaces what [`Node::problems`](crate::Node::problems) says: what the source refused itself
     /// and of which the last good version stays.
     ///

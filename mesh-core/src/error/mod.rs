@@ -18,7 +18,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Says what failed: [`kind`](Self::kind), on whose [`side`](Self::side), and
 /// [whether a retry is safe](Self::is_retry_safe).
 ///
-/// It displays one level; `source()` leads to the cause. It is one pointer wide.
+/// It displays one level; `source()` leads to the cause. `{:?}` is the whole chain on one line, which is
+/// what a `main` that returns it prints; `{:#?}` has the fields. It is one pointer wide.
 ///
 /// # Examples
 ///
@@ -332,6 +333,9 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return fmt::Display::fmt(&Chain(self), f);
+        }
         f.debug_struct("Error")
             .field("kind", &self.inner.kind)
             .field("side", &self.inner.side)
@@ -348,6 +352,21 @@ impl std::error::Error for Error {
             Some(source) => Some(&**source),
             None => None,
         }
+    }
+}
+
+/// An error with its causes, on one line, `: ` between them.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// A chain longer than this is a loop, or nothing anybody reads.
+        const MAX: usize = 16;
+        fmt::Display::fmt(self.0, f)?;
+        let causes = std::iter::successors(self.0.source(), |error| (*error).source());
+        causes
+            .take(MAX)
+            .try_for_each(|cause| write!(f, ": {cause}"))
     }
 }
 

@@ -5,9 +5,11 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::Chain;
+
 /// Why a [`CertificateSource`](super::CertificateSource) has no certificate, or no new one.
 ///
-/// `Display` prints one level; [`source`](StdError::source) has the next. Clones share the source: all
+/// `Display` prints one level; [`source`](StdError::source) has the next, and `{:?}` the whole chain. Clones share the source: all
 /// that wait for one certificate are told why it does not come.
 #[derive(Clone)]
 pub struct Error {
@@ -19,6 +21,7 @@ struct Inner {
     kind: ErrorKind,
     detail: Cow<'static, str>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
+    lasting: bool,
 }
 
 /// What is wrong.
@@ -81,8 +84,26 @@ impl Error {
                 kind,
                 detail: detail.into(),
                 source: None,
+                lasting: matches!(
+                    kind,
+                    ErrorKind::Settings
+                        | ErrorKind::NoCrypto
+                        | ErrorKind::Insecure
+                        | ErrorKind::WrongIdentity
+                        | ErrorKind::WrongTrustDomain
+                ),
             }),
         }
+    }
+
+    /// Makes an error that lasts until somebody changes something, where its kind does not say so.
+    #[cfg_attr(
+        not(feature = "dev-ca"),
+        allow(dead_code, reason = "not every source needs it")
+    )]
+    pub(super) fn lasting(mut self) -> Self {
+        self.inner.lasting = true;
+        self
     }
 
     /// Keeps the cause.
@@ -102,6 +123,12 @@ impl Error {
         matches!(self.inner.kind, ErrorKind::Settings | ErrorKind::NoCrypto)
     }
 
+    /// Whether waiting is of no use until somebody changes a setting or a file: who waits for the first
+    /// certificate is told so at once.
+    pub fn is_lasting(&self) -> bool {
+        self.inner.lasting
+    }
+
     /// What it is about.
     pub fn detail(&self) -> &str {
         &self.inner.detail
@@ -116,6 +143,9 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return fmt::Display::fmt(&Chain(self), f);
+        }
         f.debug_struct("Error")
             .field("kind", &self.inner.kind)
             .field("detail", &self.inner.detail)

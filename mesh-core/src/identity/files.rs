@@ -270,8 +270,12 @@ impl Paths {
     }
 
     fn parse(&self, all: &Contents) -> Result<Bundle, Error> {
-        Bundle::from_pem(&all.chain, &all.key, &all.roots, &all.crls)
-            .map_err(|error| Error::new(ErrorKind::Invalid, self.to_string()).with_source(error))
+        Bundle::from_pem(&all.chain, &all.key, &all.roots, &all.crls).map_err(|error| {
+            // Two reads in a row found the same.
+            Error::new(ErrorKind::Invalid, self.to_string())
+                .with_source(error)
+                .lasting()
+        })
     }
 }
 

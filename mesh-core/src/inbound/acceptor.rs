@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
-use mesh_authz::Identity;
+use mesh_authz::{Decision, Identity};
 use mesh_hbone::authority::Authority;
 use mesh_hbone::config::Config;
 use mesh_hbone::server::{self, Incoming};
@@ -317,15 +317,19 @@ pub(super) fn judge(
 ) -> Result<(), Error> {
     let enforced = mesh.enforcement.on(context.destination().port());
     let enforced = enforced.load();
-    let attributes = context.attributes();
-    let decision = match judgement {
-        Judgement::L4 => enforced.policies().evaluate_l4(&attributes),
-        Judgement::PerRequest => enforced.policies().could_allow(&attributes),
-    };
+    let decision = judgement.decide(enforced.policies(), context);
     if decision.is_allowed() {
         Ok(())
     } else {
-        Err(Error::new(ErrorKind::Denied).with_detail(decision.to_string()))
+        Err(Error::new(ErrorKind::Denied).with_detail(refusal(&decision)))
+    }
+}
+
+/// A refusal in ztunnel's words, and the rule. For logs: the peer is told a status and no more.
+pub(super) fn refusal(decision: &Decision<'_>) -> String {
+    match decision.rule() {
+        Some(rule) => format!("{decision}, rule {rule}"),
+        None => decision.to_string(),
     }
 }
 

@@ -3,9 +3,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mesh_authz::PolicySet;
+use mesh_authz::{Decision, PolicySet};
 use tokio::sync::Notify;
 
+use super::acceptor::refusal;
 use super::enforcement::Enforcement;
 use super::places::Place;
 use crate::ConnectionContext;
@@ -25,12 +26,16 @@ pub(crate) enum Judgement {
 }
 
 impl Judgement {
-    /// Whether `policies` admit the connection.
-    pub(crate) fn admits(self, policies: &PolicySet, context: &ConnectionContext) -> bool {
+    /// Whether `policies` admit the connection, and which did not.
+    pub(crate) fn decide<'a>(
+        self,
+        policies: &'a PolicySet,
+        context: &ConnectionContext,
+    ) -> Decision<'a> {
         let attributes = context.attributes();
         match self {
-            Self::L4 => policies.evaluate_l4(&attributes).is_allowed(),
-            Self::PerRequest => policies.could_allow(&attributes).is_allowed(),
+            Self::L4 => policies.evaluate_l4(&attributes),
+            Self::PerRequest => policies.could_allow(&attributes),
         }
     }
 }
@@ -126,18 +131,20 @@ impl Registry {
         let mut cut = 0;
         for entry in self.entries() {
             let enforced = enforcement.on(entry.context.destination().port());
-            if !entry
-                .judgement
-                .admits(enforced.load().policies(), &entry.context)
-            {
+            let enforced = enforced.load();
+            let decision = (entry.judgement).decide(enforced.policies(), &entry.context);
+            if !decision.is_allowed() {
                 tracing::info!(
                     target: "mesh::inbound",
                     source = %entry.context.source(),
                     identity = entry.context.identity().map(tracing::field::display),
                     destination = %entry.context.destination(),
+                    policy = decision.policy().map(tracing::field::display),
+                    rule = decision.rule(),
+                    reason = %decision.reason(),
                     "connection closed because it is no longer allowed after a policy update"
                 );
-                entry.cut.cut(CutReason::Policy);
+                entry.cut.cut_because(CutReason::Policy, refusal(&decision));
                 cut += 1;
             }
         }

@@ -43,6 +43,10 @@ impl LocalResponse {
     pub fn details(&self) -> &str {
         &self.details
     }
+
+    pub(crate) fn cloned_details(&self) -> Cow<'static, str> {
+        self.details.clone()
+    }
 }
 
 /// A reply in the making: the table's row for a kind of failure, with what is particular to it.

@@ -1,6 +1,6 @@
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::Context;
 
 use futures_util::task::AtomicWaker;
@@ -13,6 +13,8 @@ use super::stream::PlainIo;
 #[derive(Debug, Default)]
 pub(crate) struct Cut {
     reason: AtomicU8,
+    /// More than the reason, for the log.
+    why: OnceLock<String>,
     reader: AtomicWaker,
     writer: AtomicWaker,
     /// Taken by who ends it. Not looked at while the connection lives.
@@ -76,6 +78,19 @@ impl Cut {
         self.end_wire();
         self.reader.wake();
         self.writer.wake();
+    }
+
+    /// Ends the connection, and says for the log what the reason was in particular.
+    pub(crate) fn cut_because(&self, reason: CutReason, why: String) {
+        if self.reason().is_none() {
+            let _ = self.why.set(why);
+        }
+        self.cut(reason);
+    }
+
+    /// What the reason was in particular.
+    pub(crate) fn why(&self) -> Option<&str> {
+        self.why.get().map(String::as_str)
     }
 
     /// Gives it the connection to end, which ends now if it was cut already.

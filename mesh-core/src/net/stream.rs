@@ -78,7 +78,8 @@ impl PlainIo {
 pub(crate) trait Account: Send + Sync {
     fn read(&mut self, bytes: usize);
     fn wrote(&mut self, bytes: usize);
-    fn failed(&mut self, error: &io::Error, cut: Option<CutReason>);
+    /// With what ended the connection from outside, and why in particular.
+    fn failed(&mut self, error: &io::Error, cut: Option<(CutReason, Option<&str>)>);
 }
 
 impl MeshStream {
@@ -111,10 +112,6 @@ impl MeshStream {
         });
         self.registered = Some(registered);
         self
-    }
-
-    fn cut(&self) -> Option<CutReason> {
-        self.registered.as_ref()?.cut().reason()
     }
 
     #[cfg(feature = "admin")]
@@ -157,8 +154,8 @@ impl MeshStream {
 
     fn failed<T>(&mut self, error: io::Error) -> Poll<io::Result<T>> {
         // A cut resets the stream as well; what is told is why.
-        let cut = self.cut();
-        let error = cut.map_or(error, CutReason::error);
+        let cut = cut(self.registered.as_ref());
+        let error = cut.map_or(error, |(reason, _)| reason.error());
         if let Some(account) = &mut self.account {
             account.failed(&error, cut);
         }
@@ -322,11 +319,18 @@ impl AsyncWrite for MeshStream {
     }
 }
 
+/// What ended a connection from outside, and why in particular.
+fn cut(registered: Option<&Registered>) -> Option<(CutReason, Option<&str>)> {
+    let cut = registered?.cut();
+    Some((cut.reason()?, cut.why()))
+}
+
 impl Drop for MeshStream {
     fn drop(&mut self) {
         // Whoever holds a stream that was cut may never have polled it since.
-        if let (Some(reason), Some(account)) = (self.cut(), &mut self.account) {
-            account.failed(&reason.error(), Some(reason));
+        let cut = cut(self.registered.as_ref());
+        if let (Some((reason, _)), Some(account)) = (cut, &mut self.account) {
+            account.failed(&reason.error(), cut);
         }
         // Who is just looking through the registry holds it, too: the peer need not wait for that.
         if let Io::Plain(io) = &self.io {

@@ -8,7 +8,6 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
@@ -17,37 +16,11 @@ use super::account;
 use super::dial::Tried;
 use super::exchange::{Age, Returned, Unanswered};
 use super::http_pool::Protocol;
+use super::replay::{AppBody, Replay};
 use super::report::RequestReport;
 use crate::error::BoxError;
-use crate::layers::ReplayBody;
 use crate::telemetry::request_id;
 use crate::{Error, ErrorKind, Mesh};
-
-/// The body of a request as the application gave it.
-type AppBody = UnsyncBoxBody<Bytes, BoxError>;
-
-/// The body of a request on its way out.
-pub(super) struct RequestBody(ReplayBody<AppBody>);
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
-}
 
 /// Sends HTTP requests through the mesh, choosing an endpoint for each.
 ///
@@ -56,9 +29,9 @@ impl Body for RequestBody {
 /// HTTP/1.1. The URI must be absolute, with the scheme `http`: the tunnel encrypts.
 ///
 /// What fails before a byte of the request was sent is tried on other endpoints, and so is what an
-/// HTTP/2 server refused before it looked at it (`REFUSED_STREAM`, or `GOAWAY` below the stream), unless
-/// some of its body was already read; both under a retry budget. Nothing that a server may have acted on
-/// is sent twice. Cloning is cheap, and clones share their connections.
+/// HTTP/2 server refused before it looked at it (`REFUSED_STREAM`, or `GOAWAY` below the stream), if what was read of
+/// its body is no more than the [replay buffer](crate::Builder::replay_buffer) keeps; both under a retry
+/// budget. Nothing that a server may have acted on is sent twice. Cloning is cheap, and clones share their connections.
 ///
 /// A request without `x-request-id` gets one, a random UUID, as it would from Envoy; one that has it
 /// keeps it, so that pass on what the request that caused it had.
@@ -150,7 +123,7 @@ async fn send(mesh: &Mesh, mut request: Request<AppBody>) -> Result<Response<Mes
     };
     match result {
         Ok((response, returned)) => {
-            report.head(response.status(), response.headers());
+            report.head(&response);
             Ok(response.map(|body| MeshBody::new(body, returned, report)))
         }
         Err(error) => {
@@ -168,13 +141,18 @@ async fn attempts(
 ) -> Result<(Response<Incoming>, Returned), Error> {
     let destination = super::target::Destination::of_uri(request.uri())?;
     let protocol = prepare(&mut request)?;
-    let (head, mut body) = request.into_parts();
+    let (head, body) = request.into_parts();
+    let body = Replay::new(body, mesh.inner.settings().replay_buffer);
+    report.sends(body.sent());
     let head = Request::from_parts(head, ());
     let mesh = &mesh.inner;
     let pool = &mesh.http;
     pool.budget().record_request(Instant::now());
     let mut tried = Tried::default();
-    let mut attempt = 1;
+    let mut attempts = 1;
+    let Some(mut attempt) = body.attempt() else {
+        return Err(Error::new(ErrorKind::Internal).with_detail("a body that nobody read is gone"));
+    };
     loop {
         let route = match deadline {
             None => mesh.route(&destination, &tried).await,
@@ -199,12 +177,12 @@ async fn attempts(
             }
             Ok(connection) => {
                 let age = connection.age();
-                let (replay, slot) = ReplayBody::new(body);
-                let Unanswered { error, unsent } = match connection
-                    .send(head.clone().map(|()| RequestBody(replay)))
-                    .await
-                {
-                    Ok(answer) => return Ok(answer),
+                let request = head.clone().map(|()| attempt);
+                let Unanswered { error, unsent } = match connection.send(request).await {
+                    Ok(answer) => {
+                        body.settle();
+                        return Ok(answer);
+                    }
                     Err(unanswered) => unanswered,
                 };
                 let error = if unsent {
@@ -212,11 +190,11 @@ async fn attempts(
                 } else {
                     error
                 };
-                // What was read of a body is gone.
-                let Some(unread) = slot.take().filter(|_| error.is_retry_safe()) else {
+                // What was read of a body and not kept is gone.
+                let Some(again) = error.is_retry_safe().then(|| body.attempt()).flatten() else {
                     return Err(error);
                 };
-                body = unread;
+                attempt = again;
                 // Its server closed it while it was idle. Each such connection is gone after one
                 // try, so this ends.
                 if unsent && age == Age::Used {
@@ -225,9 +203,9 @@ async fn attempts(
                 error
             }
         };
-        attempt += 1;
+        attempts += 1;
         let again = error.is_retry_safe()
-            && attempt <= mesh.settings().connect_attempts
+            && attempts <= mesh.settings().connect_attempts
             && pool.budget().try_retry(Instant::now());
         if !again {
             return Err(error);

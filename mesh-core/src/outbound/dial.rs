@@ -322,10 +322,13 @@ impl MeshInner {
     async fn open_tunnel(&self, route: &Route, tunnelled: &Tunnelled) -> Result<MeshStream, Error> {
         let credentials = self.ready().await?;
         let next_hop = tunnelled.next_hop();
-        let request =
-            ConnectRequest::new(authority(tunnelled)?, account::connect_headers(self, route));
+        let to = authority(tunnelled)?;
+        let request = ConnectRequest::new(to.clone(), account::connect_headers(self, route));
         let lease = loop {
-            let lease = self.lease(tunnelled, &credentials).await?;
+            let lease = self
+                .lease(tunnelled, &credentials)
+                .await
+                .map_err(|error| Error::from(error).with_detail(next_hop.to_string()))?;
             let sender = lease.sender();
             let now = self.settings().wall_clock.now();
             if sender.peer().is_none_or(|peer| peer.not_after() >= now) {
@@ -335,7 +338,10 @@ impl MeshInner {
             sender.retire();
         };
         let peer = lease.sender().peer().map(|peer| peer.identity().clone());
-        let (tunnel, _) = lease.connect(request).await?;
+        let (tunnel, _) = lease
+            .connect(request)
+            .await
+            .map_err(|error| Error::from(error).with_detail(format!("{to} by {next_hop}")))?;
         let own = account::own_address(self);
         let context = match peer {
             Some(peer) => ConnectionContext::tunnel(own, next_hop, peer),

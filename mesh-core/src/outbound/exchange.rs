@@ -6,8 +6,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 
-use super::client::RequestBody;
 use super::http_pool::{Running, Using};
+use super::replay::RequestBody;
 use crate::mesh::MeshInner;
 use crate::snapshot::Hop;
 use crate::{Error, ErrorKind};

@@ -15,8 +15,8 @@ use mesh_authz::Identity;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::client::RequestBody;
 use super::exchange::{Age, Checkout, Exclusive, Home};
+use super::replay::RequestBody;
 use crate::Error;
 use crate::layers::RetryBudget;
 use crate::mesh::MeshInner;

@@ -14,6 +14,8 @@ mod http_pool;
 #[cfg(feature = "admin")]
 mod live;
 #[cfg(feature = "http")]
+mod replay;
+#[cfg(feature = "http")]
 mod report;
 mod seek;
 mod target;

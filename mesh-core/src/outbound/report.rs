@@ -1,15 +1,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use tokio::time::Instant;
 
 use super::account;
+use super::replay::Sent;
 use super::target::Destination;
 use crate::mesh::MeshInner;
 use crate::snapshot::Route;
-use crate::telemetry::{Labels, Metrics, RequestLog, RequestOutcome, RequestProtocol};
+use crate::telemetry::{Labels, Metrics, RequestLog, RequestOutcome, RequestProtocol, size};
 use crate::{Error, ErrorKind};
 
 /// What is reported of one request of the client, at the end of its response.
@@ -22,6 +23,11 @@ pub(super) struct RequestReport {
     route: Option<(Labels, RequestLog)>,
     status: Option<StatusCode>,
     grpc_status: Option<u32>,
+    /// Bytes of the request's head, and what was sent of its body.
+    request: u64,
+    body: Option<Sent>,
+    /// Bytes of the response so far.
+    response: u64,
 }
 
 impl RequestReport {
@@ -33,7 +39,15 @@ impl RequestReport {
             route: None,
             status: None,
             grpc_status: None,
+            request: size::of_request_head(request),
+            body: None,
+            response: 0,
         }
+    }
+
+    /// Where to ask how much of the request's body was sent.
+    pub(super) fn sends(&mut self, body: Sent) {
+        self.body = Some(body);
     }
 
     /// The request is about to go this way; the last one counts.
@@ -58,15 +72,26 @@ impl RequestReport {
         self.route = Some(account::unrouted_request(mesh, destination, error, request));
     }
 
-    pub(super) fn head(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.status = Some(status);
-        self.take_grpc_status(headers);
+    pub(super) fn head<B>(&mut self, response: &Response<B>) {
+        self.status = Some(response.status());
+        self.response = size::of_response_head(response);
+        self.take_grpc_status(response.headers());
     }
 
     pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.response += data.len() as u64;
+        }
         if let Some(trailers) = frame.trailers_ref() {
+            self.response += size::of_headers(trailers);
             self.take_grpc_status(trailers);
         }
+    }
+
+    /// Adds the sizes, which go by what was sent and read by now.
+    fn sized(&self, outcome: RequestOutcome) -> RequestOutcome {
+        let body = self.body.as_ref().map_or(0, Sent::bytes);
+        outcome.with_sizes(self.request + body, self.response)
     }
 
     fn take_grpc_status(&mut self, headers: &HeaderMap) {
@@ -89,10 +114,10 @@ impl RequestReport {
         let reply = error.reply();
         let status = self.status.unwrap_or_else(|| reply.status());
         let outcome = RequestOutcome::new(self.protocol, status, self.started.elapsed());
-        let outcome = match reply.flag() {
+        let outcome = self.sized(match reply.flag() {
             Some(flag) => outcome.with_flag(flag),
             None => outcome,
-        };
+        });
         if let Some((labels, log)) = self.route.take() {
             self.metrics.request(&labels, &outcome);
             log.failed(&outcome, error);
@@ -105,16 +130,17 @@ impl RequestReport {
             Some(status) => RequestOutcome::new(self.protocol, status, duration),
             None => RequestOutcome::abandoned(self.protocol, duration),
         };
-        match self.grpc_status {
+        self.sized(match self.grpc_status {
             Some(status) => outcome.with_grpc_status(status),
             None => outcome,
-        }
+        })
     }
 }
 
 impl Drop for RequestReport {
     fn drop(&mut self) {
         let outcome = RequestOutcome::abandoned(self.protocol, self.started.elapsed());
+        let outcome = self.sized(outcome);
         if let Some((labels, log)) = self.route.take() {
             self.metrics.request(&labels, &outcome);
             log.failed(

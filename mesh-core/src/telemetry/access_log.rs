@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 use std::error::Error;
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::sanitize::sanitize;
 use super::{DestinationService, Labels, Peer, Reporter, SecurityPolicy, Traffic};
+use crate::error::Chain;
 
 /// The `tracing` target of access records: `mesh::access=info` turns them on alone.
 pub const ACCESS_TARGET: &str = "mesh::access";
@@ -245,19 +245,5 @@ pub(super) fn millis(duration: Duration) -> String {
 
 /// An error with its sources, `: ` between them, bounded as any field.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    struct Chain<'a>(&'a (dyn Error + 'static));
-    impl fmt::Display for Chain<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            fmt::Display::fmt(self.0, f)?;
-            // A chain longer than this is a loop, or nothing anybody reads.
-            let mut next = self.0.source();
-            for _ in 0..16 {
-                let Some(cause) = next else { break };
-                write!(f, ": {cause}")?;
-                next = cause.source();
-            }
-            Ok(())
-        }
-    }
     sanitize(&Chain(error).to_string()).into_owned()
 }

@@ -21,6 +21,8 @@ pub(crate) mod request_id;
 mod request_log;
 mod sanitize;
 mod settings;
+#[cfg(feature = "http")]
+pub(crate) mod size;
 mod trace_context;
 
 #[cfg(test)]

@@ -136,6 +136,8 @@ impl RequestProtocol {
 pub struct RequestOutcome {
     kind: OutcomeKind,
     duration: Duration,
+    request_bytes: u64,
+    response_bytes: u64,
 }
 
 /// What of an outcome tells one series from another.
@@ -161,7 +163,16 @@ impl RequestOutcome {
             grpc_status: None,
             flag: None,
         };
-        Self { kind, duration }
+        Self::of(kind, duration)
+    }
+
+    fn of(kind: OutcomeKind, duration: Duration) -> Self {
+        Self {
+            kind,
+            duration,
+            request_bytes: 0,
+            response_bytes: 0,
+        }
     }
 
     /// A request whose client went away before the response began: code 0, flag `DC`.
@@ -172,7 +183,15 @@ impl RequestOutcome {
             grpc_status: None,
             flag: Some(ResponseFlag::DownstreamConnectionTermination),
         };
-        Self { kind, duration }
+        Self::of(kind, duration)
+    }
+
+    /// Sets how large the request and its response were: header names and values, body and trailers, in
+    /// bytes. 0 each unless set.
+    pub fn with_sizes(mut self, request: u64, response: u64) -> Self {
+        self.request_bytes = request;
+        self.response_bytes = response;
+        self
     }
 
     /// Sets the status that the response's `grpc-status` says.
@@ -214,6 +233,16 @@ impl RequestOutcome {
     /// The time from the request's start to the end of its response.
     pub fn duration(&self) -> Duration {
         self.duration
+    }
+
+    /// The size of the request, in bytes.
+    pub fn request_bytes(&self) -> u64 {
+        self.request_bytes
+    }
+
+    /// The size of the response, in bytes.
+    pub fn response_bytes(&self) -> u64 {
+        self.response_bytes
     }
 
     #[cfg_attr(

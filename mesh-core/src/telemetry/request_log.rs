@@ -1,5 +1,6 @@
 //! One record per HTTP request.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::net::SocketAddr;
 
@@ -15,7 +16,11 @@ use super::{Labels, RequestOutcome};
 /// Fields, in this order, those without a value left out: the ends as in
 /// [`AccessLog`](super::AccessLog) without their tunnel's address, `direction`, then under the names
 /// of Istio's JSON access log `method`, `path`, `protocol`, `authority`, `request_id`,
-/// `response_code`, `grpc_status`, `response_flags`, `duration`, `error`.
+/// `response_code`, `grpc_status`, `response_flags`, `response_code_details`, `duration`, `error`.
+///
+/// `response_code_details` says why the mesh answered in the application's place, in Envoy's words: of a request that
+/// policy refused, which policy and rule (`rbac_access_denied_matched_policy[ns[..]-policy[..]-rule[0]]`). The
+/// client is not told.
 ///
 /// The path is logged with its query, as Istio does by default.
 ///
@@ -47,6 +52,7 @@ pub struct RequestLog {
     version: Version,
     host: Option<HeaderValue>,
     request_id: Option<HeaderValue>,
+    details: Option<Cow<'static, str>>,
 }
 
 impl RequestLog {
@@ -62,7 +68,13 @@ impl RequestLog {
             version: request.version(),
             host: request.headers().get(HOST).cloned(),
             request_id: header("x-request-id"),
+            details: None,
         }
+    }
+
+    /// Sets why the mesh answered in the application's place.
+    pub fn set_response_code_details(&mut self, details: impl Into<Cow<'static, str>>) {
+        self.details = Some(details.into());
     }
 
     /// Sets the address that the request was for, or went to.
@@ -97,6 +109,7 @@ impl RequestLog {
             None => self.host.as_ref().map(text),
         };
         let request_id = self.request_id.as_ref().map(text);
+        let details = self.details.as_deref().map(sanitize);
         macro_rules! record {
             ($level:ident) => {
                 tracing::event!(
@@ -123,6 +136,7 @@ impl RequestLog {
                         response_code = outcome.response_code(),
                         grpc_status = outcome.grpc_status(),
                         response_flags = outcome.flags(),
+                        response_code_details = details.as_deref(),
                         duration = millis(outcome.duration()).as_str(),
                         error
                     },

@@ -151,6 +151,7 @@ impl<S> Caller<S> {
     where
         S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
         S::Error: Into<BoxError> + 'static,
+        ReqBody: Body + 'static,
         ResBody: Body<Data = Bytes>,
         ResBody::Error: Into<BoxError> + 'static,
     {

@@ -234,3 +234,84 @@ async fn a_trace_passes_through() {
     assert_eq!(head.headers["traceparent"], parent);
     assert_eq!(head.headers["tracestate"], "a=b");
 }
+
+/// The sum of a histogram.
+fn sum(metrics: &Metrics, name: &str) -> u64 {
+    let text = metrics.encode();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(&format!("{name}_sum{{")));
+    let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+    line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() as u64
+}
+
+/// `:method`, `:scheme`, `:authority` and `:path` of `GET http://h/`; `:status` of an answer.
+const HEAD: u64 = 29 + 3 + 4 + 1 + 1;
+const STATUS: u64 = 7 + 3;
+
+#[tokio::test]
+async fn sizes_are_those_of_head_body_and_trailers() {
+    let metrics = Metrics::new();
+    let service = service_fn(async |_: Request<String>| {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", 0.into());
+        let frames = [
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"12345"))),
+            Ok(Frame::data(Bytes::from_static(b"678"))),
+            Ok(Frame::trailers(trailers)),
+        ];
+        let response = Response::builder().header("name", "value");
+        Ok::<_, Infallible>(
+            response
+                .body(StreamBody::new(stream::iter(frames)))
+                .unwrap(),
+        )
+    });
+    let request = Request::get("http://h/").header("key", "what");
+    let request = request.body("a body".to_owned()).unwrap();
+    let response = observed(&metrics, service).oneshot(request).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    assert_eq!(sum(&metrics, "istio_request_bytes"), HEAD + 7 + 6);
+    let response = STATUS + 9 + 8 + "grpc-status0".len() as u64;
+    assert_eq!(sum(&metrics, "istio_response_bytes"), response);
+    let text = metrics.encode();
+    for bucket in [
+        "istio_request_bytes_bucket{le=\"50.0\"",
+        "istio_response_bytes_bucket{le=\"25.0\"",
+    ] {
+        assert!(text.contains(bucket), "{text}");
+    }
+}
+
+#[cfg(all(feature = "axum", feature = "tonic"))]
+#[tokio::test]
+async fn a_body_of_unknown_length_is_counted_while_it_is_read() {
+    let chunks = || {
+        let chunk = |_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[7; 1000])));
+        StreamBody::new(stream::iter((0..5).map(chunk)))
+    };
+    // How much of it the application reads.
+    for (read, bytes) in [(5, 5000), (2, 2000)] {
+        let metrics = Metrics::new();
+        let request = Request::get("http://h/").body(axum::body::Body::new(chunks()));
+        let service = service_fn(async |request: Request<axum::body::Body>| {
+            let mut body = request.into_body();
+            for _ in 0..read {
+                body.frame().await.unwrap().unwrap();
+            }
+            Ok::<_, Infallible>(Response::new(String::new()))
+        });
+        let response = observed(&metrics, service).oneshot(request.unwrap()).await;
+        response.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(sum(&metrics, "istio_request_bytes"), HEAD + bytes);
+    }
+    let metrics = Metrics::new();
+    let request = Request::get("http://h/").body(tonic::body::Body::new(chunks()));
+    let service = service_fn(async |request: Request<tonic::body::Body>| {
+        request.into_body().collect().await.unwrap();
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    let response = observed(&metrics, service).oneshot(request.unwrap()).await;
+    response.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(sum(&metrics, "istio_request_bytes"), HEAD + 5000);
+}

@@ -63,6 +63,14 @@ mod envoy_meets_mesh;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod envoy_normalises_paths;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod errors_as_printed;
 mod handler;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_dev_ca;
@@ -213,6 +221,14 @@ mod mesh_revokes;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod mesh_starts;
+#[cfg(all(
+    feature = "admin",
+    feature = "file",
+    feature = "http",
+    feature = "dev-ca",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_starts_wrongly;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",

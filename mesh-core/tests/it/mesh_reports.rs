@@ -180,13 +180,14 @@ async fn both_ends_of_a_request_report_it_alike() {
                 "{key} of {reporter} in {labels:?}"
             );
         }
-        one(
-            &world,
-            "istio_request_duration_milliseconds_count",
-            reporter,
-            3.0,
-        )
-        .await;
+        for histogram in [
+            "istio_request_duration_milliseconds",
+            "istio_request_bytes",
+            "istio_response_bytes",
+        ] {
+            let labels = one(&world, &format!("{histogram}_count"), reporter, 3.0).await;
+            assert!(expected.iter().all(|(key, value)| labels[key] == *value));
+        }
     }
     assert!(series(&world, "istio_tcp_connections_opened_total", "destination").is_empty());
 }
@@ -218,6 +219,89 @@ async fn a_refused_connection_is_reported_with_its_flag() {
         labels["source_principal"],
         "spiffe://cluster.local/ns/default/sa/client"
     );
+}
+
+/// What a refused peer may read of a policy.
+fn hears_nothing(error: &impl std::fmt::Debug) {
+    let text = format!("{error:?} {error:#?}");
+    assert!(!text.contains("secret-name"), "{text}");
+}
+
+#[tokio::test]
+async fn refusals_name_the_policy_and_the_rule_and_the_peer_is_not_told() {
+    use crate::handler::to;
+    use crate::mesh_world::{caller, policy};
+    use mesh_core::authz::policy::Action;
+    let (lines, _guard) = capture("info");
+    let world = World::new(119);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let mut live = client.connect(format!("server:{PORT}")).await.unwrap();
+    crate::mesh_world::ping(&mut live).await.unwrap();
+    let rules = vec![caller("nobody"), caller("client")];
+    world
+        .control
+        .set(vec![policy("secret-name", Action::Deny, rules)])
+        .await;
+
+    // The live connection, and a new one.
+    hears_nothing(&live.read_u8().await.unwrap_err());
+    drop(live);
+    hears_nothing(&client.connect(format!("server:{PORT}")).await.unwrap_err());
+    let denied = "explicitly denied by: default/secret-name, rule 1";
+    until("both are logged", || {
+        lines.text().matches(denied).count() == 2
+    })
+    .await;
+    lines.has(&[
+        "mesh::inbound",
+        "policy=default/secret-name",
+        "rule=1",
+        "no longer allowed",
+    ]);
+    for message in ["closed due to policy change: ", "denied by policy: expl"] {
+        lines.has(&["mesh::access", "direction=\"inbound\"", denied, message]);
+    }
+
+    // Requests, and their answers.
+    let world = World::new(120);
+    let (client, server) = world.pair().await;
+    let http = server.listen_http(PORT).await.unwrap();
+    tokio::spawn(
+        http.serve(service_fn(|_: Request<hyper::body::Incoming>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        })),
+    );
+    let path = |path: &str| to(|operation| operation.paths = vec![path.into()]);
+    let rules = vec![path("/a"), path("/b")];
+    world
+        .control
+        .set(vec![policy("secret-name", Action::Deny, rules)])
+        .await;
+    for (path, status) in [("/b", 403), ("/c", 200)] {
+        let request = Request::get(format!("http://server:9080{path}"))
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        let response = client.http_client().request(request).await.unwrap();
+        assert_eq!(response.status(), status);
+        let (head, body) = response.into_parts();
+        hears_nothing(&head);
+        hears_nothing(&body.collect().await.unwrap().to_bytes());
+    }
+    let details = "response_code_details=\"rbac_access_denied_matched_policy[ns[default]-policy[secret-name]-rule[1]]\"";
+    until("both are logged", || {
+        lines.text().matches("path=\"/c\"").count() == 2
+    })
+    .await;
+    lines.has(&[
+        "mesh::access",
+        "inbound",
+        "path=\"/b\"",
+        "response_code=403",
+        details,
+    ]);
+    // The client's own record says what it knows, and an answer of the application has no details.
+    assert_eq!(lines.text().matches("response_code_details").count(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -88,6 +88,14 @@ enum First {
     RefuseLater,
     /// Leaves, and says that it has not looked at it.
     GoAway,
+    /// Has its body and gives it up.
+    Cancel,
+    /// Has its body and fails.
+    Fail,
+    /// Has its body, leaves, and says that it may have acted on it.
+    GoAwayAfter,
+    /// Has its body and is gone.
+    Vanish,
 }
 
 /// Serves HTTP/2, and counts the streams that came.
@@ -113,16 +121,40 @@ async fn answer(stream: MeshStream, first: First, count: &AtomicUsize) {
     let mut connection = h2::server::handshake(stream).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         let begins = count.fetch_add(1, Ordering::Relaxed) == 0;
+        let mut body = request.into_body();
+        let reason = match first {
+            First::Refuse | First::RefuseLater | First::GoAway => Reason::REFUSED_STREAM,
+            First::Cancel => Reason::CANCEL,
+            First::Fail => Reason::INTERNAL_ERROR,
+            First::GoAwayAfter | First::Vanish => Reason::NO_ERROR,
+        };
+        if begins && reason == Reason::NO_ERROR {
+            // Its DATA comes while the connection is driven.
+            let seen = tokio::select! {
+                seen = body.data() => seen,
+                other = connection.accept() => panic!("{other:?}"),
+            };
+            seen.unwrap().unwrap();
+            if matches!(first, First::GoAwayAfter) {
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                while connection.accept().await.is_some() {}
+            }
+            return;
+        }
         tokio::spawn(async move {
             if begins {
-                if matches!(first, First::RefuseLater) {
-                    request.into_body().data().await.unwrap().unwrap();
+                if !matches!(first, First::Refuse) {
+                    body.data().await.unwrap().unwrap();
                 }
-                respond.send_reset(Reason::REFUSED_STREAM);
+                respond.send_reset(reason);
                 return;
             }
+            let mut said = String::from("answer to ");
+            while let Some(data) = body.data().await {
+                said.push_str(std::str::from_utf8(&data.unwrap()).unwrap());
+            }
             let mut body = respond.send_response(Response::new(()), false).unwrap();
-            body.send_data("answer".into(), true).unwrap();
+            body.send_data(said.into(), true).unwrap();
         });
     }
 }
@@ -161,14 +193,25 @@ async fn a_stream_that_its_server_refused_is_sent_again() {
         let (client, server) = world.pair().await;
         let streams = serve(server.listen(PORT).await.unwrap(), first);
         let response = ask(&client, "server", Version::HTTP_2).await.unwrap();
-        assert_eq!(whole(response).await, "answer");
+        assert_eq!(whole(response).await, "answer to ");
         assert_eq!(streams.load(Ordering::Relaxed), 2);
     }
 }
 
 #[tokio::test]
-async fn a_refused_stream_whose_body_was_begun_is_not_sent_again() {
-    let world = World::new(153);
+async fn a_refused_stream_whose_body_was_begun_is_sent_again_from_what_is_kept() {
+    let world = World::with(153, |node| node.replay_buffer(4));
+    let (client, server) = world.pair().await;
+    let streams = serve(server.listen(PORT).await.unwrap(), First::RefuseLater);
+    let body = request("server", Version::HTTP_2, "body");
+    let response = client.http_client().request(body).await.unwrap();
+    assert_eq!(whole(response).await, "answer to body");
+    assert_eq!(streams.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_refused_stream_of_which_more_was_read_than_is_kept_is_not_sent_again() {
+    let world = World::with(161, |node| node.replay_buffer(3));
     let (client, server) = world.pair().await;
     let streams = serve(server.listen(PORT).await.unwrap(), First::RefuseLater);
     let body = request("server", Version::HTTP_2, "body");
@@ -176,7 +219,25 @@ async fn a_refused_stream_whose_body_was_begun_is_not_sent_again() {
     assert_eq!(error.kind(), ErrorKind::RefusedStream, "{error:?}");
     assert_eq!(streams.load(Ordering::Relaxed), 1);
     let response = ask(&client, "server", Version::HTTP_2).await.unwrap();
-    assert_eq!(whole(response).await, "answer");
+    assert_eq!(whole(response).await, "answer to ");
+}
+
+#[tokio::test]
+async fn a_body_that_the_server_may_have_acted_on_is_sent_once() {
+    for (net, first) in [
+        (162, First::Cancel),
+        (163, First::Fail),
+        (164, First::GoAwayAfter),
+        (165, First::Vanish),
+    ] {
+        let world = World::new(net);
+        let (client, server) = world.pair().await;
+        let streams = serve(server.listen(PORT).await.unwrap(), first);
+        let body = request("server", Version::HTTP_2, "body");
+        let error = client.http_client().request(body).await.unwrap_err();
+        assert!(!error.is_retry_safe(), "{error:?}");
+        assert_eq!(streams.load(Ordering::Relaxed), 1, "{error:?}");
+    }
 }
 
 #[tokio::test]
@@ -240,7 +301,7 @@ async fn idle_http_2_connections_make_room_too() {
     }
     for host in ["a", "b", "c", "a", "c", "b"] {
         let response = ask(&client, host, Version::HTTP_2).await.unwrap();
-        assert_eq!(whole(response).await, "answer");
+        assert_eq!(whole(response).await, "answer to ");
     }
 }
 

@@ -59,8 +59,10 @@ async fn a_certificate_of_somebody_else_is_not_used() {
     let other = Identity::new("cluster.local", "default", "other").unwrap();
     let node = node(POD, Somebody(ca, other));
     let mesh = node.workload("default", "reviews-v1", "reviews").unwrap();
-    // The mismatch, and then the end of the source.
-    pending(&node, "its source has ended").await;
+    // The mismatch says more than the end of the source after it.
+    pending(&node, "the source gave one of").await;
+    let error = mesh.ready().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Identity, "{error:?}");
     assert!(mesh.certificate().is_none());
 }
 

@@ -36,7 +36,8 @@ pub(super) async fn open(
         match attempt.await {
             Ok(Ok(Some(root))) => return Ok(Arc::new(root)),
             Ok(Ok(None)) => tokio::time::sleep(POLL).await,
-            Ok(Err(error)) => return Err(error),
+            // Nobody but the user mends a folder.
+            Ok(Err(error)) => return Err(error.lasting()),
             Err(error) => {
                 let detail = "reading the folder of the development root";
                 return Err(Error::new(ErrorKind::Io, detail).with_source(error));

@@ -8,8 +8,12 @@ use super::Observe;
 use crate::ConnectionContext;
 use crate::telemetry::{Labels, Metrics, Peer, Reporter, SecurityPolicy};
 
-/// Counts requests (`istio_requests_total`, `istio_request_duration_milliseconds`) and writes a
-/// [`RequestLog`](crate::telemetry::RequestLog) of each.
+/// Counts requests (`istio_requests_total`, `istio_request_duration_milliseconds`, `istio_request_bytes`,
+/// `istio_response_bytes`) and writes a [`RequestLog`](crate::telemetry::RequestLog) of each.
+///
+/// A request's body whose length is said when it begins counts with that length. One that is not, as
+/// gRPC's, is counted while it is read where the service takes axum's or tonic's bodies; under
+/// hyper's own it counts as nothing.
 ///
 /// It needs to know whose requests they are. What a connection's requests have in common is prepared
 /// once: give it with [`for_connection`](Self::for_connection) and [`labels`](Self::labels) to a

@@ -8,6 +8,7 @@ mod future;
 mod layer;
 mod record;
 mod service;
+mod size;
 
 pub use body::ObserveBody;
 pub use future::ObserveFuture;

@@ -7,11 +7,14 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::ObserveLayer;
+use super::size::BodySize;
 use crate::ConnectionContext;
 use crate::error::{BoxError, Error, ResponseFlag};
 use crate::layers::LocalResponse;
 use crate::layers::reply::GRPC_STATUS;
-use crate::telemetry::{Labels, Metrics, Reporter, RequestLog, RequestOutcome, RequestProtocol};
+use crate::telemetry::{
+    Labels, Metrics, Reporter, RequestLog, RequestOutcome, RequestProtocol, size,
+};
 
 /// A request under way. It is counted and logged once: by [`end`](Self::end), or when it is dropped.
 pub(super) struct Record {
@@ -21,6 +24,9 @@ pub(super) struct Record {
     protocol: RequestProtocol,
     head: bool,
     begun: Instant,
+    /// Bytes of the request's head, and the size of its body.
+    request: u64,
+    body: BodySize,
     answer: Option<Answer>,
     ended: bool,
 }
@@ -30,6 +36,8 @@ struct Answer {
     status: StatusCode,
     grpc_status: Option<u32>,
     flag: Option<ResponseFlag>,
+    /// Bytes of the response so far.
+    bytes: u64,
     /// How many bytes of body are still to come, where that was said.
     left: Option<u64>,
     /// Whether the body has nothing more to give.
@@ -58,14 +66,27 @@ impl Record {
             protocol: RequestProtocol::of(request.headers()),
             head: request.method() == Method::HEAD,
             begun: Instant::now(),
+            request: size::of_request_head(request),
+            body: BodySize::Said(0),
             answer: None,
             ended: false,
         })
     }
 
+    /// Finds out the size of the request's body, which is now or while it is read.
+    pub(super) fn sent<B: Body + 'static>(&mut self, body: B) -> B {
+        let (body, size) = BodySize::of(body);
+        self.body = size;
+        body
+    }
+
     /// Notes how the response begins.
     pub(super) fn answered<B: Body>(&mut self, response: &Response<B>) {
         let status = response.status();
+        let local = response.extensions().get::<LocalResponse>();
+        if let (Some(log), Some(local)) = (&mut self.log, local) {
+            log.set_response_code_details(local.cloned_details());
+        }
         let bodiless = self.head
             || status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -76,10 +97,8 @@ impl Record {
         self.answer = Some(Answer {
             status,
             grpc_status: grpc_status(response.headers()),
-            flag: response
-                .extensions()
-                .get::<LocalResponse>()
-                .and_then(|local| local.kind().reply().flag()),
+            flag: local.and_then(|local| local.kind().reply().flag()),
+            bytes: size::of_response_head(response),
             left: length.or_else(|| response.body().size_hint().exact()),
             complete: bodiless || response.body().is_end_stream(),
         });
@@ -93,6 +112,7 @@ impl Record {
         if let Some(status) = trailers.and_then(grpc_status) {
             answer.grpc_status = Some(status);
         }
+        answer.bytes += data as u64 + trailers.map_or(0, size::of_headers);
         if let Some(left) = &mut answer.left {
             *left = left.saturating_sub(data as u64);
         }
@@ -118,6 +138,7 @@ impl Record {
                 }),
                 grpc_status: None,
                 flag: None,
+                bytes: 0,
                 left: None,
                 complete: false,
             });
@@ -150,6 +171,12 @@ impl Record {
     }
 
     fn outcome(&self) -> RequestOutcome {
+        let request = self.request + self.body.bytes();
+        let response = self.answer.as_ref().map_or(0, |answer| answer.bytes);
+        self.unsized_outcome().with_sizes(request, response)
+    }
+
+    fn unsized_outcome(&self) -> RequestOutcome {
         let duration = self.begun.elapsed();
         let Some(answer) = &self.answer else {
             return RequestOutcome::abandoned(self.protocol, duration);

@@ -26,6 +26,7 @@ impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Observe<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     S::Error: 'static,
+    ReqBody: Body + 'static,
     ResBody: Body,
     ResBody::Error: 'static,
 {
@@ -38,7 +39,11 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let record = Record::begin(&self.layer, &request);
+        let mut record = Record::begin(&self.layer, &request);
+        let request = match &mut record {
+            Some(record) => request.map(|body| record.sent(body)),
+            None => request,
+        };
         ObserveFuture::new(self.inner.call(request), record)
     }
 }

@@ -12,7 +12,7 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::MetricType;
 
-use super::{BOUNDS, Closed, Inner, Metrics, Opened, Overflow, Requests};
+use super::{BOUNDS, Closed, Histogram, Inner, Metrics, Opened, Overflow, Requests};
 use crate::telemetry::outcome::OutcomeKind;
 use crate::telemetry::{ConnectionFlag, Labels, Peer, Reporter, RequestProtocol};
 
@@ -118,13 +118,13 @@ impl Inner {
     }
 
     fn encode_requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut lines: Vec<(RequestLabels, Histogram)> = Vec::new();
+        let mut lines: Vec<(RequestLabels, [Read; 3])> = Vec::new();
         for ((labels, kind), series) in self.requests.snapshot() {
             let labels = RequestLabels {
                 subject: Subject::Own(labels),
                 outcome: Outcome::Own(kind),
             };
-            lines.push((labels, Histogram::read(&series)));
+            lines.push((labels, Read::all(&series)));
         }
         for (reporter, overflow) in self.overflows() {
             for (protocol, series) in [
@@ -135,27 +135,24 @@ impl Inner {
                     subject: Subject::Overflow(reporter),
                     outcome: Outcome::Overflow(protocol),
                 };
-                lines.push((labels, Histogram::read(series)));
+                lines.push((labels, Read::all(series)));
             }
         }
-        lines.retain(|(_, histogram)| histogram.count > 0);
+        lines.retain(|(_, [duration, ..])| duration.count > 0);
         counters(
             encoder,
             "istio_requests",
             "The total number of requests.",
-            lines.iter().map(|(labels, h)| (labels, h.count)),
+            (lines.iter()).map(|(labels, [duration, ..])| (labels, duration.count)),
         )?;
         if lines.is_empty() {
             return Ok(());
         }
-        let mut family = encoder.encode_descriptor(
-            "istio_request_duration_milliseconds",
-            "The duration of requests, in milliseconds.",
-            None,
-            MetricType::Histogram,
-        )?;
-        for (labels, histogram) in &lines {
-            histogram.encode(family.encode_family(labels)?)?;
+        for (at, (name, help)) in HISTOGRAMS.into_iter().enumerate() {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (labels, histograms) in &lines {
+                histograms[at].encode(family.encode_family(labels)?)?;
+            }
         }
         Ok(())
     }
@@ -199,23 +196,48 @@ fn counters<'a, L: EncodeLabelSet + 'a>(
     Ok(())
 }
 
+/// Names and descriptions, in the order of [`Read::all`].
+const HISTOGRAMS: [(&str, &str); 3] = [
+    (
+        "istio_request_duration_milliseconds",
+        "The duration of requests, in milliseconds.",
+    ),
+    (
+        "istio_request_bytes",
+        "The size of requests: header names and values, body and trailers, in bytes.",
+    ),
+    (
+        "istio_response_bytes",
+        "The size of responses: header names and values, body and trailers, in bytes.",
+    ),
+];
+
 /// A histogram at one moment: its count is the sum of the buckets that were read, so the two agree.
-struct Histogram {
+struct Read {
     buckets: Vec<(f64, u64)>,
     count: u64,
     sum: f64,
 }
 
-impl Histogram {
-    fn read(series: &Requests) -> Self {
+impl Read {
+    fn all(series: &Requests) -> [Self; 3] {
+        [
+            Self::of(&series.duration, 1e3),
+            Self::of(&series.request_bytes, 1.0),
+            Self::of(&series.response_bytes, 1.0),
+        ]
+    }
+
+    /// Of a histogram whose sum is in parts of the unit.
+    fn of(histogram: &Histogram, parts: f64) -> Self {
         let bounds = BOUNDS
             .iter()
-            .map(|micros| *micros as f64 / 1e3)
+            .map(|thousandths| *thousandths as f64 / 1e3)
             .chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(series.buckets.iter().map(load)).collect();
+        let buckets: Vec<(f64, u64)> = bounds.zip(histogram.buckets.iter().map(load)).collect();
         Self {
             count: buckets.iter().map(|(_, count)| count).sum(),
-            sum: load(&series.sum_micros) as f64 / 1e3,
+            sum: load(&histogram.sum) as f64 / parts,
             buckets,
         }
     }

@@ -9,7 +9,6 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
@@ -31,6 +30,7 @@ use traffic::TrafficCounters;
 /// | `istio_tcp_received_bytes_total` | bytes from client to server, at both ends |
 /// | `istio_tcp_sent_bytes_total` | bytes from server to client, at both ends |
 /// | `istio_requests_total`, `istio_request_duration_milliseconds` | a response ends |
+/// | `istio_request_bytes`, `istio_response_bytes` | a response ends: header names and values, body, trailers |
 /// | `istio_build` | always 1 |
 ///
 /// Because the flag at the end may differ from the one at the start, *opened* minus *closed* of one
@@ -91,14 +91,22 @@ struct Closed {
     failed: AtomicU64,
 }
 
-/// A histogram; its count is the number of requests.
+/// Three histograms; the count of each is the number of requests.
 #[derive(Debug, Default)]
 struct Requests {
-    buckets: [AtomicU64; BOUNDS.len() + 1],
-    sum_micros: AtomicU64,
+    /// In microseconds.
+    duration: Histogram,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
 }
 
-/// Upper bounds in microseconds: Envoy's default buckets, which Istio keeps.
+#[derive(Debug, Default)]
+struct Histogram {
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    sum: AtomicU64,
+}
+
+/// Upper bounds in thousandths, of milliseconds and of bytes: Envoy's default buckets, which Istio keeps for both.
 const BOUNDS: [u64; 19] = [
     500,
     1_000,
@@ -123,8 +131,8 @@ const BOUNDS: [u64; 19] = [
 
 /// Series per record: opened, received and sent.
 const OPENED_SERIES: usize = 3;
-/// Series per record: the count and the histogram.
-const REQUEST_SERIES: usize = 2;
+/// Series per record: the count and the histograms.
+const REQUEST_SERIES: usize = 4;
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -204,12 +212,12 @@ impl Metrics {
             .requests
             .get(&key, &self.inner.budget, REQUEST_SERIES);
         match own {
-            Some(series) => series.observe(outcome.duration()),
+            Some(series) => series.observe(outcome),
             None => match outcome.protocol() {
                 RequestProtocol::Http => &self.overflow(labels).http,
                 RequestProtocol::Grpc => &self.overflow(labels).grpc,
             }
-            .observe(outcome.duration()),
+            .observe(outcome),
         }
     }
 
@@ -271,10 +279,22 @@ fn closed_series(flag: ConnectionFlag) -> usize {
 }
 
 impl Requests {
-    fn observe(&self, duration: Duration) {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.partition_point(|bound| *bound < micros);
-        self.sum_micros.fetch_add(micros, Ordering::Relaxed);
+    fn observe(&self, outcome: &RequestOutcome) {
+        let micros = u64::try_from(outcome.duration().as_micros()).unwrap_or(u64::MAX);
+        self.duration.observe(micros, micros);
+        for (histogram, bytes) in [
+            (&self.request_bytes, outcome.request_bytes()),
+            (&self.response_bytes, outcome.response_bytes()),
+        ] {
+            histogram.observe(bytes.saturating_mul(1000), bytes);
+        }
+    }
+}
+
+impl Histogram {
+    fn observe(&self, thousandths: u64, amount: u64) {
+        let bucket = BOUNDS.partition_point(|bound| *bound < thousandths);
+        self.sum.fetch_add(amount, Ordering::Relaxed);
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,111 @@
+use std::convert::Infallible;
+use std::task::Waker;
+
+use http_body_util::{BodyExt, StreamBody};
+use proptest::prelude::*;
+
+use super::*;
+
+/// What an application gives: data frames of these sizes, each with bytes of its own, and trailers.
+fn body(sizes: &[usize], trailers: bool) -> AppBody {
+    let data = sizes.iter().enumerate().map(|(at, size)| {
+        let bytes = vec![at as u8; *size];
+        Frame::data(Bytes::from(bytes))
+    });
+    let mut last = HeaderMap::new();
+    last.insert("end", "here".parse().unwrap());
+    let last = trailers.then(|| Frame::trailers(last));
+    let frames: Vec<_> = data.chain(last).map(Ok::<_, Infallible>).collect();
+    StreamBody::new(futures_util::stream::iter(frames))
+        .map_err(Into::into)
+        .boxed_unsync()
+}
+
+/// Reads at most so many frames: their bytes, and whether it failed.
+fn read(body: &mut RequestBody, frames: usize) -> (Vec<u8>, bool, bool) {
+    let (mut bytes, mut trailers) = (Vec::new(), false);
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..frames {
+        match Pin::new(&mut *body).poll_frame(&mut cx) {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => bytes.extend(data),
+                Err(_) => trailers = true,
+            },
+            Poll::Ready(Some(Err(_))) => return (bytes, trailers, true),
+            Poll::Ready(None) => break,
+            Poll::Pending => unreachable!("all is there"),
+        }
+    }
+    (bytes, trailers, false)
+}
+
+proptest! {
+    /// Whatever earlier attempts read: the next one sends all of the body or there is none, there is one
+    /// exactly while what was read fits into the bound, and who was overtaken gets nothing more.
+    #[test]
+    fn an_attempt_sends_the_whole_body_or_is_not_made(
+        sizes in proptest::collection::vec(0_usize..40, 0..100),
+        trailers: bool,
+        bound in 0_usize..1500,
+        reads in proptest::collection::vec(0_usize..100, 1..4),
+    ) {
+        let expected: Vec<u8> = sizes
+            .iter()
+            .enumerate()
+            .flat_map(|(at, size)| vec![at as u8; *size])
+            .collect();
+        let replay = Replay::new(body(&sizes, trailers), bound);
+        let mut attempt = replay.attempt().expect("nothing was read");
+        let mut furthest = 0;
+        for frames in reads {
+            prop_assert_eq!(attempt.is_end_stream(), false);
+            let (bytes, _, failed) = read(&mut attempt, frames);
+            prop_assert!(!failed);
+            prop_assert!(expected.starts_with(&bytes));
+            prop_assert_eq!(replay.sent().bytes() as usize >= bytes.len(), true);
+            furthest = furthest.max(frames.min(sizes.len() + usize::from(trailers)));
+            let with_trailers = if furthest > sizes.len() { "endhere".len() } else { 0 };
+            let kept = sizes.iter().take(furthest).sum::<usize>() + with_trailers;
+            let next = replay.attempt();
+            prop_assert_eq!(next.is_some(), kept <= bound && furthest <= MAX_FRAMES);
+            let Some(next) = next else {
+                // The attempt that is under way reads on.
+                let (rest, _, failed) = read(&mut attempt, usize::MAX);
+                prop_assert!(!failed);
+                prop_assert_eq!([bytes, rest].concat(), expected);
+                return Ok(());
+            };
+            let mut overtaken = std::mem::replace(&mut attempt, next);
+            let (nothing, _, failed) = read(&mut overtaken, 1);
+            prop_assert!(nothing.is_empty() && failed);
+        }
+        replay.settle();
+        prop_assert!(replay.attempt().is_none());
+        let (bytes, ended, failed) = read(&mut attempt, usize::MAX);
+        prop_assert!(!failed);
+        prop_assert_eq!(bytes, expected);
+        prop_assert_eq!(ended, trailers);
+    }
+}
+
+#[test]
+fn a_body_that_failed_is_not_sent_again() {
+    let frames = [Ok(Frame::data(Bytes::from_static(b"a"))), Err("lost")];
+    let body = StreamBody::new(futures_util::stream::iter(frames))
+        .map_err(Into::into)
+        .boxed_unsync();
+    let replay = Replay::new(body, 100);
+    let mut attempt = replay.attempt().unwrap();
+    assert!(read(&mut attempt, 2).2);
+    assert!(replay.attempt().is_none());
+}
+
+#[test]
+fn an_empty_body_is_one_from_the_start() {
+    let empty = http_body_util::Empty::new().map_err(|never: Infallible| match never {});
+    let replay = Replay::new(empty.boxed_unsync(), 0);
+    let attempt = replay.attempt().unwrap();
+    assert!(attempt.is_end_stream());
+    assert_eq!(attempt.size_hint().exact(), Some(0));
+    assert!(replay.attempt().is_some());
+}

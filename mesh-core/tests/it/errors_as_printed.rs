@@ -1,0 +1,142 @@
+//! What a user reads whose `main` returns the error of the likeliest mistakes: `Error: {error:?}`.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use mesh_core::config::File;
+use mesh_core::identity::{DevCa, Files};
+use mesh_core::{Error, Mesh};
+
+use crate::mesh_world::{PORT, World};
+
+const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: reviews-v1}\n\
+                   spec: {serviceAccountName: reviews}\nstatus: {podIP: 127.91.0.1}\n";
+
+/// What is printed, with the folder's name taken out.
+fn printed(folder: &Path, error: &Error) -> String {
+    let text = format!("Error: {error:?}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.replace(&folder.display().to_string(), "DIR")
+}
+
+fn mesh(folder: &Path, name: &str) -> Mesh {
+    Mesh::builder()
+        .workload("default", name, "reviews")
+        .start_timeout(Duration::from_secs(1))
+        .config(File::watch(folder.join("mesh.yaml")))
+        .identity(DevCa::ephemeral("cluster.local"))
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = mesh(folder.path(), "reviews-v1")
+        .listen(PORT)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        printed(folder.path(), &error),
+        "Error: not ready in time: not ready, pending: configuration (no configuration yet), \
+         configuration files (DIR/mesh.yaml: No such file or directory (os error 2))"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("mesh.yaml"),
+        POD.replace("127.91.0.1", "localhost"),
+    )
+    .unwrap();
+    let error = mesh(folder.path(), "reviews-v1")
+        .listen(PORT)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        printed(folder.path(), &error),
+        "Error: no record of this workload: default/reviews-v1; the configuration has none in this \
+         namespace whose name is like it; DIR/mesh.yaml:5: status.podIP: expected an IP address, \
+         found \"localhost\""
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_misspelt() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("mesh.yaml"), POD).unwrap();
+    let error = mesh(folder.path(), "review-v1")
+        .listen(PORT)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        printed(folder.path(), &error),
+        "Error: no record of this workload: default/review-v1; near it: reviews-v1"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name| folder.path().join(name);
+    fs::write(at("mesh.yaml"), POD).unwrap();
+    for name in ["tls.crt", "tls.key", "ca.crt"] {
+        fs::write(at(name), "").unwrap();
+    }
+    let mesh = Mesh::builder()
+        .workload("default", "reviews-v1", "reviews")
+        .config(File::watch(at("mesh.yaml")))
+        .identity(Files::new(at("tls.crt"), at("tls.key"), at("ca.crt")))
+        .build()
+        .unwrap();
+    let error = mesh.listen(PORT).await.unwrap_err();
+    assert_eq!(
+        printed(folder.path(), &error),
+        "Error: no usable certificate: certificate of spiffe://cluster.local/ns/default/sa/reviews: \
+         invalid certificate or key: certificate chain DIR/tls.crt, private key DIR/tls.key, \
+         trust roots DIR/ca.crt: invalid certificate bundle: private key: no items found"
+    );
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken() {
+    let world = World::new(166);
+    let (_, server) = world.pair().await;
+    let _taken = tokio::net::TcpListener::bind((world.ip(2), PORT))
+        .await
+        .unwrap();
+    let error = server.listen(PORT).await.unwrap_err();
+    assert_eq!(
+        printed(Path::new("/nowhere"), &error),
+        "Error: binding failed: 127.166.0.2:9080: Address already in use (os error 98)"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_up() {
+    let world = World::new(167);
+    let (client, _) = world.pair().await;
+    let error = client.connect(format!("server:{PORT}")).await.unwrap_err();
+    let text = printed(Path::new("/nowhere"), &error);
+    for part in [
+        "Error: connecting failed: ",
+        "127.167.0.2:15008",
+        "Connection refused (os error 111)",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_nobody_knows() {
+    let world = World::new(168);
+    let (client, _) = world.pair().await;
+    let error = client.connect("sever:9080").await.unwrap_err();
+    let text = printed(Path::new("/nowhere"), &error);
+    for part in ["Error: host has no address: ", "sever"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
