@@ -9,6 +9,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::BoxError;
 
+/// Half an hour, as istiod's chart has it.
+const MAX_CONNECTION_AGE: u64 = 1800;
+
 /// A control plane on one machine: discovery and certificates out of files.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
@@ -46,6 +49,10 @@ pub(crate) struct Serve {
     #[arg(long)]
     pub(crate) http: Option<SocketAddr>,
 
+    /// After how many seconds, a tenth more or less, clients have to connect anew.
+    #[arg(long, default_value_t = MAX_CONNECTION_AGE)]
+    pub(crate) max_connection_age: u64,
+
     /// Start, join a client, print what it was served, and exit: 0 when it was all of it, 1 otherwise.
     #[arg(long)]
     pub(crate) once: bool,
@@ -58,6 +65,7 @@ impl Serve {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             server_name: Vec::new(),
             http: None,
+            max_connection_age: MAX_CONNECTION_AGE,
             once: false,
         }
     }

@@ -119,7 +119,13 @@ async fn serve(args: &Serve, folder: &Path, trust_domain: &str) -> Result<Runnin
     files::load_and_watch(&args.config()?, trust_domain, server.clone())?;
     let listener = bind("--listen", args.listen).await?;
     let address = listener.local_addr()?;
-    tokio::spawn(serving::serve(listener, Arc::new(tls), server.service()));
+    let age = Duration::from_secs(args.max_connection_age);
+    tokio::spawn(serving::serve(
+        listener,
+        Arc::new(tls),
+        server.service(),
+        age,
+    ));
     Ok(Running {
         server,
         address,

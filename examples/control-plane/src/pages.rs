@@ -1,4 +1,4 @@
-//! `/debug/syncz`: who has what.
+//! `/debug/syncz`: who has what, and what nobody is sent.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_xds::serve::{ClientStatus, Server};
+use mesh_xds::serve::{ClientStatus, Server, Withheld};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -45,12 +45,11 @@ pub(crate) async fn serve(listener: TcpListener, server: Server) {
 fn answer(request: &Request<Incoming>, server: &Server) -> Response<Full<Bytes>> {
     let (status, kind, text) = match request.uri().path() {
         "/debug/syncz" => {
-            let clients: Vec<_> = server.clients().iter().map(client).collect();
-            (
-                StatusCode::OK,
-                "application/json",
-                format!("{:#}\n", Value::from(clients)),
-            )
+            let page = json!({
+                "clients": server.clients().iter().map(client).collect::<Vec<_>>(),
+                "withheld": server.withheld().iter().map(withheld).collect::<Vec<_>>(),
+            });
+            (StatusCode::OK, "application/json", format!("{page:#}\n"))
         }
         "/ready" => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
         _ => (
@@ -66,6 +65,14 @@ fn answer(request: &Request<Incoming>, server: &Server) -> Response<Full<Bytes>>
         .headers_mut()
         .insert(http::header::CONTENT_TYPE, kind);
     response
+}
+
+fn withheld(of: &Withheld) -> Value {
+    json!({
+        "policy": of.policy().to_string(),
+        "reason": of.reason(),
+        "binds": of.binds(),
+    })
 }
 
 fn client(of: &ClientStatus) -> Value {

@@ -1,13 +1,18 @@
 //! Connections: TLS, then HTTP/2 with the service on it.
 
 use std::convert::Infallible;
+use std::hash::{BuildHasher, RandomState};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mesh_xds::serve::{Peer, Service};
+use mesh_xds::serve::{Body, Peer, Service};
 use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -19,7 +24,15 @@ const MAX_CONNECTIONS: usize = 10_000;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, service: Service) {
+/// How long a connection that has reached its age may finish what is on it. As istiod.
+const GRACE: Duration = Duration::from_secs(10);
+
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    service: Service,
+    max_age: Duration,
+) {
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -36,7 +49,7 @@ pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, service
         };
         let (acceptor, service) = (acceptor.clone(), service.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(acceptor, stream, service).await {
+            if let Err(error) = connection(acceptor, stream, service, jittered(max_age)).await {
                 tracing::debug!(error, "a connection ends");
             }
             drop(place);
@@ -48,6 +61,7 @@ async fn connection(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     service: Service,
+    age: Duration,
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
@@ -59,7 +73,7 @@ async fn connection(
         Some(Some(identity)) => Some(Peer::new(identity)),
         None => None,
     };
-    let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+    let service = tower::service_fn(move |mut request: Request<Incoming>| {
         let mut service = service.clone();
         if let Some(peer) = peer.clone() {
             request.extensions_mut().insert(peer);
@@ -69,12 +83,104 @@ async fn connection(
             Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
         }
     });
-    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+    speak(stream, service, age).await
+}
+
+/// Speaks HTTP/2 until the client leaves or the connection has reached its age.
+async fn speak<I, S>(stream: I, service: S, age: Duration) -> Result<(), BoxError>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: tower_service::Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+{
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10))
-        .max_concurrent_streams(100)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-        .await?;
-    Ok(())
+        .max_concurrent_streams(100);
+    let service = TowerToHyperService::new(service);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        () = tokio::time::sleep(age) => {}
+    }
+    // GOAWAY, then the end: a stream of discovery would never finish by itself. Its client comes back, to
+    // another replica where there are some, and shows its newest certificate or token.
+    connection.as_mut().graceful_shutdown();
+    match tokio::time::timeout(GRACE, connection).await {
+        Ok(ended) => Ok(ended?),
+        Err(_) => Err("it has reached its age".into()),
+    }
+}
+
+/// A tenth more or less, so that connections that came together do not go together. As gRPC.
+fn jittered(age: Duration) -> Duration {
+    let random = RandomState::new().hash_one(()) % 2001;
+    let permille = 9000 + u32::try_from(random).unwrap_or_default();
+    age.saturating_mul(permille) / 10_000
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_xds::serve::Server;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::token::Tokens;
+
+    #[test]
+    fn ages_differ_by_a_tenth_at_most() {
+        let hour = Duration::from_secs(3600);
+        let ages: Vec<_> = (0..100).map(|_| jittered(hour)).collect();
+        let near = |age: &Duration| age.as_secs().abs_diff(3600) <= 360;
+        assert!(ages.iter().all(near), "{ages:?}");
+        assert!(ages.iter().any(|age| *age != ages[0]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_old_is_told_to_go_and_then_ends() {
+        let tokens = Tokens::new(b"a secret", "td");
+        let token = tokens.issue("default", "a", Duration::from_secs(60));
+        let server = Server::builder(tokens).build();
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let age = Duration::from_secs(1800);
+        let started = Instant::now();
+        let served = tokio::spawn(speak(there, server.service(), age));
+        let (sender, connection) = h2::client::handshake(here).await.unwrap();
+        tokio::spawn(connection);
+        let path = "http://cp/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+        let request = Request::post(path)
+            .header("content-type", "application/grpc")
+            .header("authorization", format!("Bearer {token}"))
+            .body(())
+            .unwrap();
+        // The request never ends, as those of discovery.
+        let mut ready = sender.clone().ready().await.unwrap();
+        let (response, _open) = ready.send_request(request, false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        sleep(age - Duration::from_secs(1)).await;
+        assert!(sender.clone().ready().await.is_ok() && server.clients().len() == 1);
+        while sender.clone().ready().await.is_ok() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        let told = started.elapsed();
+        assert!(
+            told >= age && told < age + Duration::from_secs(1),
+            "{told:?}"
+        );
+        assert_eq!(
+            server.clients().len(),
+            1,
+            "what is on it may go on for a while"
+        );
+        let cut = response.into_body().data().await;
+        assert!(cut.is_none_or(|data| data.is_err()));
+        let ended = started.elapsed() - told;
+        assert!(ended.abs_diff(GRACE) < Duration::from_secs(1), "{ended:?}");
+        assert!(served.await.unwrap().is_err());
+        assert!(server.clients().is_empty());
+    }
 }

@@ -35,6 +35,17 @@ impl State {
             .mode(0o700)
             .create(folder)
             .map_err(at)?;
+        let metadata = fs::metadata(folder).map_err(at)?;
+        check_owner(&metadata, folder)?;
+        // Who may write there may put other keys in the place of ours.
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o022 != 0 {
+            let folder = folder.display();
+            return Err(format!(
+                "--state {folder}: others can write to it (mode {mode:o}), expected mode 0700"
+            )
+            .into());
+        }
         // Two that start at once would make two roots.
         let lock = open(&folder.join("lock"), true).map_err(at)?;
         lock.lock().map_err(at)?;
@@ -47,14 +58,13 @@ impl State {
                 key
             }
         };
-        let root = match fs::read_to_string(&root_path) {
-            Ok(root) => root,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let root = match read(&root_path)? {
+            Some(root) => root,
+            None => {
                 let root = new_root(&KeyPair::from_pem(&key)?, trust_domain)?;
                 put(&root_path, root.as_bytes())?;
                 root
             }
-            Err(error) => return Err(format!("{}: {error}", root_path.display()).into()),
         };
         let token_path = folder.join(TOKEN_KEY);
         let secret = match read(&token_path)? {
@@ -106,7 +116,17 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
     options.open(path)
 }
 
-/// A secret, if it is there; one that others can read is none.
+/// What somebody else made is none of ours, whatever its mode is.
+fn check_owner(metadata: &fs::Metadata, path: &Path) -> Result<(), BoxError> {
+    let (owner, me) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner == me {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(format!("{path}: owned by user {owner}, expected user {me}, as whom this runs").into())
+}
+
+/// A file of ours, if it is there; one that others can read is none.
 fn read(path: &Path) -> Result<Option<String>, BoxError> {
     let at = |error: io::Error| format!("{}: {error}", path.display());
     let mut file = match open(path, false) {
@@ -114,7 +134,9 @@ fn read(path: &Path) -> Result<Option<String>, BoxError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(at(error).into()),
     };
-    let mode = file.metadata().map_err(at)?.mode();
+    let metadata = file.metadata().map_err(at)?;
+    check_owner(&metadata, path)?;
+    let mode = metadata.mode() & 0o7777;
     if mode & 0o077 != 0 {
         let path = path.display();
         return Err(
@@ -136,4 +158,80 @@ fn put(path: &Path, content: &[u8]) -> Result<(), BoxError> {
     file.sync_all().map_err(at)?;
     fs::rename(&beside, path).map_err(at)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    fn open(folder: &Path) -> Result<State, String> {
+        State::open(folder, "cluster.local").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_folder_is_kept_and_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path()).unwrap();
+        let again = open(folder.path()).unwrap();
+        assert_eq!((first.root, first.key), (again.root, again.key));
+        for name in [ROOT, ROOT_KEY, TOKEN_KEY] {
+            let mode = fs::metadata(folder.path().join(name)).unwrap().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_refused() {
+        for mode in [0o770, 0o702, 0o777] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            let refused = open(folder.path()).err().unwrap();
+            let expected = format!("others can write to it (mode {mode:o}), expected mode 0700");
+            assert!(refused.ends_with(&expected), "{refused}");
+            assert_eq!(
+                fs::read_dir(folder.path()).unwrap().count(),
+                0,
+                "nothing is put there"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).unwrap();
+        let key = folder.path().join(ROOT_KEY);
+        fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
+        let refused = open(folder.path()).err().unwrap();
+        assert!(
+            refused.ends_with("others can read it (mode 640), expected mode 0600"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn what_another_user_owns_is_refused() {
+        let me = rustix::process::geteuid().as_raw();
+        let refusal = |path: &Path, open_it: &Path| {
+            // Only root can give files away; for anybody else, what root owns is another's.
+            if me == 0 {
+                chown(path, Some(65534), None).unwrap();
+                return open(open_it).err().unwrap();
+            }
+            check_owner(&fs::metadata("/").unwrap(), path)
+                .unwrap_err()
+                .to_string()
+        };
+        let expected = format!("expected user {me}, as whom this runs");
+        let folder = tempfile::tempdir().unwrap();
+        let refused = refusal(folder.path(), folder.path());
+        assert!(refused.ends_with(&expected), "{refused}");
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).unwrap();
+        let refused = refusal(&folder.path().join(ROOT), folder.path());
+        assert!(refused.ends_with(&expected), "{refused}");
+    }
 }

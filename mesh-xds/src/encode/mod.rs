@@ -1,17 +1,22 @@
-//! The model to the bytes of resources, as istiod has them on its ambient stream.
+//! The model to the bytes of resources, as istiod has them on its ambient stream, and the inbound listeners
+//! that it has for proxyless servers.
 //!
 //! What the wire cannot say is left out so that no decision becomes more permissive for it: see
 //! [`authorization`].
 
 mod authorization;
+mod listener;
 mod normal;
+mod rbac;
 mod service;
 #[cfg(test)]
 mod tests;
 mod workload;
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
-use mesh_authz::policy::{Action, PolicyName};
+use mesh_authz::policy::{Action, Policy, PolicyName};
 use prost::Message;
 
 use crate::model::{AttachedPolicy, Rejection, Scope, Service, Workload};
@@ -50,6 +55,21 @@ pub(crate) fn policy(of: &AttachedPolicy) -> Result<Option<Value>, Rejection> {
     }
     let message = authorization::authorization(of)?;
     Ok(Some(message.encode_to_vec().into()))
+}
+
+/// What istiod names an inbound listener before its address.
+const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/";
+
+/// The address and port in the name of an inbound listener.
+pub(crate) fn inbound_address(name: &str) -> Option<SocketAddr> {
+    name.strip_prefix(INBOUND)?.parse().ok()
+}
+
+/// The inbound listener of a name: the policies of the port, whole.
+pub(crate) fn listener(name: &str, address: SocketAddr, policies: &[&Policy]) -> Value {
+    listener::listener(name, address, policies)
+        .encode_to_vec()
+        .into()
 }
 
 /// Whether clients are sent a policy: not one with `targetRefs`, which only waypoints enforce, and not an

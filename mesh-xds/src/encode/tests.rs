@@ -1,9 +1,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 
-use mesh_authz::matcher::{PathMatch, StringMatch};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use mesh_authz::matcher::{PathMatch, PathTemplate, StringMatch};
 use mesh_authz::policy::{Action, Expr, Matcher, Policy, PolicyName, Rule};
-use mesh_authz::{Attribute, Attributes, Identity, PolicySet};
+use mesh_authz::{Attribute, Attributes, Identity, PolicySet, RequestAttributes};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -247,6 +248,128 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    /// All that a policy says of connections and requests is in a listener.
+    #[test]
+    fn what_a_policy_says_survives_a_listener(
+        rules in vec(expr(prop_oneof![l4(), requests()]), 0..4),
+        deny in any::<bool>(),
+    ) {
+        let policy = policy(rules, deny);
+        let theirs = in_a_listener(policy.policy());
+        let [ours, theirs] = [&[Arc::clone(policy.policy())][..], &theirs]
+            .map(|all| PolicySet::new(all.iter().cloned()));
+        for method in [Method::GET, Method::POST] {
+            for (path, host, header) in [("/a/b", "A.example", None), ("/x", "b.example", Some("v"))] {
+                let mut headers = HeaderMap::new();
+                headers.extend(header.map(|value| (X, HeaderValue::from_static(value))));
+                let request = RequestAttributes::new(&method, Some(host), path, &headers);
+                for attributes in corners() {
+                    let attributes = attributes.with_request(request.clone());
+                    let decided = |set: &PolicySet| set.evaluate(&attributes).is_allowed();
+                    prop_assert_eq!(decided(&ours), decided(&theirs), "{:?}", attributes);
+                }
+            }
+        }
+    }
+}
+
+const X: HeaderName = HeaderName::from_static("x");
+
+fn in_a_listener(policy: &Policy) -> Vec<Arc<Policy>> {
+    let name = "xds.istio.io/grpc/lds/inbound/10.0.0.1:80";
+    let address = super::inbound_address(name).expect("an address");
+    let value = super::listener(name, address, &[policy]);
+    match decode(ResourceType::Listener, name, &value) {
+        Update::InboundListener(listener) => {
+            assert_eq!(listener.closed(), None, "{policy:?}");
+            listener.policies().to_vec()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn requests() -> BoxedStrategy<Matcher> {
+    let text = |values: &[&'static str]| {
+        let value = select(values.to_vec()).prop_map(Arc::<str>::from);
+        prop_oneof![
+            value.clone().prop_map(StringMatch::Exact),
+            value.clone().prop_map(StringMatch::Prefix),
+            value.prop_map(StringMatch::Suffix),
+            Just(StringMatch::Present),
+        ]
+    };
+    let template = select(vec!["/a/{*}", "/{**}"]);
+    let template = template.prop_map(|text| PathTemplate::parse(text).expect("a template"));
+    prop_oneof![
+        text(&["GET", "POST"]).prop_map(Matcher::Method),
+        text(&["a.example", "example"]).prop_map(Matcher::Host),
+        text(&["/a", "/a/b"]).prop_map(|value| Matcher::Path(PathMatch::String(value))),
+        template.prop_map(|template| Matcher::Path(PathMatch::Template(template))),
+        text(&["v", ""]).prop_map(|value| Matcher::Header { name: X, value }),
+        text(&["v"]).prop_map(Matcher::Audience),
+        text(&["v"]).prop_map(|value| Matcher::RequestPrincipal {
+            issuer: value,
+            subject: StringMatch::Present,
+        }),
+    ]
+    .boxed()
+}
+
+#[test]
+fn a_rule_that_a_listener_cannot_say_fails_closed() {
+    // A connection and a request in one condition, again and again: 2^n alternatives.
+    let method = || Expr::Is(Matcher::Method(StringMatch::Exact("GET".into())));
+    let port = || Expr::Is(Matcher::DestinationPort(80));
+    let namespace = || Expr::Is(Matcher::Namespace(StringMatch::Present));
+    let pair = || Expr::Any(vec![Expr::All(vec![method(), port()]), namespace()]);
+    let many = Expr::All((0..20).map(|_| pair()).collect());
+    let deep = (0..60).fold(method(), |inner, _| {
+        Expr::Any(vec![Expr::Not(Box::new(inner)), port()])
+    });
+    for when in [many, deep] {
+        for deny in [true, false] {
+            let policy = policy(vec![Rule::new(when.clone())], deny);
+            let set = PolicySet::new(in_a_listener(policy.policy()));
+            let (method, headers) = (Method::GET, HeaderMap::new());
+            let request = RequestAttributes::new(&method, None, "/", &headers);
+            for attributes in corners() {
+                assert!(
+                    !set.evaluate(&attributes.with_request(request.clone()))
+                        .is_allowed()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_listener_has_of_each_action() {
+    let rules = || vec![Rule::new(Expr::TRUE)];
+    let named = |action| Policy::new(PolicyName::new("a", "b-c"), action, rules());
+    let found = |policy: &Policy| {
+        let found = in_a_listener(policy).into_iter();
+        let found = found.map(|one| (one.name().to_string(), one.action().clone(), one.dry_run()));
+        found.collect::<Vec<_>>()
+    };
+    let name = || "a/b-c".to_owned();
+    let provider = "x".into();
+    assert_eq!(found(&named(Action::Audit)), []);
+    assert_eq!(
+        found(&named(Action::Custom { provider })),
+        [(name(), Action::Deny, false)]
+    );
+    assert_eq!(found(&named(Action::Deny)), [(name(), Action::Deny, false)]);
+    let dry = named(Action::Allow).with_dry_run(true);
+    assert_eq!(found(&dry), [(name(), Action::Allow, true)]);
+    // Permits nothing.
+    let empty = Policy::new(PolicyName::new("a", "b"), Action::Allow, Vec::new());
+    let [one] = &*in_a_listener(&empty) else {
+        panic!("one policy");
+    };
+    assert_eq!((one.action(), one.rules().len()), (&Action::Allow, 0));
 }
 
 fn with_method(expr: &Expr, method: &str) -> Expr {

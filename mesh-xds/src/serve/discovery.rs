@@ -11,7 +11,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::auth::Credentials;
 use super::server::{Registered, Shared};
-use super::session::{End, Session};
+use super::session::{Bounds, End, Session};
 use super::status::ClientStatus;
 use super::store::Store;
 use crate::proto::envoy::config::core::v3::Node;
@@ -25,6 +25,12 @@ use crate::proto::type_url;
 
 /// Characters of what a client says is wrong with its application.
 const MAX_HEALTH: usize = 1024;
+
+/// Bytes of a node's id. Each of its four parts has 253 at most.
+const MAX_NODE_ID: usize = 1024;
+
+/// Characters of what a client says its version is.
+const MAX_VERSION: usize = 256;
 
 pub(super) struct Discovery {
     pub(super) shared: Arc<Shared>,
@@ -75,7 +81,10 @@ impl Discovery {
         let client = client.ok_or_else(|| Status::resource_exhausted("too many clients"))?;
         let running = Running::<P> {
             changes: self.shared.changes(),
-            session: Session::new(self.shared.limits.names),
+            session: Session::new(Bounds {
+                names: self.shared.limits.names,
+                size: self.shared.limits.names_size,
+            }),
             client,
             requests: request.into_inner(),
             ended: false,
@@ -222,8 +231,12 @@ impl<P: Protocol> Running<P> {
             && self.client.status.node_id.is_empty()
         {
             self.client.status.node_id = check_node(&node, &self.client.status.identity)?;
+            if has_listeners(&node) {
+                self.session.own(self.client.status.identity.clone());
+            }
             let version = text(&node, "ISTIO_VERSION").map(str::to_owned);
             let version = version.or_else(|| build(&node));
+            let version = version.map(|text| text.chars().take(MAX_VERSION).collect());
             self.client.status.version = version.or(self.client.status.version.take());
         }
         if self.client.status.node_id.is_empty() {
@@ -265,6 +278,9 @@ impl From<End> for Status {
             End::TooManyNames(most) => {
                 Self::resource_exhausted(format!("more than {most} names of a type"))
             }
+            End::NamesTooLarge(most) => {
+                Self::resource_exhausted(format!("names of more than {most} bytes together"))
+            }
             End::Behind => Self::aborted("too far behind: connect anew"),
         }
     }
@@ -273,6 +289,11 @@ impl From<End> for Status {
 /// The node's id, if the node is of whom the caller proved to be: its namespace, and its service account
 /// where it says one. As in istiod the trust domain is not compared.
 fn check_node(node: &Node, identity: &Identity) -> Result<String, Status> {
+    if node.id.len() > MAX_NODE_ID {
+        let length = node.id.len();
+        let text = format!("node.id: {length} bytes, expected at most {MAX_NODE_ID}");
+        return Err(Status::invalid_argument(text));
+    }
     let parts: Vec<_> = node.id.split('~').collect();
     let [_, _, _, domain] = parts.as_slice() else {
         let expected = "<type>~<address>~<name>.<namespace>~<domain>";
@@ -292,6 +313,14 @@ fn check_node(node: &Node, identity: &Identity) -> Result<String, Status> {
         return Err(Status::permission_denied(text));
     }
     Ok(node.id.clone())
+}
+
+/// Whether istiod would make inbound listeners in the form for proxyless servers, and take the node for one
+/// that is reached by HBONE.
+fn has_listeners(node: &Node) -> bool {
+    node.id.starts_with("sidecar~")
+        && text(node, "GENERATOR") == Some("grpc")
+        && text(node, "ENABLE_HBONE") == Some("true")
 }
 
 fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {

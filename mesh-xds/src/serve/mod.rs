@@ -17,10 +17,17 @@
 //!   sent what differs from what it says it has.
 //! * One response of a type is on its way until the client has answered it. What changes meanwhile is
 //!   merged into the next one, so a slow client costs no memory.
-//! * Policies come before the addresses that list them. Of a policy on requests clients get what is left of
-//!   it without them: what an ALLOW cannot say is not met, what a DENY cannot say is met. AUDIT policies
-//!   and those with `targetRefs` are not sent. CUSTOM ones are sent as the refusals that they are where
-//!   nobody asks an external authorizer; istiod does not send them.
+//! * Policies come before the addresses that list them and go after those that list them no more, so that
+//!   one that has another name now binds all the time. Addresses wait for a client that has not answered
+//!   the policies before.
+//! * Of a policy on requests clients get what is left of it without them: what an ALLOW cannot say is not
+//!   met, what a DENY cannot say is met. CUSTOM ones are sent as the refusals that they are where nobody
+//!   asks an external authorizer; istiod does not send them.
+//! * AUDIT policies and those with `targetRefs` are not sent: [`Server::withheld`] names them, and a warning
+//!   is logged for those that would bind something.
+//! * A `sidecar~` node with `GENERATOR=grpc` and `ENABLE_HBONE="true"` may ask for its inbound listeners,
+//!   `xds.istio.io/grpc/lds/inbound/<address>:<port>`, which have the policies of a port whole: it gets those of
+//!   workloads that run as itself, of ports that a service names.
 //! * Other types are answered with nothing.
 //!
 //! [`Batch`]: crate::model::Batch
@@ -36,6 +43,7 @@ mod service;
 mod session;
 mod status;
 mod store;
+mod subscribed;
 #[cfg(test)]
 mod tests;
 
@@ -44,4 +52,4 @@ pub use auth::{Authenticating, Authenticator, Credentials, Peer, Unauthenticated
 pub use ca::Ca;
 pub use server::{Server, ServerBuilder};
 pub use service::{Answer, Body, Service};
-pub use status::{ClientStatus, Refusal, Subscription};
+pub use status::{ClientStatus, Refusal, Subscription, Withheld};

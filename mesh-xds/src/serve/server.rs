@@ -10,7 +10,7 @@ use super::auth::Authenticator;
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 use super::ca::Ca;
 use super::service::Service;
-use super::status::ClientStatus;
+use super::status::{ClientStatus, Withheld};
 use super::store::{Kind, Store};
 use crate::model::Batch;
 
@@ -60,6 +60,7 @@ struct Clients {
 pub(super) struct Limits {
     pub(super) clients: usize,
     pub(super) names: usize,
+    pub(super) names_size: usize,
     pub(super) request: usize,
 }
 
@@ -73,6 +74,7 @@ impl Server {
             limits: Limits {
                 clients: 10_000,
                 names: 100_000,
+                names_size: 4 << 20,
                 request: 4 << 20,
             },
         }
@@ -99,6 +101,12 @@ impl Server {
     pub fn resources(&self) -> usize {
         self.shared
             .read(|store| store.table(Kind::Address).len() + store.table(Kind::Authorization).len())
+    }
+
+    /// The policies that were applied and that nobody is sent, by name.
+    pub fn withheld(&self) -> Vec<Withheld> {
+        self.shared
+            .read(|store| store.withheld().cloned().collect())
     }
 
     /// The clients that have a stream, in the order in which they came.
@@ -197,6 +205,13 @@ impl ServerBuilder {
     /// RESOURCE_EXHAUSTED.
     pub fn max_names(mut self, names: usize) -> Self {
         self.limits.names = names;
+        self
+    }
+
+    /// Sets how many bytes the names that a stream asks for may have together. Default: 4 MiB, as much as a
+    /// request may have; more ends the stream with RESOURCE_EXHAUSTED.
+    pub fn max_names_size(mut self, bytes: usize) -> Self {
+        self.limits.names_size = bytes;
         self
     }
 

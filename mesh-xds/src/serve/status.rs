@@ -1,6 +1,9 @@
 //! What is known of each client: for pages such as istiod's `/debug/syncz`.
 
+use std::fmt;
+
 use mesh_authz::Identity;
+use mesh_authz::policy::PolicyName;
 
 /// A client that has a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,5 +137,40 @@ impl Refusal {
     /// What it said, up to 4 KiB.
     pub fn text(&self) -> &str {
         &self.text
+    }
+}
+
+/// A policy that nobody is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withheld {
+    pub(super) policy: PolicyName,
+    pub(super) reason: &'static str,
+    pub(super) binds: bool,
+}
+
+impl Withheld {
+    /// The policy.
+    pub fn policy(&self) -> &PolicyName {
+        &self.policy
+    }
+
+    /// Why nobody is sent it.
+    pub fn reason(&self) -> &str {
+        self.reason
+    }
+
+    /// Whether it would bind connections or requests: it is not enforced, and somebody may think it is.
+    pub fn binds(&self) -> bool {
+        self.binds
+    }
+}
+
+impl fmt::Display for Withheld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "policy {} is sent to nobody: {}",
+            self.policy, self.reason
+        )
     }
 }

@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_authz::policy::PolicyName;
+use mesh_authz::Identity;
+use mesh_authz::policy::{Action, Expr, Policy, PolicyName, Rule};
 
+use super::status::Withheld;
 use crate::encode;
 use crate::model::{
-    AttachedPolicy, Batch, BatchReply, Rejection, ResourceName, Service, Update, Verdict, Workload,
+    AttachedPolicy, Batch, BatchReply, InboundListener, Rejection, ResourceName, Scope, Service,
+    Update, Verdict, Workload,
 };
 
 /// Names of resources that are gone, by table; who has not heard of older ones has to connect anew.
@@ -31,8 +35,14 @@ pub(super) struct Store {
     addresses: Table,
     authorizations: Table,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
+    by_ip: HashMap<IpAddr, BTreeSet<Arc<str>>>,
+    /// Every policy, whole.
+    policies: HashMap<PolicyName, Arc<AttachedPolicy>>,
+    /// Those of them that bind workloads which do not list them.
+    unlisted: BTreeSet<PolicyName>,
+    policies_changed: u64,
     /// Policies that are here and that nobody is sent.
-    withheld: HashSet<PolicyName>,
+    withheld: BTreeMap<PolicyName, Withheld>,
 }
 
 impl Store {
@@ -45,6 +55,11 @@ impl Store {
             Kind::Address => &self.addresses,
             Kind::Authorization => &self.authorizations,
         }
+    }
+
+    /// Policies that are here and that nobody is sent, by name.
+    pub(super) fn withheld(&self) -> impl Iterator<Item = &Withheld> {
+        self.withheld.values()
     }
 
     /// Applies a batch: removals, then updates. Returns what to answer, and with what.
@@ -88,18 +103,23 @@ impl Store {
 
     fn set_workload(&mut self, workload: &Arc<Workload>) {
         let name: Arc<str> = workload.uid().into();
-        let value = encode::workload(workload, |policy| self.withheld.contains(policy));
+        let value = encode::workload(workload, |policy| self.withheld.contains_key(policy));
         let network = workload.network();
         let addresses = workload.addresses().iter();
         let services = workload.services().iter();
         let resource = Resource {
-            version: version(&value),
-            value,
             aliases: addresses.map(|ip| format!("{network}/{ip}")).collect(),
             services: services.map(|one| one.service().to_string()).collect(),
-            changed: 0,
+            ..Resource::new(value)
         };
-        self.workloads.insert(name.clone(), Arc::clone(workload));
+        let before = self.workloads.insert(name.clone(), Arc::clone(workload));
+        if let Some(before) = before {
+            self.unlink(&before);
+        }
+        for ip in workload.addresses() {
+            let names = self.by_ip.entry(ip.to_canonical()).or_default();
+            names.insert(name.clone());
+        }
         self.addresses.set(&mut self.revision, name, resource);
     }
 
@@ -107,42 +127,66 @@ impl Store {
         let value = encode::service(service);
         let addresses = service.addresses().iter();
         let resource = Resource {
-            version: version(&value),
-            value,
             aliases: addresses
                 .filter(|one| one.ip().is_some())
                 .map(ToString::to_string)
                 .collect(),
-            services: Vec::new(),
-            changed: 0,
+            ..Resource::new(value)
         };
         let name = service.name().to_string().into();
         self.addresses.set(&mut self.revision, name, resource);
     }
 
+    fn unlink(&mut self, workload: &Workload) {
+        for ip in workload.addresses() {
+            let ip = ip.to_canonical();
+            if let Some(names) = self.by_ip.get_mut(&ip) {
+                names.remove(workload.uid());
+                if names.is_empty() {
+                    self.by_ip.remove(&ip);
+                }
+            }
+        }
+    }
+
     fn set_policy(
         &mut self,
-        policy: &AttachedPolicy,
+        policy: &Arc<AttachedPolicy>,
         relisted: &mut HashSet<PolicyName>,
     ) -> Result<(), Rejection> {
         let name = policy.policy().name();
         let key: Arc<str> = name.to_string().into();
-        let Some(value) = encode::policy(policy)? else {
-            if self.withheld.insert(name.clone()) {
+        let value = encode::policy(policy)?;
+        let before = self.policies.insert(name.clone(), Arc::clone(policy));
+        if before.is_none_or(|before| before != *policy) {
+            self.revision += 1;
+            self.policies_changed = self.revision;
+        }
+        match policy.scope() {
+            Scope::Mesh | Scope::Namespace(_) => _ = self.unlisted.insert(name.clone()),
+            _ => _ = self.unlisted.remove(name),
+        }
+        let Some(value) = value else {
+            let withheld = withheld(policy);
+            let before = self.withheld.insert(name.clone(), withheld.clone());
+            if before.is_none() {
                 relisted.insert(name.clone());
+            }
+            match before {
+                Some(before) if before == withheld => {}
+                _ if withheld.binds => tracing::warn!("{withheld}"),
+                _ => tracing::debug!("{withheld}"),
             }
             self.authorizations.remove(&mut self.revision, &key);
             return Ok(());
         };
-        if self.withheld.remove(name) {
+        if self.withheld.remove(name).is_some() {
             relisted.insert(name.clone());
         }
+        let by_list = *policy.scope() == Scope::Workload;
         let resource = Resource {
-            version: version(&value),
-            value,
-            aliases: Vec::new(),
-            services: Vec::new(),
-            changed: 0,
+            by_list,
+            ..Resource::new(value)
         };
         self.authorizations.set(&mut self.revision, key, resource);
         Ok(())
@@ -151,14 +195,21 @@ impl Store {
     fn remove(&mut self, name: &ResourceName, relisted: &mut HashSet<PolicyName>) {
         match name {
             ResourceName::Workload(uid) => {
-                self.workloads.remove(uid);
+                if let Some(before) = self.workloads.remove(uid) {
+                    self.unlink(&before);
+                }
                 self.addresses.remove(&mut self.revision, uid);
             }
             ResourceName::Service(name) => {
                 self.addresses.remove(&mut self.revision, &name.to_string());
             }
             ResourceName::Policy(name) => {
-                if self.withheld.remove(name) {
+                if self.policies.remove(name).is_some() {
+                    self.unlisted.remove(name);
+                    self.revision += 1;
+                    self.policies_changed = self.revision;
+                }
+                if self.withheld.remove(name).is_some() {
                     relisted.insert(name.clone());
                 }
                 self.authorizations
@@ -166,6 +217,63 @@ impl Store {
             }
             _ => {}
         }
+    }
+
+    /// Whether the listener of an address may have become another one since a revision.
+    pub(super) fn listener_changed(&self, ip: IpAddr, since: u64) -> bool {
+        let workloads = self.by_ip.get(&ip.to_canonical());
+        let mut changed = workloads
+            .into_iter()
+            .flatten()
+            .filter_map(|uid| Some(self.addresses.get(uid)?.1.changed));
+        // Without a workload there is nothing to make.
+        workloads.is_none() || self.policies_changed > since || changed.any(|at| at > since)
+    }
+
+    /// The inbound listener of a name, if it is that of a port that some service has on a workload which
+    /// runs as `owner`.
+    pub(super) fn listener(&self, name: &str, owner: &Identity) -> Option<Bytes> {
+        let address = encode::inbound_address(name)?;
+        let uids = self.by_ip.get(&address.ip().to_canonical())?.iter();
+        let is_port = |workload: &Workload| {
+            let ports = workload.services().iter().flat_map(|one| one.ports());
+            let mut ports = ports.map(|port| port.target_port().unwrap_or(port.service_port()));
+            ports.any(|port| port == address.port())
+        };
+        let workload = uids.filter_map(|uid| self.workloads.get(uid)).find(|one| {
+            one.namespace() == owner.namespace()
+                && one.service_account() == owner.service_account()
+                && is_port(one)
+        })?;
+        let policies = self.policies_of(workload);
+        let policies: Vec<_> = policies.iter().map(|policy| &**policy).collect();
+        Some(encode::listener(name, address, &policies))
+    }
+
+    /// What binds a workload's requests, by name: what it lists, and what binds all of its namespace or mesh.
+    fn policies_of(&self, workload: &Workload) -> Vec<Arc<Policy>> {
+        let unlisted = self.unlisted.iter().filter(|name| {
+            let scope = self.policies.get(*name).map(|policy| policy.scope());
+            match scope {
+                Some(Scope::Namespace(bound)) => **bound == *workload.namespace(),
+                scope => scope == Some(&Scope::Mesh),
+            }
+        });
+        let listed = workload.authorization_policies().iter();
+        // Those of PeerAuthentication are about connections, and stay on the ambient stream.
+        let names: BTreeSet<_> = listed
+            .chain(unlisted)
+            .filter(|name| !InboundListener::keeps(name))
+            .collect();
+        let policy = |name: &PolicyName| match self.policies.get(name) {
+            Some(policy) => Arc::clone(policy.policy()),
+            // Nobody knows what it would refuse.
+            None => {
+                let everything = vec![Rule::new(Expr::TRUE)];
+                Arc::new(Policy::new(name.clone(), Action::Deny, everything))
+            }
+        };
+        names.into_iter().map(policy).collect()
     }
 
     /// Workloads that list a policy which is now withheld, or is no more.
@@ -185,8 +293,23 @@ impl Store {
     }
 }
 
+fn withheld(policy: &AttachedPolicy) -> Withheld {
+    let (reason, binds) = match policy.scope() {
+        Scope::Targets(_) => (
+            "waypoints enforce what has targetRefs, and none is configured here",
+            true,
+        ),
+        _ => ("an AUDIT decides nothing", false),
+    };
+    Withheld {
+        policy: policy.policy().name().clone(),
+        reason,
+        binds,
+    }
+}
+
 /// The same text for the same bytes, also after a restart.
-fn version(value: &Bytes) -> Arc<str> {
+pub(super) fn version(value: &Bytes) -> Arc<str> {
     let mut hasher = DefaultHasher::new();
     hasher.write(value);
     format!("{:016x}", hasher.finish()).into()
@@ -201,6 +324,8 @@ pub(super) struct Resource {
     pub(super) aliases: Vec<String>,
     /// Of a workload: the names of the services that it is an endpoint of.
     services: Vec<String>,
+    /// Of a policy: whether it binds who lists it alone.
+    pub(super) by_list: bool,
     changed: u64,
 }
 
@@ -324,6 +449,17 @@ impl Table {
 }
 
 impl Resource {
+    fn new(value: Bytes) -> Self {
+        Self {
+            version: version(&value),
+            value,
+            aliases: Vec::new(),
+            services: Vec::new(),
+            by_list: false,
+            changed: 0,
+        }
+    }
+
     /// The names of the services that it is an endpoint of.
     pub(super) fn services(&self) -> &[String] {
         &self.services

@@ -23,6 +23,7 @@ use crate::proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplat
 use crate::proto::envoy::r#type::matcher::v3 as matchers;
 use crate::proto::type_url;
 use crate::require;
+use crate::serve_listeners;
 
 /// Requests that each file is tried with.
 const SAMPLES: usize = 600;
@@ -43,26 +44,55 @@ fn what_istiod_renders_decides_as_the_policy() {
         });
         let listener = decode(&http(filters.collect()));
         assert_eq!(listener.closed(), None, "{name}");
-        let theirs = listener.policies();
-        let atoms = [atoms(&policies), atoms(theirs)];
-        let samples = Pool::of(atoms.iter().flatten()).samples();
-        let [ours_set, theirs_set] =
-            [&policies, &theirs.to_vec()].map(|all| PolicySet::new(all.iter().cloned()));
-        for sample in &samples {
-            let ours = sample.allowed(&ours_set);
-            assert_eq!(ours, sample.allowed(&theirs_set), "{name}: {sample:?}");
-            decided[usize::from(ours)] += 1;
-        }
-        // Whole rules of the large files can hardly match: so each condition by itself as well.
-        let [ours, theirs] = atoms.map(|atoms| columns(&atoms, &samples));
-        assert!(ours == theirs, "{name}: conditions differ");
-        varied += ours
-            .iter()
-            .filter(|column| column.contains(&true) && column.contains(&false))
-            .count();
+        let (done, differing) = compare(&name, &policies, listener.policies());
+        decided = [0, 1].map(|at| decided[at] + done[at]);
+        varied += differing;
     }
     assert!(decided.iter().all(|count| *count > SAMPLES), "{decided:?}");
     assert!(varied > 20, "{varied}");
+}
+
+/// The same policies as our own control plane renders them.
+#[tokio::test]
+async fn what_we_render_decides_as_the_policy() {
+    let Some(data) = require::data("what_we_render_decides_as_the_policy") else {
+        return;
+    };
+    let (mut decided, mut varied) = ([0; 2], 0);
+    for (name, policies, _) in goldens(&data.join("istio/authz/http")) {
+        let theirs = serve_listeners::rendered(&policies).await;
+        assert_eq!(theirs.closed(), None, "{name}");
+        let (done, differing) = compare(&name, &policies, theirs.policies());
+        decided = [0, 1].map(|at| decided[at] + done[at]);
+        varied += differing;
+    }
+    assert!(decided.iter().all(|count| *count > SAMPLES), "{decided:?}");
+    assert!(varied > 20, "{varied}");
+}
+
+/// Over samples, two sets of policies decide alike, and each condition is in both. Counts what is refused
+/// and what is allowed, and the conditions that say both.
+pub(crate) fn compare(
+    name: &str,
+    ours: &[Arc<Policy>],
+    theirs: &[Arc<Policy>],
+) -> ([usize; 2], usize) {
+    let atoms = [atoms(ours), atoms(theirs)];
+    let samples = Pool::of(atoms.iter().flatten()).samples();
+    let [ours_set, theirs_set] = [ours, theirs].map(|all| PolicySet::new(all.iter().cloned()));
+    let mut decided = [0; 2];
+    for sample in &samples {
+        let ours = sample.allowed(&ours_set);
+        assert_eq!(ours, sample.allowed(&theirs_set), "{name}: {sample:?}");
+        decided[usize::from(ours)] += 1;
+    }
+    // Whole rules of the large files can hardly match: so each condition by itself as well.
+    let [ours, theirs] = atoms.map(|atoms| columns(&atoms, &samples));
+    assert!(ours == theirs, "{name}: conditions differ");
+    let varied = ours
+        .iter()
+        .filter(|column| column.contains(&true) && column.contains(&false));
+    (decided, varied.count())
 }
 
 type Golden = (String, Vec<Arc<Policy>>, Vec<Value>);

@@ -170,7 +170,7 @@ fn replay(recording: &str, client: &str, exceptions: &[&'static str]) {
 }
 
 /// The base and the numbered changes, in order.
-fn steps(folder: &Path) -> Vec<(String, String)> {
+pub(crate) fn steps(folder: &Path) -> Vec<(String, String)> {
     let mut steps: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -186,7 +186,7 @@ fn steps(folder: &Path) -> Vec<(String, String)> {
 }
 
 /// `kubectl apply` or `delete` of a file to the documents that stand.
-fn change(documents: &mut BTreeMap<String, String>, step: &str, manifest: &str) {
+pub(crate) fn change(documents: &mut BTreeMap<String, String>, step: &str, manifest: &str) {
     for document in manifest.split("\n---\n") {
         let field = |indent: &str, name: &str| {
             let start = format!("{indent}{name}: ");

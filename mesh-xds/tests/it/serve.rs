@@ -87,28 +87,38 @@ pub(crate) async fn start(server: &Server, peer: Option<Identity>) -> (Uri, Abor
 }
 
 fn node() -> Node {
-    let text = |text: &str| Value {
-        kind: Some(Kind::StringValue(text.to_owned())),
+    let metadata = [("NAMESPACE", "default"), ("ISTIO_VERSION", "1.30.0")];
+    node_of(
+        "ztunnel~10.0.0.1~a.default~default.svc.cluster.local",
+        &metadata,
+    )
+}
+
+pub(crate) fn node_of(id: &str, metadata: &[(&str, &str)]) -> Node {
+    let field = |(key, value): &(&str, &str)| {
+        let kind = Some(Kind::StringValue((*value).to_owned()));
+        ((*key).to_owned(), Value { kind })
     };
-    let fields = [
-        ("NAMESPACE".to_owned(), text("default")),
-        ("ISTIO_VERSION".to_owned(), text("1.30.0")),
-    ];
     Node {
-        id: "ztunnel~10.0.0.1~a.default~default.svc.cluster.local".to_owned(),
+        id: id.to_owned(),
         metadata: Some(Struct {
-            fields: fields.into(),
+            fields: metadata.iter().map(field).collect(),
         }),
         ..Node::default()
     }
 }
 
 pub(crate) struct Stream {
+    node: Node,
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     responses: Streaming<DeltaDiscoveryResponse>,
 }
 
 pub(crate) async fn open(uri: &Uri, token: &str) -> Result<Stream, Status> {
+    open_as(uri, token, node()).await
+}
+
+pub(crate) async fn open_as(uri: &Uri, token: &str, node: Node) -> Result<Stream, Status> {
     let channel = tonic::transport::Endpoint::from(uri.clone())
         .connect()
         .await
@@ -125,6 +135,7 @@ pub(crate) async fn open(uri: &Uri, token: &str) -> Result<Stream, Status> {
         .await?
         .into_inner();
     Ok(Stream {
+        node,
         requests,
         responses,
     })
@@ -143,7 +154,7 @@ impl Stream {
         error: Option<&str>,
     ) {
         let request = DeltaDiscoveryRequest {
-            node: Some(node()),
+            node: Some(self.node.clone()),
             type_url: url.to_owned(),
             resource_names_subscribe: names.iter().map(|&name| name.to_owned()).collect(),
             response_nonce: nonce.unwrap_or_default().to_owned(),

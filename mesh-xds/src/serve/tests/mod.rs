@@ -1,16 +1,18 @@
 //! Every interleaving of changes, answers, subscriptions and lost streams ends with what there is.
 
+mod order;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_authz::policy::{Action, Policy, PolicyName};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::session::{End, Session};
+use super::session::{Bounds, End, Session};
 use super::store::{Kind, Store};
 use crate::model::{
-    AttachedPolicy, Batch, Membership, NetworkAddress, ResourceName, Scope, Service, ServiceName,
-    Update, Workload,
+    AttachedPolicy, Batch, Membership, NetworkAddress, ObjectName, ResourceName, Scope, Service,
+    ServiceName, Target, Update, Workload,
 };
 use crate::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
@@ -30,6 +32,13 @@ fn workload(n: u8, variant: u8) -> Workload {
 fn service(n: u8, variant: u8) -> Service {
     let address = NetworkAddress::new("", [10, 1, 0, variant % 3].into());
     Service::new(ServiceName::new("ns", format!("s{n}"))).with_addresses(vec![address])
+}
+
+fn new_session() -> Session {
+    Session::new(Bounds {
+        names: 100,
+        size: 1 << 20,
+    })
 }
 
 /// What a test does.
@@ -105,7 +114,7 @@ impl Client {
             names: BTreeSet::new(),
             has: BTreeMap::new(),
             values: BTreeMap::new(),
-            session: Session::new(100),
+            session: new_session(),
             unread: Vec::new(),
         };
         client.connect(store);
@@ -113,7 +122,7 @@ impl Client {
     }
 
     fn connect(&mut self, store: &Store) {
-        self.session = Session::new(100);
+        self.session = new_session();
         self.unread.clear();
         let star = vec!["*".to_owned()];
         let (subscribe, unsubscribe) = match self.wildcard {
@@ -247,7 +256,7 @@ proptest! {
     #[test]
     fn the_state_of_the_world_is_all_there_is(steps in vec(step(), 0..60)) {
         let mut store = Store::default();
-        let mut session = Session::new(100);
+        let mut session = new_session();
         let ask = |nonce: String, refuse: bool| DiscoveryRequest {
             type_url: type_url::ADDRESS.to_owned(),
             response_nonce: nonce,
@@ -333,7 +342,7 @@ fn a_name_brings_what_it_stands_for() {
         service(1, 2).into(),
     ];
     store.apply(Batch::new(updates, Vec::new()));
-    let mut session = Session::new(100);
+    let mut session = new_session();
     let asked = ["/10.1.0.2", "/10.9.9.9", "ns/nowhere"];
     session
         .request(ask(type_url::ADDRESS, &asked), &store)
@@ -348,7 +357,7 @@ fn a_name_brings_what_it_stands_for() {
 #[test]
 fn what_changes_before_an_answer_is_merged() {
     let mut store = Store::default();
-    let mut session = Session::new(100);
+    let mut session = new_session();
     session
         .request(ask(type_url::ADDRESS, &[]), &store)
         .unwrap();
@@ -387,7 +396,7 @@ fn what_changes_before_an_answer_is_merged() {
 #[test]
 fn policies_come_before_addresses_and_other_types_before_both() {
     let store = Store::default();
-    let mut session = Session::new(100);
+    let mut session = new_session();
     for url in [
         type_url::ADDRESS,
         type_url::AUTHORIZATION,
@@ -412,13 +421,15 @@ fn policies_come_before_addresses_and_other_types_before_both() {
 #[test]
 fn what_a_client_may_ask_for_is_bounded() {
     let store = Store::default();
-    let mut session = Session::new(2);
+    let bounds = |names, size| Session::new(Bounds { names, size });
+    let mut session = bounds(2, 100);
     session
         .request(ask(type_url::ADDRESS, &["a", "b"]), &store)
         .unwrap();
     let more = session.request(ask(type_url::ADDRESS, &["c"]), &store);
     assert_eq!(more, Err(End::TooManyNames(2)));
-    for n in 0..15 {
+    let mut session = bounds(2, 100);
+    for n in 0..16 {
         session
             .request(ask(&format!("type {n}"), &[]), &store)
             .unwrap();
@@ -427,6 +438,32 @@ fn what_a_client_may_ask_for_is_bounded() {
     assert!(matches!(more, Err(End::Invalid(_))), "{more:?}");
     let none = session.request(ask("", &[]), &store);
     assert!(matches!(none, Err(End::Invalid(_))), "{none:?}");
+
+    // Of all types together, and what is taken back counts no more.
+    let mut session = bounds(10, 10);
+    session
+        .request(ask(type_url::ADDRESS, &["12345"]), &store)
+        .unwrap();
+    session.request(ask("other", &["12345"]), &store).unwrap();
+    let mut swap = ask(type_url::ADDRESS, &["abcde"]);
+    swap.resource_names_unsubscribe = vec!["12345".to_owned()];
+    session.request(swap, &store).unwrap();
+    let more = session.request(ask("other", &["x"]), &store);
+    assert_eq!(more, Err(End::NamesTooLarge(10)));
+    let mut session = bounds(10, 10);
+    let world = DiscoveryRequest {
+        type_url: type_url::ADDRESS.to_owned(),
+        resource_names: vec!["1234567890".to_owned()],
+        ..Default::default()
+    };
+    session.world_request(world.clone()).unwrap();
+    let more = session.world_request(DiscoveryRequest {
+        resource_names: vec!["12345678901".to_owned()],
+        ..world
+    });
+    assert_eq!(more, Err(End::NamesTooLarge(10)));
+    let long = session.request(ask(&"x".repeat(257), &[]), &store);
+    assert!(matches!(long, Err(End::Invalid(_))), "{long:?}");
 }
 
 #[test]
@@ -454,6 +491,85 @@ fn a_workload_lists_no_policy_that_is_not_sent() {
 }
 
 #[test]
+fn who_says_what_it_has_and_names_nothing_keeps_it() {
+    // As ztunnel does when it comes back: `*` taken back at once, and the versions of what it has, with an
+    // empty one for what it waits for.
+    let mut store = Store::default();
+    let updates = vec![
+        workload(0, 1).into(),
+        workload(1, 1).into(),
+        service(1, 2).into(),
+    ];
+    store.apply(Batch::new(updates, Vec::new()));
+    let version = |name: &str| {
+        store
+            .table(Kind::Address)
+            .get(name)
+            .unwrap()
+            .1
+            .version
+            .to_string()
+    };
+    let mut request = ask(type_url::ADDRESS, &["*"]);
+    request.resource_names_unsubscribe = vec!["*".to_owned()];
+    request.initial_resource_versions = [
+        ("c//Pod/ns/w0", version("c//Pod/ns/w0")),
+        ("c//Pod/ns/gone", "old".to_owned()),
+        ("/10.1.0.2", String::new()),
+        ("/10.9.9.9", String::new()),
+    ]
+    .map(|(name, version)| (name.to_owned(), version))
+    .into();
+    let mut session = new_session();
+    session.request(request, &store).unwrap();
+    let response = session.poll(&store).unwrap().unwrap();
+    assert_eq!(
+        names(&response),
+        ["c//Pod/ns/w1", "ns/s1"],
+        "w0 is the same"
+    );
+    assert_eq!(response.removed_resources, ["/10.9.9.9", "c//Pod/ns/gone"]);
+    let mut answer = ask(type_url::ADDRESS, &[]);
+    answer.response_nonce = response.nonce;
+    session.request(answer, &store).unwrap();
+    store.apply(Batch::new(vec![workload(0, 2).into()], Vec::new()));
+    let response = session.poll(&store).unwrap().unwrap();
+    assert_eq!(names(&response), ["c//Pod/ns/w0"], "and it is still wanted");
+}
+
+#[test]
+fn what_nobody_is_sent_is_named() {
+    let name = PolicyName::new("ns", "p");
+    let policy = |action, scope| {
+        let policy = Policy::new(name.clone(), action, Vec::new());
+        Update::from(AttachedPolicy::new(policy.into(), scope))
+    };
+    let said =
+        |store: &Store| -> Vec<String> { store.withheld().map(ToString::to_string).collect() };
+    let target = Target::Service(ObjectName::new("ns", "s"));
+    let mut store = Store::default();
+    let targets = policy(Action::Deny, Scope::Targets(vec![target]));
+    store.apply(Batch::new(vec![targets], Vec::new()));
+    let expected = "policy ns/p is sent to nobody: waypoints enforce what has targetRefs, and none is configured here";
+    assert_eq!(said(&store), [expected]);
+    assert!(store.withheld().all(|one| one.binds()));
+    store.apply(Batch::new(
+        vec![policy(Action::Audit, Scope::Mesh)],
+        Vec::new(),
+    ));
+    assert_eq!(
+        said(&store),
+        ["policy ns/p is sent to nobody: an AUDIT decides nothing"]
+    );
+    assert!(!store.withheld().any(|one| one.binds()));
+    store.apply(Batch::new(
+        vec![policy(Action::Deny, Scope::Mesh)],
+        Vec::new(),
+    ));
+    assert_eq!(said(&store), [""; 0]);
+}
+
+#[test]
 fn who_does_not_read_for_too_long_has_to_connect_anew() {
     let workloads = |from: u32, to: u32| -> Vec<Update> {
         let one = |n| Workload::new(format!("c//Pod/ns/{n}"), "ns", "w").into();
@@ -461,7 +577,7 @@ fn who_does_not_read_for_too_long_has_to_connect_anew() {
     };
     let mut store = Store::default();
     store.apply(Batch::new(workloads(0, 1), Vec::new()));
-    let mut session = Session::new(100);
+    let mut session = new_session();
     session
         .request(ask(type_url::ADDRESS, &[]), &store)
         .unwrap();
@@ -478,7 +594,7 @@ fn who_does_not_read_for_too_long_has_to_connect_anew() {
     let mut request = ask(type_url::ADDRESS, &[]);
     let known = ["c//Pod/ns/0", "c//Pod/ns/7"].map(|name| (name.to_owned(), "old".to_owned()));
     request.initial_resource_versions = known.into_iter().collect();
-    let mut session = Session::new(100);
+    let mut session = new_session();
     session.request(request, &store).unwrap();
     let response = session.poll(&store).unwrap().unwrap();
     assert_eq!(names(&response), ["c//Pod/ns/0"]);

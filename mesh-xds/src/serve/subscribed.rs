@@ -1,0 +1,552 @@
+//! What a client asked for of one type, what it has of it and what it is owed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_authz::Identity;
+
+use super::session::End;
+use super::status::{Refusal, Subscription};
+use super::store::{Kind, Store, Table, version};
+use crate::encode;
+use crate::proto::envoy::service::discovery::v3::Resource;
+use crate::proto::google::protobuf::Any;
+
+/// What a refusal of a client says is kept up to here.
+const MAX_REFUSAL: usize = 4096;
+
+/// Where the resources of a type come from.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    /// The model does not fill the type: none of its resources exist.
+    Nothing,
+    /// Inbound listeners of who runs as this.
+    Listeners(Identity),
+    Table(Kind),
+}
+
+impl Source {
+    /// The order in which types are pushed.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Nothing => 0,
+            Self::Listeners(_) => 1,
+            Self::Table(Kind::Authorization) => 2,
+            Self::Table(Kind::Address) => 3,
+        }
+    }
+}
+
+/// What is owed to the client.
+#[derive(Debug, Default)]
+pub(super) struct Ask {
+    /// A response, even an empty one.
+    pub(super) owed: bool,
+    pub(super) all: bool,
+    names: BTreeSet<String>,
+    /// Names were taken back: what came with them is taken away, as no other name could tell the client
+    /// that it is no more.
+    fewer: bool,
+    /// What a client that comes back has, by name and version.
+    pub(super) known: BTreeMap<String, String>,
+}
+
+/// What a client asked for of one type.
+#[derive(Debug)]
+pub(super) struct Type {
+    pub(super) source: Source,
+    pub(super) wildcard: bool,
+    pub(super) names: BTreeSet<String>,
+    /// Bytes of them.
+    pub(super) size: usize,
+    /// What a client that asks by name has. Of everything, it has all up to `seen`.
+    has: HashMap<Arc<str>, Arc<str>>,
+    pub(super) seen: u64,
+    pub(super) ask: Ask,
+    /// Policies that are gone, or bind less by themselves, since a revision; the client is told once it
+    /// knows which workloads list them.
+    held: BTreeMap<String, u64>,
+    /// Policies that the client has and that bind, as far as is known, who does not list them.
+    wide: HashSet<Arc<str>>,
+    /// State of the world: what the client has.
+    world: BTreeMap<Arc<str>, Had>,
+    /// State of the world: whether the client was left policies that are no more.
+    pub(super) unsettled: bool,
+    pub(super) outstanding: Option<String>,
+    pub(super) status: Subscription,
+}
+
+pub(super) struct Push {
+    pub(super) resources: Vec<Resource>,
+    pub(super) removed: BTreeSet<String>,
+}
+
+impl Type {
+    pub(super) fn new(url: &str, source: Source) -> Self {
+        Self {
+            source,
+            wildcard: false,
+            names: BTreeSet::new(),
+            size: 0,
+            has: HashMap::new(),
+            seen: 0,
+            ask: Ask::default(),
+            held: BTreeMap::new(),
+            wide: HashSet::new(),
+            world: BTreeMap::new(),
+            unsettled: false,
+            outstanding: None,
+            status: Subscription::new(url),
+        }
+    }
+
+    /// An answer to anything but the last response is too late to say anything.
+    pub(super) fn answered(&mut self, nonce: &str, error: Option<String>) {
+        if nonce.is_empty() || self.outstanding.as_deref() != Some(nonce) {
+            return;
+        }
+        self.outstanding = None;
+        let version = self.status.sent.take().unwrap_or_default();
+        match error {
+            None => {
+                self.status.acknowledged = Some(version);
+                self.status.refusal = None;
+            }
+            Some(mut text) => {
+                let end = (0..=MAX_REFUSAL.min(text.len())).rev();
+                let end = end.into_iter().find(|at| text.is_char_boundary(*at));
+                text.truncate(end.unwrap_or_default());
+                self.status.refusal = Some(Refusal::new(version, text));
+            }
+        }
+    }
+
+    pub(super) fn subscribe(&mut self, names: Vec<String>, first: bool) {
+        for name in names {
+            if name == "*" {
+                if !self.wildcard {
+                    self.wildcard = true;
+                    self.ask.all = true;
+                    self.ask.owed = true;
+                    if !first {
+                        let has = self.has.drain();
+                        let has =
+                            has.map(|(name, version)| (name.to_string(), version.to_string()));
+                        self.ask.known.extend(has);
+                    }
+                }
+                continue;
+            }
+            self.ask.owed = true;
+            self.ask.names.insert(name.clone());
+            let length = name.len();
+            if self.names.insert(name) {
+                self.size += length;
+            }
+        }
+    }
+
+    /// Comes after [`subscribe`](Self::subscribe): `*` in both of a first request is how clients ask for nothing yet.
+    pub(super) fn unsubscribe(&mut self, names: &[String], first: bool) {
+        for name in names {
+            if name == "*" {
+                if self.wildcard && !first {
+                    // It has some state of everything; what it named it is told anew.
+                    self.ask.names = self.names.clone();
+                    self.ask.owed = true;
+                }
+                self.wildcard = false;
+                self.ask.all = false;
+            }
+            if self.names.remove(name) {
+                self.size -= name.len();
+            }
+            self.ask.names.remove(name);
+        }
+        self.ask.fewer |= !first && !names.is_empty();
+    }
+
+    /// Whether there are new or changed policies that have to wait until the last ones are answered.
+    pub(super) fn lags(&self, store: &Store) -> bool {
+        if self.outstanding.is_none() {
+            return false;
+        }
+        let table = store.table(Kind::Authorization);
+        let mut changed = table.changed_after(self.seen).into_iter().flatten();
+        self.ask.owed || changed.any(|name| table.get(name).is_some())
+    }
+
+    pub(super) fn sent(&mut self, nonce: &str, revision: u64) {
+        self.outstanding = Some(nonce.to_owned());
+        self.status.sent = Some(revision.to_string());
+        self.status.responses += 1;
+    }
+
+    pub(super) fn is_of(&self, kind: Kind) -> bool {
+        matches!(self.source, Source::Table(found) if found == kind)
+    }
+
+    pub(super) fn push(&mut self, store: &Store) -> Result<Option<Push>, End> {
+        let ask = std::mem::take(&mut self.ask);
+        let kind = match self.source.clone() {
+            Source::Table(kind) => kind,
+            Source::Nothing => {
+                let push = Push {
+                    resources: Vec::new(),
+                    removed: ask.names,
+                };
+                return Ok(ask.owed.then_some(push));
+            }
+            Source::Listeners(owner) => return Ok(self.push_listeners(&ask, &owner, store)),
+        };
+        if self.seen == store.revision() && !ask.owed && !ask.fewer {
+            return Ok(None);
+        }
+        let table = store.table(kind);
+        let mut send = BTreeSet::new();
+        let mut removed = BTreeSet::new();
+        let known = |name: &str| ask.known.get(name).map(String::as_str);
+        for name in &ask.names {
+            let found = table.resolve(name);
+            if found.is_empty() {
+                removed.insert(name.clone());
+            }
+            // Who comes back and has it need not be sent it again.
+            send.extend(found.into_iter().filter(|name| {
+                let version = table.get(name).map(|(_, one)| &*one.version);
+                version != known(name)
+            }));
+        }
+        for (name, version) in &ask.known {
+            match table.get(name) {
+                Some((name, one)) => {
+                    if *one.version != **version {
+                        send.insert(Arc::clone(name));
+                    } else if !self.wildcard {
+                        self.has.insert(Arc::clone(name), Arc::clone(&one.version));
+                    }
+                }
+                None if !table.is_known(name) => _ = removed.insert(name.clone()),
+                None => {}
+            }
+        }
+        if ask.all {
+            let all = table
+                .iter()
+                .filter(|(name, one)| known(name) != Some(&*one.version));
+            send.extend(all.map(|(name, _)| Arc::clone(name)));
+        } else if self.wildcard {
+            let changed = table.changed_after(self.seen).ok_or(End::Behind)?;
+            for name in changed {
+                match table.get(name) {
+                    Some((name, _)) => _ = send.insert(Arc::clone(name)),
+                    None => _ = removed.insert(name.to_string()),
+                }
+            }
+        } else {
+            self.changes(table, &mut send, &mut removed)?;
+        }
+        if ask.fewer && !self.wildcard {
+            self.drop_unwanted(table, &mut removed);
+            send.retain(|name| !removed.contains(&**name));
+        }
+        self.seen = store.revision();
+        if kind == Kind::Authorization {
+            self.hold(table, &ask, &mut send, &mut removed);
+        }
+        if send.is_empty() && removed.is_empty() && !ask.owed {
+            return Ok(None);
+        }
+        let resources = self.resources(kind, table, &send);
+        Ok(Some(Push { resources, removed }))
+    }
+
+    fn resources(&mut self, kind: Kind, table: &Table, send: &BTreeSet<Arc<str>>) -> Vec<Resource> {
+        let resources = send.iter().filter_map(|name| table.get(name));
+        resources
+            .map(|(name, one)| {
+                if !self.wildcard {
+                    self.has.insert(Arc::clone(name), Arc::clone(&one.version));
+                }
+                if kind == Kind::Authorization && !one.by_list {
+                    self.wide.insert(Arc::clone(name));
+                } else {
+                    self.wide.remove(name);
+                }
+                Resource {
+                    name: name.to_string(),
+                    version: one.version.to_string(),
+                    resource: Some(Any {
+                        type_url: self.status.type_url.clone(),
+                        value: one.value.clone(),
+                    }),
+                    // As istiod: who asks for everything knows them from the resource.
+                    aliases: if self.wildcard {
+                        Vec::new()
+                    } else {
+                        one.aliases.clone()
+                    },
+                    ..Resource::default()
+                }
+            })
+            .collect()
+    }
+
+    /// Keeps back policies that are gone, but for answers to what was asked, and those that may bind less
+    /// by themselves than what the client has.
+    fn hold(
+        &mut self,
+        table: &Table,
+        ask: &Ask,
+        send: &mut BTreeSet<Arc<str>>,
+        removed: &mut BTreeSet<String>,
+    ) {
+        let since = self.seen;
+        removed.retain(|name| {
+            let gone = table.get(name).is_none() && !ask.names.contains(name);
+            if gone {
+                self.held.insert(name.clone(), since);
+            }
+            !gone
+        });
+        // Of what it has already nothing but versions is known.
+        self.wide
+            .extend(ask.known.keys().map(|name| name.as_str().into()));
+        send.retain(|name| {
+            let by_list = table.get(name).is_some_and(|(_, one)| one.by_list);
+            let later = by_list && self.wide.contains(name) && !ask.names.contains(&**name);
+            if later {
+                self.held.insert(name.to_string(), since);
+            } else {
+                self.held.remove(&**name);
+            }
+            !later
+        });
+    }
+
+    /// What was kept back up to a revision.
+    pub(super) fn push_held(&mut self, listed: u64, store: &Store) -> Option<Push> {
+        let kind = Kind::Authorization;
+        let table = store.table(kind);
+        let due = self.held.iter().filter(|(_, since)| **since <= listed);
+        let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
+        if due.is_empty() {
+            return None;
+        }
+        let mut send = BTreeSet::new();
+        let mut removed = BTreeSet::new();
+        for name in due {
+            self.held.remove(&name);
+            match table.get(&name) {
+                Some((name, _)) => _ = send.insert(Arc::clone(name)),
+                None => {
+                    self.wide.remove(&*name);
+                    removed.insert(name);
+                }
+            }
+        }
+        let resources = self.resources(kind, table, &send);
+        Some(Push { resources, removed })
+    }
+
+    /// Listeners are asked for by name: nobody is told of those that it has not named.
+    fn push_listeners(&mut self, ask: &Ask, owner: &Identity, store: &Store) -> Option<Push> {
+        if self.seen == store.revision() && !ask.owed && !ask.fewer {
+            return None;
+        }
+        let mut push = Push {
+            resources: Vec::new(),
+            removed: BTreeSet::new(),
+        };
+        for (name, version) in &ask.known {
+            self.has
+                .insert(name.as_str().into(), version.as_str().into());
+        }
+        self.has.retain(|name, _| {
+            let wanted = self.names.contains(&**name);
+            if !wanted {
+                push.removed.insert(name.to_string());
+            }
+            wanted
+        });
+        for name in &self.names {
+            let asked = ask.names.contains(name);
+            let ip = encode::inbound_address(name).map(|address| address.ip());
+            let changed = ip.is_some_and(|ip| store.listener_changed(ip, self.seen));
+            if !asked && !changed {
+                continue;
+            }
+            let Some(value) = store.listener(name, owner) else {
+                if self.has.remove(&**name).is_some() || asked {
+                    push.removed.insert(name.clone());
+                }
+                continue;
+            };
+            let version = version(&value);
+            let had = self.has.get(&**name) == Some(&version);
+            if had {
+                continue;
+            }
+            push.resources.push(Resource {
+                name: name.clone(),
+                version: version.to_string(),
+                resource: Some(Any {
+                    type_url: self.status.type_url.clone(),
+                    value,
+                }),
+                ..Resource::default()
+            });
+            self.has.insert(name.as_str().into(), version);
+        }
+        self.seen = store.revision();
+        let empty = push.resources.is_empty() && push.removed.is_empty();
+        (!empty || ask.owed).then_some(push)
+    }
+
+    /// Takes away what a client has and its names no longer stand for.
+    fn drop_unwanted(&mut self, table: &Table, removed: &mut BTreeSet<String>) {
+        let wanted: BTreeSet<_> = self.names.iter().flat_map(|n| table.resolve(n)).collect();
+        self.has.retain(|name, _| {
+            let stays = wanted.contains(name);
+            if !stays {
+                removed.insert(name.to_string());
+            }
+            stays
+        });
+    }
+
+    /// What changed of that which a client that asks by name wants or has.
+    fn changes(
+        &mut self,
+        table: &Table,
+        send: &mut BTreeSet<Arc<str>>,
+        removed: &mut BTreeSet<String>,
+    ) -> Result<(), End> {
+        if self.names.is_empty() && self.has.is_empty() {
+            return Ok(());
+        }
+        let mut lost = false;
+        // Services first: their workloads are wanted with them.
+        let changed: Vec<_> = table.changed_after(self.seen).ok_or(End::Behind)?.collect();
+        let mut services = BTreeSet::new();
+        for name in &changed {
+            let Some((name, one)) = table.get(name) else {
+                if self.has.remove(*name).is_some() {
+                    removed.insert(name.to_string());
+                    lost = true;
+                }
+                continue;
+            };
+            let wanted = self.has.contains_key(name)
+                || self.names.contains(&**name)
+                || one.aliases.iter().any(|alias| self.names.contains(alias));
+            if wanted {
+                send.insert(Arc::clone(name));
+                services.insert(Arc::clone(name));
+            }
+        }
+        for service in &services {
+            let new = table
+                .endpoints(service)
+                .filter(|name| !self.has.contains_key(*name));
+            send.extend(new.cloned());
+        }
+        for name in changed {
+            let Some((name, one)) = table.get(name) else {
+                continue;
+            };
+            let mut of = one.services().iter();
+            let wanted = |service: &String| {
+                let named = self.names.contains(service);
+                (named || self.has.contains_key(service.as_str())) && table.is_known(service)
+            };
+            if of.any(wanted) {
+                send.insert(Arc::clone(name));
+            }
+        }
+        // An alias whose last resource is gone stands for nothing now.
+        if lost || !services.is_empty() {
+            let gone = self
+                .names
+                .iter()
+                .filter(|name| lost && !table.is_known(name));
+            removed.extend(gone.cloned());
+        }
+        Ok(())
+    }
+
+    /// All that is asked for. Of policies, what is no more stays until the client has been sent, up to
+    /// `listed`, which workloads list them.
+    pub(super) fn world(&mut self, listed: u64, store: &Store) -> Option<Vec<Any>> {
+        let owed = std::mem::take(&mut self.ask).owed;
+        if self.seen == store.revision() && !owed && !self.unsettled {
+            return None;
+        }
+        let mut now: BTreeMap<Arc<str>, Had> = match &self.source {
+            Source::Nothing => return owed.then(Vec::new),
+            Source::Listeners(owner) => {
+                let names = self.names.iter();
+                let found = names.filter_map(|name| {
+                    let value = store.listener(name, owner)?;
+                    let by_list = false;
+                    Some((name.as_str().into(), Had { value, by_list }))
+                });
+                found.collect()
+            }
+            Source::Table(kind) => self.of_table(store.table(*kind)),
+        };
+        let table = store.table(Kind::Authorization);
+        self.unsettled = false;
+        if self.is_of(Kind::Authorization) && listed < store.revision() {
+            for (name, had) in &self.world {
+                let one = table.get(name).map(|(_, one)| one);
+                if one.is_none_or(|one| one.by_list && !had.by_list) {
+                    now.insert(Arc::clone(name), had.clone());
+                    self.unsettled = true;
+                }
+            }
+        }
+        self.seen = store.revision();
+        if now == self.world && !owed {
+            return None;
+        }
+        let resources = now.values().map(|one| Any {
+            type_url: self.status.type_url.clone(),
+            value: one.value.clone(),
+        });
+        let resources = resources.collect();
+        self.world = now;
+        Some(resources)
+    }
+
+    fn of_table(&self, table: &Table) -> BTreeMap<Arc<str>, Had> {
+        let names: BTreeSet<Arc<str>> = if self.wildcard {
+            table.iter().map(|(name, _)| Arc::clone(name)).collect()
+        } else {
+            let names = self.names.iter();
+            names.flat_map(|name| table.resolve(name)).collect()
+        };
+        let found = names.into_iter().filter_map(|name| {
+            let (_, one) = table.get(&name)?;
+            Some((name, Had::of(one)))
+        });
+        found.collect()
+    }
+}
+
+/// A resource that a client has.
+#[derive(Debug, Clone, PartialEq)]
+struct Had {
+    value: Bytes,
+    by_list: bool,
+}
+
+impl Had {
+    fn of(one: &super::store::Resource) -> Self {
+        Self {
+            value: one.value.clone(),
+            by_list: one.by_list,
+        }
+    }
+}
