@@ -244,6 +244,13 @@ mod mesh_world;
 ))]
 mod node_fails_closed;
 mod require;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod settings_bound;
 mod snapshot_applies_batches;
 mod snapshot_attaches_policies;
 mod snapshot_balances;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_hbone::config::Config;
-use mesh_hbone::{Error, ErrorKind, server};
+use mesh_hbone::{Error, ErrorKind, client, server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, yield_now};
@@ -17,6 +17,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const UNKNOWN: u8 = 0xfa;
 
@@ -57,7 +58,12 @@ impl Raw {
             let mut connection = server::handshake(Lazy::new(far), &config);
             loop {
                 match connection.accept().await {
-                    Some(Ok(incoming)) => accepted.send(incoming.accept(None).unwrap()).unwrap(),
+                    // One that was reset meanwhile is nobody's.
+                    Some(Ok(incoming)) => {
+                        if let Ok(tunnel) = incoming.accept(None) {
+                            accepted.send(tunnel).unwrap();
+                        }
+                    }
                     Some(Err(error)) => return Some(error),
                     None => return None,
                 }
@@ -263,4 +269,91 @@ async fn an_ended_connection_stays_open_until_its_peer_has_closed_or_had_its_tim
         let waited = if closes { 2 } else { linger.as_secs() };
         assert_eq!(began.elapsed().as_secs(), waited);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_without_settings_is_given_up_after_the_handshake_time_out() {
+    let config = silent().handshake_timeout(Duration::from_secs(3));
+    let (_peer, far) = duplex(1 << 20);
+    let began = Instant::now();
+    let mut connection = server::handshake(Lazy::new(far), &config);
+    let error = connection.accept().await.unwrap().err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(began.elapsed().as_secs(), 3);
+
+    let (_peer, far) = duplex(1 << 20);
+    let outcome = client::handshake(Lazy::new(far), &config).await;
+    let error = match outcome {
+        Err(error) => error,
+        // It is driven to find out.
+        Ok((connection, _sender)) => connection.await.unwrap_err(),
+    };
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(began.elapsed().as_secs(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_no_ping_is_given_up_after_the_ping_time_out() {
+    let config = Config::default()
+        .ping_interval(Duration::from_secs(5))
+        .ping_timeout(Duration::from_secs(2));
+    let mut raw = Raw::new(config).await;
+    let began = Instant::now();
+    let _tunnel = raw.open(1).await;
+    assert_eq!(raw.end().await.0.unwrap().kind(), ErrorKind::Timeout);
+    assert_eq!(began.elapsed().as_secs(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_header_list_beyond_the_setting_opens_no_tunnel() {
+    let mut raw = Raw::new(silent().max_header_list_size(1000)).await;
+    let mut block = connect();
+    // `x: aa…` without the table, 2 000 bytes of value as HPACK has it: 127, then 1 873 in groups of seven bits.
+    block.extend_from_slice(&[0x00, 1, b'x', 0x7f, 0xd1, 0x0e]);
+    block.extend_from_slice(&[b'a'; 2000]);
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+    sleep(Duration::from_secs(1)).await;
+    assert!(raw.tunnels.try_recv().is_err());
+    let _tunnel = raw.open(3).await;
+    assert!(!raw.ended.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn tunnels_reset_before_they_are_taken_beyond_the_setting_close_the_connection() {
+    for (resets, closes) in [(3, false), (8, true)] {
+        let mut raw = Raw::new(silent().max_pending_resets(4)).await;
+        let pairs = (0..resets).flat_map(|at| {
+            let stream = 2 * at + 1;
+            let reset = frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+            [frame(HEADERS, END_HEADERS, stream, &connect()), reset].concat()
+        });
+        // At once: no tunnel is taken between a reset and the next.
+        raw.send(&pairs.collect::<Vec<u8>>()).await;
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(raw.ended.is_finished(), closes);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_connection_window_is_the_setting() {
+    let (mut near, far) = duplex(1 << 20);
+    tokio::spawn(async move {
+        let config = silent().connection_window(1 << 20);
+        server::handshake(Lazy::new(far), &config).accept().await;
+    });
+    near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    near.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+    let increment = loop {
+        let mut head = [0; 9];
+        near.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; usize::from(head[2]) + 256 * usize::from(head[1])];
+        near.read_exact(&mut payload).await.unwrap();
+        if head[3] == WINDOW_UPDATE {
+            assert_eq!(head[5..], [0; 4], "the connection's");
+            break u32::from_be_bytes(payload.try_into().unwrap());
+        }
+    };
+    assert_eq!(65_535 + increment, 1 << 20);
 }
