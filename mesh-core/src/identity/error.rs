@@ -97,10 +97,6 @@ impl Error {
     }
 
     /// Makes an error that lasts until somebody changes something, where its kind does not say so.
-    #[cfg_attr(
-        not(feature = "dev-ca"),
-        allow(dead_code, reason = "not every source needs it")
-    )]
     pub(super) fn lasting(mut self) -> Self {
         self.inner.lasting = true;
         self

@@ -21,7 +21,6 @@ pub(crate) mod request_id;
 mod request_log;
 mod sanitize;
 mod settings;
-#[cfg(feature = "http")]
 pub(crate) mod size;
 mod trace_context;
 
