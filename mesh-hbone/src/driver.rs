@@ -39,6 +39,8 @@ struct Shared<IO> {
     /// h2 keeps only the text of an I/O error.
     failure: Option<Error>,
     frames: Frames,
+    /// How many acknowledged SETTINGS h2 has applied: those that were here when it last read on.
+    applied: u32,
     /// What the peer sent too much of: nothing more is read.
     excess: Option<&'static str>,
     /// The peer closes first: h2's shutdown only flushes.
@@ -56,6 +58,7 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
                 arrived: 0,
                 failure: None,
                 frames,
+                applied: 0,
                 excess: None,
                 yields: false,
             })),
@@ -86,6 +89,11 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
 
     fn arrived(&self) -> u64 {
         lock(&self.shared).arrived
+    }
+
+    /// How many of our SETTINGS the peer has acknowledged and h2 has applied.
+    fn applied(&self) -> u32 {
+        lock(&self.shared).applied
     }
 
     /// What the peer sent too much of.
@@ -167,6 +175,8 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
             // The driver, whose turn is next, ends the connection.
             return Poll::Pending;
         }
+        // h2 reads on when it has taken every whole frame that is here.
+        shared.applied = shared.frames.acknowledged();
         let before = buf.filled().len();
         let read = shared.with(|io| io.poll_read(cx, buf));
         let new = &buf.filled()[before..];
@@ -251,6 +261,8 @@ pub(crate) struct Driver<IO> {
     timer: Pin<Box<Sleep>>,
     outboxes: Arc<Outboxes>,
     windows: Windows,
+    /// Windows become smaller with the SETTINGS after so many.
+    shrinking: Option<u32>,
     header_timeout: Duration,
     linger: Duration,
     end: Option<End>,
@@ -295,6 +307,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             timer: Box::pin(sleep_until(now + config.ping_interval)),
             outboxes: Arc::new(Outboxes::new()),
             windows: config.windows_of(streams, now),
+            shrinking: None,
             header_timeout: config.header_timeout,
             linger: config.linger,
             end: None,
@@ -399,6 +412,8 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         if let Some(window) = self.windows.poll(Instant::now(), live, arrived)
             && h2.set_initial_window(window)
         {
+            // All SETTINGS before it are applied, or h2 had not taken it.
+            self.shrinking = (window < self.windows.asked()).then(|| self.io.applied());
             self.windows.ask(window);
         }
     }
@@ -410,6 +425,14 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             );
         }
         let mut again = self.outboxes.send();
+        if self
+            .shrinking
+            .is_some_and(|before| before != self.io.applied())
+        {
+            self.shrinking = None;
+            self.outboxes.flows().judge_again();
+            again = true;
+        }
         let lingering = self.outboxes.end_lingering(cx);
         let block = self.io.block_since().map(|at| at + self.header_timeout);
         loop {

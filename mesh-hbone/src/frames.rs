@@ -36,6 +36,8 @@ pub(crate) struct Frames {
     owed: Option<Owed>,
     block: Block,
     block_since: Option<Instant>,
+    /// How many of our SETTINGS the peer has acknowledged.
+    acknowledged: u32,
 }
 
 /// Streams that are remembered to have carried data: about as many as a connection has at once.
@@ -99,6 +101,7 @@ impl Frames {
             owed: None,
             block: Block::None,
             block_since: None,
+            acknowledged: 0,
         }
     }
 
@@ -176,7 +179,7 @@ impl Frames {
             3 if self.used[place] == stream => {}
             3 if !self.resets.admits(now()) => return Err("resets"),
             // h2 takes one answer for each SETTINGS that we sent.
-            4 if flags & ACK != 0 => {}
+            4 if flags & ACK != 0 => self.acknowledged = self.acknowledged.wrapping_add(1),
             // WINDOW_UPDATE comes with every read of a tunnel at the other end.
             3 | 8 => {}
             // Empty DATA, PRIORITY, SETTINGS, PING, GOAWAY, and what is ignored.
@@ -184,6 +187,11 @@ impl Frames {
             _ => {}
         }
         Ok(())
+    }
+
+    /// How many of our SETTINGS the peer has acknowledged, counted round.
+    pub(crate) fn acknowledged(&self) -> u32 {
+        self.acknowledged
     }
 
     /// Since when a header block is incomplete.

@@ -15,6 +15,7 @@ pub mod config;
 pub mod copy;
 mod driver;
 mod error;
+mod flows;
 mod flush;
 mod frames;
 pub mod headers;

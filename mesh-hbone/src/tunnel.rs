@@ -15,6 +15,7 @@ use tokio::task::coop::poll_proceed;
 use tokio::time::Instant;
 
 use crate::driver::{from_h2, lock};
+use crate::flows::Flows;
 use crate::spares::Spares;
 use crate::{Error, ErrorKind, Side};
 
@@ -120,13 +121,14 @@ impl AsRef<[u8]> for Tracked {
 impl Tunnel {
     pub(crate) fn new(
         send: SendStream<Bytes>,
-        recv: RecvStream,
+        mut recv: RecvStream,
         alive: Alive,
         slot: Option<Slot>,
         settings: Settings,
         side: Side,
     ) -> Self {
         let outboxes = &alive.0;
+        outboxes.flows.insert(&mut recv);
         Self {
             recv: Some(recv),
             chunk: Bytes::new(),
@@ -408,6 +410,9 @@ impl AsyncWrite for Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
+        if let Some(recv) = &self.recv {
+            self.outboxes.flows.remove(recv);
+        }
         let mut outbox = lock(&self.outbox);
         let ended = self.ended || self.recv.as_ref().is_none_or(RecvStream::is_end_stream);
         let shut = outbox.shut;
@@ -447,6 +452,7 @@ pub(crate) struct Outboxes {
     /// How many streams there are.
     live: AtomicUsize,
     spares: Spares,
+    flows: Flows,
 }
 
 struct Waiting {
@@ -508,6 +514,7 @@ impl Outboxes {
             }),
             live: AtomicUsize::new(0),
             spares: Spares::default(),
+            flows: Flows::default(),
         }
     }
 
@@ -517,6 +524,10 @@ impl Outboxes {
 
     pub(crate) fn spares(&self) -> &Spares {
         &self.spares
+    }
+
+    pub(crate) fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// Makes sure that new work wakes the task that polls now.
@@ -594,6 +605,7 @@ impl Outboxes {
 
     /// The connection is gone: nothing is left to do.
     pub(crate) fn close(&self) {
+        self.flows.clear();
         let (_outboxes, _lingering) = {
             let mut waiting = lock(&self.waiting);
             waiting.waker = Waker::noop().clone();

@@ -122,6 +122,11 @@ impl Windows {
         changes.then_some(wanted)
     }
 
+    /// What the peer was told last.
+    pub(crate) fn asked(&self) -> u32 {
+        self.asked
+    }
+
     /// The peer is being told of `window`.
     pub(crate) fn ask(&mut self, window: u32) {
         self.grew |= window > self.asked;

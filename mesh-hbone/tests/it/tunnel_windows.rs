@@ -7,6 +7,7 @@ use mesh_hbone::config::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+use crate::hostile::{Application, Server, wire};
 use crate::peers::{open, ours, tunnel};
 
 const SEND_BUFFER: usize = 64 << 10;
@@ -87,4 +88,92 @@ async fn beyond_the_budget_windows_are_the_least() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let written = ahead(&mut near).await;
     assert!(is_about(written, 65_535), "{written}");
+}
+
+/// A client by hand, which knows how far it may send on its first stream.
+struct Sender {
+    server: Server,
+    window: i64,
+    initial: i64,
+}
+
+impl Sender {
+    const STREAM: u32 = 1;
+
+    async fn new(config: Config) -> Self {
+        let mut server = Server::new(config, Application::Echoes).await;
+        // The echo is not to wait for us.
+        let mut hello = wire::settings(&[(wire::INITIAL_WINDOW_SIZE, (1 << 31) - 1)]);
+        hello.extend(wire::window_update(0, (1 << 31) - 1 - 65_535));
+        hello.extend(wire::connect(Self::STREAM));
+        assert!(server.raw.send(&hello).await);
+        server.raw.until_on(wire::HEADERS, Self::STREAM).await;
+        Self {
+            server,
+            window: 256 << 10,
+            initial: 256 << 10,
+        }
+    }
+
+    /// Sends a block and waits until it was read.
+    async fn block(&mut self) {
+        let block = wire::data(Self::STREAM, 0, &[7; 16 << 10]);
+        assert!(self.server.raw.send(&block).await);
+        self.window -= 16 << 10;
+        assert!(self.window >= 0, "the window was never opened again");
+        let mut echoed = 0;
+        while echoed < 16 << 10 {
+            let frame = self.server.raw.next().await.unwrap();
+            match frame.kind {
+                wire::DATA => echoed += frame.payload.len(),
+                wire::WINDOW_UPDATE if frame.stream == Self::STREAM => {
+                    self.window += number(&frame.payload);
+                }
+                wire::SETTINGS if frame.flags & wire::ACK == 0 => self.acknowledge(&frame).await,
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes the server's new initial window.
+    async fn acknowledge(&mut self, settings: &wire::Frame) {
+        let initial = number(&settings.payload[2..]);
+        self.window += initial - self.initial;
+        self.initial = initial;
+        assert!(self.server.raw.send(&wire::settings_ack()).await);
+    }
+}
+
+fn number(bytes: &[u8]) -> i64 {
+    i64::from(u32::from_be_bytes(bytes.try_into().unwrap()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_shrank_to_nothing_is_opened_although_all_was_read_before() {
+    // No other SETTINGS come to the rescue.
+    let config = Config::default().ping_interval(Duration::from_secs(3_600));
+    let mut sender = Sender::new(config).await;
+    while sender.initial < 1 << 20 {
+        sender.block().await;
+    }
+    // What the smaller window will take away is all that is left, and is too much for h2 to have said
+    // anything of what was read.
+    while !(700_000..768 << 10).contains(&sender.window) {
+        sender.block().await;
+    }
+    for stream in [3, 5, 7, 9] {
+        assert!(sender.server.raw.send(&wire::connect(stream)).await);
+    }
+    let settings = sender.server.raw.until(wire::SETTINGS).await;
+    sender.acknowledge(&settings).await;
+    assert_eq!(sender.initial, 256 << 10);
+    assert!(sender.window <= 0, "{}", sender.window);
+
+    let opened = sender
+        .server
+        .raw
+        .until_on(wire::WINDOW_UPDATE, Sender::STREAM);
+    let opened = timeout(Duration::from_secs(60), opened).await;
+    sender.window += number(&opened.expect("a tunnel that stands still").payload);
+    assert_eq!(sender.window, 256 << 10);
 }
