@@ -44,7 +44,7 @@ impl Default for Options {
             handshake_timeout: Duration::from_secs(10),
             send_buffer: 256 * 1024,
             flush_at: 128 * 1024,
-            read_buffer: 64 * 1024,
+            read_buffer: 4 * (RECORD + RECORD_OVERHEAD),
             spare_read_buffers: 32,
             cipher: CipherPreference::default(),
             clock: Arc::new(DefaultTimeProvider),
@@ -88,8 +88,9 @@ impl Options {
         self
     }
 
-    /// Bytes one read of the transport asks for. Default: 64 KiB. A connection holds the buffer
-    /// only while there is something in it.
+    /// Bytes one read of the transport asks for. Default: four full records, 65 624 bytes; at least
+    /// one of the largest, 16 645 bytes. A connection holds the buffer only while there is something
+    /// in it.
     pub fn read_buffer(mut self, bytes: usize) -> Self {
         self.read_buffer = bytes;
         self
@@ -129,6 +130,9 @@ impl Options {
 
 /// Plaintext of one TLS record at most (RFC 8446, 5.1).
 pub(super) const RECORD: usize = 16 * 1024;
+
+/// What TLS 1.3 adds to a record: header, content type, AES-GCM tag.
+const RECORD_OVERHEAD: usize = 5 + 1 + 16;
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -35,9 +35,12 @@ mod crl;
 mod encrypted;
 mod failure;
 mod fingerprint;
+mod handshake;
 mod named;
+mod outgoing;
 mod provider;
 mod read_buffer;
+mod records;
 mod session;
 mod slots;
 mod stream;
@@ -46,10 +49,8 @@ mod verify_error;
 
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 
 use mesh_authz::Identity;
-use rustls::{ClientConnection, Connection, ServerConnection};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
@@ -64,7 +65,8 @@ pub use stream::{Peer, TlsStream};
 pub use verify_error::VerifyError;
 
 use bundle::Facts;
-use session::Session;
+use handshake::Handshake;
+use session::{Negotiated, Session};
 use verify::{Expected, Verifier};
 
 use crate::{Error, ErrorKind, Side};
@@ -99,10 +101,10 @@ where
         .map_err(internal)?;
     // SNI is off, so this name is never sent: the one that istio/ztunnel uses.
     let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-    let tls = ClientConnection::new(Arc::new(config), nobody).map_err(internal)?;
-    let session = session(io, tls.into(), credentials);
+    let tls = Handshake::client(config, nobody).map_err(internal)?;
+    let session = session(io, tls, credentials);
     let limit = credentials.options().handshake_timeout;
-    timeout(limit, handshake(session, &verifier, Side::Upstream))
+    timeout(limit, finish(session, &verifier, Side::Upstream))
         .await
         .unwrap_or_else(|_| Err(timed_out(Side::Upstream)))
 }
@@ -132,22 +134,20 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let (config, verifier) = credentials.server().map_err(internal)?;
-    let tls: Connection = ServerConnection::new(Arc::new(config))
-        .map_err(internal)?
-        .into();
+    let tls = Handshake::server(config).map_err(internal)?;
     let mut session = session(io, tls, credentials);
     session.start_with(first);
-    handshake(session, &verifier, Side::Downstream).await
+    finish(session, &verifier, Side::Downstream).await
 }
 
-fn session<IO>(io: IO, tls: Connection, credentials: &Credentials) -> Session<IO>
+fn session<IO>(io: IO, tls: Handshake, credentials: &Credentials) -> Session<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     Session::new(io, tls, credentials.options(), credentials.read_buffers())
 }
 
-async fn handshake<IO>(
+async fn finish<IO>(
     mut session: Session<IO>,
     verifier: &Verifier,
     side: Side,
@@ -155,7 +155,7 @@ async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    poll_fn(|cx| session.poll_handshake(cx))
+    let negotiated = poll_fn(|cx| session.poll_handshake(cx))
         .await
         .map_err(|failure| {
             let found = verifier
@@ -163,10 +163,10 @@ where
                 .and_then(|outcome| outcome.as_ref().err());
             failure::of_handshake(failure, found, side)
         })?;
-    if session.tls().alpn_protocol() != Some(credentials::ALPN) {
+    if negotiated.alpn.as_deref() != Some(credentials::ALPN) {
         return Err(Error::new(ErrorKind::NoProtocol, side).retry_safe());
     }
-    let chain = session.tls().peer_certificates().unwrap_or_default();
+    let chain = &negotiated.chain;
     let (Some(Ok(identity)), Some(leaf)) = (verifier.outcome(), chain.first()) else {
         return Err(Error::new(ErrorKind::NoCertificate, side).retry_safe());
     };
@@ -175,8 +175,16 @@ where
             .with_source(error)
             .retry_safe()
     })?;
-    let peer = Peer::new(identity.clone(), chain.to_vec(), facts, side);
-    Ok(TlsStream::new(session, peer, side))
+    let identity = identity.clone();
+    let Negotiated {
+        chain,
+        key_exchange,
+        cipher_suite,
+        ..
+    } = negotiated;
+    let peer = Peer::new(identity, chain, facts, side);
+    let algorithms = (key_exchange, cipher_suite);
+    Ok(TlsStream::new(session, peer, algorithms, side))
 }
 
 /// rustls refuses our own settings.

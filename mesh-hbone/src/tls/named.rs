@@ -12,7 +12,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
@@ -23,6 +23,7 @@ use super::credentials::{self, ALPN, Options};
 use super::encrypted::Encrypted;
 use super::failure;
 use super::fingerprint::Fingerprint;
+use super::handshake::Handshake;
 use super::provider::Provider;
 use super::read_buffer::ReadBuffers;
 use super::session::Session;
@@ -153,16 +154,16 @@ impl NamedClient {
         let config = self
             .config(&verifier)
             .map_err(|error| settings("provider".into()).with_source(error))?;
-        let tls = ClientConnection::new(Arc::new(config), first)
+        let tls = Handshake::client(config, first)
             .map_err(|error| settings("server names".into()).with_source(error))?;
-        let mut session = Session::new(io, tls.into(), &self.options, &self.read_buffers);
+        let mut session = Session::new(io, tls, &self.options, &self.read_buffers);
         let side = Side::Upstream;
         let limit = self.options.handshake_timeout;
-        timeout(limit, poll_fn(|cx| session.poll_handshake(cx)))
+        let negotiated = timeout(limit, poll_fn(|cx| session.poll_handshake(cx)))
             .await
             .map_err(|_| super::timed_out(side))?
             .map_err(|failure| failure::of_handshake(failure, verifier.failure.get(), side))?;
-        if session.tls().alpn_protocol() != Some(ALPN) {
+        if negotiated.alpn.as_deref() != Some(ALPN) {
             return Err(Error::new(ErrorKind::NoProtocol, side).retry_safe());
         }
         Ok(NamedStream {

@@ -1,18 +1,21 @@
-//! rustls over a transport: one poll at a time, nothing of meshes.
+//! TLS over a transport: one poll at a time, nothing of meshes.
 
-use std::io::{self, BufRead, IoSlice, Write};
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::Connection;
+use rustls::crypto::cipher::OutboundChunks;
+use rustls::{CipherSuite, NamedGroup};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::credentials::{Options, RECORD};
+use super::handshake::{Handshake, Progress};
+use super::outgoing::Outgoing;
 use super::read_buffer::{Incoming, ReadBuffers};
-
-/// What TLS 1.3 adds to a record: header, content type, AES-GCM tag.
-const RECORD_OVERHEAD: usize = 5 + 1 + 16;
+use super::records::{Opened, Records, record_len};
 
 /// Slices looked at in one vectored write; the rest is taken by the next call.
 const MAX_SLICES: usize = 64;
@@ -32,13 +35,41 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// What a handshake came to.
+#[derive(Debug)]
+pub(super) struct Negotiated {
+    pub(super) alpn: Option<Vec<u8>>,
+    /// Of the peer, leaf first.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) key_exchange: Option<NamedGroup>,
+    pub(super) cipher_suite: Option<CipherSuite>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// With how many bytes of records the handshake has seen and is not done with.
+    Handshaking(Handshake, usize),
+    Finished(Records),
+    /// The handshake failed.
+    Failed,
+}
+
+/// A record that is decrypted and not read to its end: the data in it, and its end.
+#[derive(Debug)]
+struct Open {
+    data: Range<usize>,
+    end: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct Session<IO> {
     io: IO,
-    tls: Connection,
+    state: State,
+    negotiated: Option<Negotiated>,
     incoming: Incoming,
-    /// Bytes in rustls' send queue, as near as it can be known from outside.
-    queued: usize,
+    /// At the front of `incoming`.
+    open: Option<Open>,
+    outgoing: Outgoing,
     send_buffer: usize,
     flush_at: usize,
     deferred: bool,
@@ -47,40 +78,38 @@ pub(super) struct Session<IO> {
     /// The transport takes nothing more. What the peer said before, and why, can still be read.
     mute: bool,
     closing: bool,
-    /// Found while there was still plaintext to hand out.
+    /// The peer has closed.
+    closed: bool,
     failed: Option<rustls::Error>,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     pub(super) fn new(
         io: IO,
-        mut tls: Connection,
+        handshake: Handshake,
         options: &Options,
         read_buffers: &Arc<ReadBuffers>,
     ) -> Self {
-        // Our own bound comes first; rustls' is the backstop with room for a last record.
-        tls.set_buffer_limit(Some(options.send_buffer + 2 * RECORD));
         Self {
             io,
-            tls,
+            state: State::Handshaking(handshake, 0),
+            negotiated: None,
             incoming: Incoming::new(Arc::clone(read_buffers)),
-            queued: 0,
+            open: None,
+            outgoing: Outgoing::default(),
             send_buffer: options.send_buffer,
             flush_at: options.flush_at,
             deferred: false,
             writer_waits: false,
             mute: false,
             closing: false,
+            closed: false,
             failed: None,
         }
     }
 
     pub(super) fn io(&self) -> &IO {
         &self.io
-    }
-
-    pub(super) fn tls(&self) -> &Connection {
-        &self.tls
     }
 
     pub(super) fn defer_flushes(&mut self) {
@@ -93,34 +122,82 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     }
 
     /// Runs the handshake until it is done and its last flight is written.
-    pub(super) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    pub(super) fn poll_handshake(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Negotiated, Failure>> {
         loop {
-            let written = self.poll_drain(cx)?;
-            if !self.tls.is_handshaking() {
-                ready!(written);
-                ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-                return Poll::Ready(Ok(()));
-            }
-            if self.incoming.unread().is_empty() {
-                if written.is_ready() {
-                    ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-                }
-                if ready!(self.incoming.poll_fill(&mut self.io, cx))? == 0 {
-                    return Poll::Ready(Err(Failure::Truncated));
-                }
-            }
-            match self.feed() {
+            let progress = self.advance().inspect_err(|_| {
+                self.state = State::Failed;
+                self.last_words(cx);
+            });
+            let written = match progress.map_err(Failure::Tls)? {
                 // close_notify in the middle of a handshake would be waited on for ever.
-                Ok(true) if self.tls.is_handshaking() => {
-                    return Poll::Ready(Err(Failure::Truncated));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    self.last_words(cx);
-                    return Poll::Ready(Err(Failure::Tls(error)));
-                }
+                Progress::Closed => return Poll::Ready(Err(Failure::Truncated)),
+                Progress::Finished | Progress::Going => self.poll_drain(cx)?,
+            };
+            if let Some(negotiated) = self.negotiated.take_if(|_| written.is_ready()) {
+                // The last flight is with the transport, and a flush of one that has to be waited for
+                // is the first write's.
+                let _ = Pin::new(&mut self.io).poll_flush(cx)?;
+                return Poll::Ready(Ok(negotiated));
+            }
+            if self.negotiated.is_some() {
+                return Poll::Pending;
+            }
+            if written.is_ready() {
+                ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            }
+            if ready!(self.incoming.poll_fill(&mut self.io, cx))? == 0 {
+                return Poll::Ready(Err(Failure::Truncated));
             }
         }
+    }
+
+    /// Gives the handshake what is here, record by record.
+    fn advance(&mut self) -> Result<Progress, rustls::Error> {
+        loop {
+            let State::Handshaking(handshake, seen) = &mut self.state else {
+                return Ok(Progress::Finished);
+            };
+            let records = &mut self.incoming.unread_mut()[..*seen];
+            let (consumed, progress) = handshake.advance(records, &mut self.outgoing)?;
+            self.incoming.consume(consumed);
+            *seen -= consumed;
+            match progress {
+                Progress::Going => {}
+                Progress::Finished => return self.finish_handshake(),
+                Progress::Closed => return Ok(progress),
+            }
+            let rest = &self.incoming.unread()[*seen..];
+            *seen += match record_len(rest) {
+                Ok(Some(length)) if length <= rest.len() => length,
+                Ok(_) => return Ok(progress),
+                // rustls finds it too, and has an alert for it.
+                Err(error) => {
+                    let all = self.incoming.unread_mut();
+                    handshake.advance(all, &mut self.outgoing)?;
+                    return Err(error);
+                }
+            };
+        }
+    }
+
+    fn finish_handshake(&mut self) -> Result<Progress, rustls::Error> {
+        let before = std::mem::replace(&mut self.state, State::Failed);
+        if let State::Handshaking(handshake, _) = before {
+            let common = handshake.common();
+            let group = common.negotiated_key_exchange_group();
+            let suite = common.negotiated_cipher_suite();
+            self.negotiated = Some(Negotiated {
+                alpn: common.alpn_protocol().map(<[u8]>::to_vec),
+                chain: common.peer_certificates().unwrap_or_default().to_vec(),
+                key_exchange: group.map(|group| group.name()),
+                cipher_suite: suite.map(|suite| suite.suite()),
+            });
+            self.state = State::Finished(handshake.finish()?);
+        }
+        Ok(Progress::Finished)
     }
 
     pub(super) fn poll_read(
@@ -130,50 +207,52 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     ) -> Poll<Result<(), Failure>> {
         let before = buf.filled().len();
         loop {
-            match self.tls.reader().fill_buf() {
-                // close_notify: all there was.
-                Ok([]) => return Poll::Ready(Ok(())),
-                Ok(chunk) => {
-                    let count = chunk.len().min(buf.remaining());
-                    buf.put_slice(&chunk[..count]);
-                    self.tls.reader().consume(count);
-                    if buf.remaining() == 0 {
-                        return Poll::Ready(Ok(()));
+            if let Some(open) = &mut self.open {
+                let data = &self.incoming.unread()[open.data.clone()];
+                let count = data.len().min(buf.remaining());
+                buf.put_slice(&data[..count]);
+                open.data.start += count;
+                if open.data.is_empty() {
+                    self.incoming.consume(open.end);
+                    self.open = None;
+                }
+                if buf.remaining() == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            let has_some = buf.filled().len() > before;
+            if let Some(error) = &self.failed
+                && !has_some
+            {
+                return Poll::Ready(Err(Failure::Tls(error.clone())));
+            }
+            if self.closed || self.failed.is_some() {
+                return Poll::Ready(Ok(()));
+            }
+            match self.open_next() {
+                Ok(true) => {
+                    // TLS' own answer to what was read, with no application data to carry it.
+                    if self.open.is_none() && self.wants_flush() && !self.deferred {
+                        let _ = self.poll_drain(cx)?;
                     }
                     continue;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) if buf.filled().len() > before => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Poll::Ready(Err(Failure::Truncated));
-                }
-                Err(error) => return Poll::Ready(Err(error.into())),
-            }
-            let has_some = buf.filled().len() > before;
-            if let Some(error) = &self.failed {
-                if has_some {
-                    return Poll::Ready(Ok(()));
-                }
-                return Poll::Ready(Err(Failure::Tls(error.clone())));
-            }
-            if !self.incoming.unread().is_empty() {
-                if let Err(error) = self.feed() {
+                Ok(false) => {}
+                Err(error) => {
+                    if let State::Finished(records) = &mut self.state {
+                        records.fail(&error, &mut self.outgoing);
+                    }
                     self.failed = Some(error);
                     self.last_words(cx);
-                } else if self.queued == 0 && self.wants_flush() {
-                    // TLS' own answer to what was read, with no application data to carry it.
-                    let _ = self.poll_drain(cx)?;
+                    continue;
                 }
-                continue;
             }
             if has_some {
                 return Poll::Ready(Ok(()));
             }
             match self.incoming.poll_fill(&mut self.io, cx)? {
-                Poll::Ready(0) => {
-                    // Tells rustls of the end, which then says whether it may be one.
-                    self.tls.read_tls(&mut io::empty())?;
-                }
+                Poll::Ready(0) => return Poll::Ready(Err(Failure::Truncated)),
                 Poll::Ready(_) => {}
                 Poll::Pending => {
                     // Who waits for an answer has asked the question.
@@ -186,34 +265,26 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         }
     }
 
-    /// Moves ciphertext into rustls until there is plaintext or no more ciphertext.
-    ///
-    /// Says whether the peer has closed.
-    fn feed(&mut self) -> Result<bool, rustls::Error> {
-        loop {
-            let mut unread = self.incoming.unread();
-            if unread.is_empty() {
-                return Ok(false);
-            }
-            let count = match self.tls.read_tls(&mut unread) {
-                // After close_notify rustls reads nothing more, and nothing more counts.
-                Ok(0) => {
-                    self.incoming.clear();
-                    return Ok(true);
-                }
-                Ok(count) => count,
-                // rustls has no room although all it had was processed: a record too large.
-                Err(error) => return Err(rustls::Error::General(error.to_string())),
-            };
-            self.incoming.consume(count);
-            let state = self.tls.process_new_packets()?;
-            if state.peer_has_closed() {
-                return Ok(true);
-            }
-            if state.plaintext_bytes_to_read() > 0 {
-                return Ok(false);
+    /// Decrypts the next record, if it is whole.
+    fn open_next(&mut self) -> Result<bool, rustls::Error> {
+        let unread = self.incoming.unread_mut();
+        let end = match record_len(unread)? {
+            Some(end) if end <= unread.len() => end,
+            _ => return Ok(false),
+        };
+        let State::Finished(records) = &mut self.state else {
+            return Err(rustls::Error::HandshakeNotComplete);
+        };
+        match records.open(&mut unread[..end], &mut self.outgoing)? {
+            Opened::Data(data) if !data.is_empty() => self.open = Some(Open { data, end }),
+            Opened::Data(_) | Opened::Nothing => self.incoming.consume(end),
+            Opened::Closed => {
+                // Nothing that follows counts.
+                self.incoming.clear();
+                self.closed = true;
             }
         }
+        Ok(true)
     }
 
     pub(super) fn poll_write(
@@ -222,25 +293,24 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let bufs = &bufs[..bufs.len().min(MAX_SLICES)];
-        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
-        if total == 0 {
+        if bufs.iter().all(|buf| buf.is_empty()) {
             return Poll::Ready(Ok(0));
         }
         if self.closing {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         ready!(self.poll_make_room(cx))?;
-        // Whole records, so that a full queue makes no small one.
-        let room = (self.send_buffer - self.queued).next_multiple_of(RECORD);
-        let count = if total <= room {
-            self.tls.writer().write_vectored(bufs)?
-        } else {
-            let mut first = [IoSlice::new(&[]); MAX_SLICES];
-            self.tls
-                .writer()
-                .write_vectored(prefix(bufs, room, &mut first))?
+        let State::Finished(records) = &mut self.state else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        self.queued += count + count.div_ceil(RECORD) * RECORD_OVERHEAD;
+        // Whole records, so that a full queue makes no small one.
+        let room = self.send_buffer.saturating_sub(self.outgoing.len());
+        let room = room.max(1).next_multiple_of(RECORD);
+        let mut first = [&[][..]; MAX_SLICES];
+        let (chunks, count) = prefix(bufs, room, &mut first);
+        records
+            .seal(OutboundChunks::new(chunks), &mut self.outgoing)
+            .map_err(io::Error::other)?;
         Poll::Ready(Ok(count))
     }
 
@@ -260,7 +330,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.closing {
             self.closing = true;
-            self.tls.send_close_notify();
+            if let State::Finished(records) = &mut self.state {
+                records
+                    .close(&mut self.outgoing)
+                    .map_err(io::Error::other)?;
+            }
         }
         ready!(self.poll_flush_now(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
@@ -269,9 +343,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     /// Once `flush_at` is reached, writes all that the transport takes, and waits while that is not
     /// enough: more in flight would only leave the cache.
     fn poll_make_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.queued >= self.flush_at {
+        if self.outgoing.len() >= self.flush_at {
             let drained = self.poll_drain(cx)?;
-            self.writer_waits = drained.is_pending() && self.queued >= self.flush_at;
+            self.writer_waits = drained.is_pending() && self.outgoing.len() >= self.flush_at;
             if self.writer_waits {
                 return Poll::Pending;
             }
@@ -281,7 +355,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
 
     /// Whether a reader may write what waits to be written.
     fn wants_flush(&self) -> bool {
-        self.tls.wants_write() && !self.writer_waits && !self.mute
+        !self.outgoing.is_empty() && !self.writer_waits && !self.mute
     }
 
     fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -290,34 +364,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.tls.wants_write() {
-            ready!(self.poll_write_tls(cx))?;
+        while !self.outgoing.is_empty() {
+            let written = ready!(self.outgoing.poll_write(&mut self.io, cx));
+            self.mute |= written.is_err();
+            written?;
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// One write to the transport, of up to 64 records.
-    fn poll_write_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut sink = Sink {
-            io: &mut self.io,
-            cx,
-        };
-        match self.tls.write_tls(&mut sink) {
-            Ok(0) if self.tls.wants_write() => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Ok(count) => {
-                self.queued = if self.tls.wants_write() {
-                    self.queued.saturating_sub(count)
-                } else {
-                    0
-                };
-                Poll::Ready(Ok(()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            Err(error) => {
-                self.mute = true;
-                Poll::Ready(Err(error))
-            }
-        }
     }
 
     /// Tries to send the alert that says why the session ends.
@@ -326,48 +378,21 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     }
 }
 
-/// The first `room` bytes of `bufs`, which are more.
+/// The first `room` bytes of `bufs`, and how many there are.
 fn prefix<'a, 'b>(
     bufs: &'a [IoSlice<'a>],
-    mut room: usize,
-    first: &'b mut [IoSlice<'a>; MAX_SLICES],
-) -> &'b [IoSlice<'a>] {
+    room: usize,
+    first: &'b mut [&'a [u8]; MAX_SLICES],
+) -> (&'b [&'a [u8]], usize) {
+    let mut left = room;
     let mut used = 0;
     for (slot, buf) in first.iter_mut().zip(bufs) {
-        if room == 0 {
+        if left == 0 {
             break;
         }
-        let count = buf.len().min(room);
-        *slot = IoSlice::new(&buf[..count]);
-        room -= count;
+        *slot = &buf[..buf.len().min(left)];
+        left -= slot.len();
         used += 1;
     }
-    &first[..used]
-}
-
-/// The transport as rustls wants it.
-struct Sink<'a, 'b, IO> {
-    io: &'a mut IO,
-    cx: &'a mut Context<'b>,
-}
-
-impl<IO: AsyncWrite + Unpin> Write for Sink<'_, '_, IO> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        would_block(Pin::new(&mut *self.io).poll_write(self.cx, buf))
-    }
-
-    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
-    match poll {
-        Poll::Ready(result) => result,
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-    }
+    (&first[..used], room - left)
 }

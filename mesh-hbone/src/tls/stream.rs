@@ -106,12 +106,23 @@ impl fmt::Debug for Peer {
 pub struct TlsStream<IO> {
     io: Encrypted<IO>,
     peer: Peer,
+    key_exchange: Option<NamedGroup>,
+    cipher_suite: Option<CipherSuite>,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
-    pub(super) fn new(session: Session<IO>, peer: Peer, side: Side) -> Self {
-        let io = Encrypted { session, side };
-        Self { io, peer }
+    pub(super) fn new(
+        session: Session<IO>,
+        peer: Peer,
+        (key_exchange, cipher_suite): (Option<NamedGroup>, Option<CipherSuite>),
+        side: Side,
+    ) -> Self {
+        Self {
+            io: Encrypted { session, side },
+            peer,
+            key_exchange,
+            cipher_suite,
+        }
     }
 
     /// Who is at the other end.
@@ -126,14 +137,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
 
     /// The key exchange that was negotiated.
     pub fn key_exchange(&self) -> Option<NamedGroup> {
-        let group = self.io.session.tls().negotiated_key_exchange_group()?;
-        Some(group.name())
+        self.key_exchange
     }
 
     /// The cipher suite that was negotiated.
     pub fn cipher_suite(&self) -> Option<CipherSuite> {
-        let suite = self.io.session.tls().negotiated_cipher_suite()?;
-        Some(suite.suite())
+        self.cipher_suite
     }
 }
 
