@@ -106,6 +106,20 @@ impl<C, I> Builder<WorkloadId, C, I> {
     }
 }
 
+#[cfg(feature = "istiod")]
+impl Builder<WorkloadId, crate::config::Xds, crate::identity::Istiod> {
+    /// Keeps certificates and configuration in a directory, for the next start: see
+    /// [`Istiod::state_dir`](crate::identity::Istiod::state_dir) and [`Xds::state_dir`](crate::config::Xds::state_dir).
+    /// With both, neither an expired token nor an absent control plane keeps the process from serving.
+    #[must_use]
+    pub fn state_dir(mut self, path: impl Into<std::path::PathBuf>) -> Self {
+        let path = path.into();
+        self.config = self.config.state_dir(path.clone());
+        self.identity = self.identity.state_dir(path);
+        self
+    }
+}
+
 impl<C, I> Builder<Missing, C, I> {
     /// Says who the application is: its namespace, its name (the Pod's or WorkloadEntry's
     /// `metadata.name`) and its service account.

@@ -129,6 +129,28 @@ defaultConfig:
     assert_eq!(host.probe, Some(expected.host("localhost")));
 }
 
+/// V001: of a host without a group's metadata, and of one that is known by IPv6.
+#[test]
+fn the_forms_that_istioctl_writes_are_read() {
+    let read = |env: &str, mesh: &str| {
+        let dir = folder(&[
+            ("cluster.env", env),
+            ("mesh.yaml", mesh),
+            ("root-cert.pem", ""),
+        ]);
+        Host::read(dir.path()).unwrap()
+    };
+    let env = ENV.replace("192.168.10.200", "2001:db8::c8");
+    let host = read(&env, "defaultConfig: {}");
+    assert_eq!(host.workload.name(), "forum-2001-db8--c8-vm-network");
+    // A class of safe characters that holds nearly none, so that nearly all is in quotes.
+    let plain = "ISTIO_NAMESPACE=www\nISTIO_META_WORKLOAD_NAME='bar'\nISTIO_SVC_IP='10.10.10.10'\nPOD_NAMESPACE=''\nSERVICE_ACCOUNT=''\nTRUST_DOMAIN=''\n";
+    let host = read(plain, "defaultConfig:\n  proxyMetadata:\n");
+    assert_eq!(host.workload, WorkloadId::new("www", "bar", "default"));
+    assert_eq!((host.trust_domain, &*host.network), (None, ""));
+    assert_eq!(host.probe, None);
+}
+
 #[test]
 fn entries_are_named_as_istiod_names_them() {
     let name = |group: &str, own: &str, network: &str| {

@@ -30,7 +30,7 @@ mod istiod;
     not(any(feature = "aws-lc-rs", feature = "ring")),
     allow(dead_code, reason = "without crypto there is nothing to fetch or keep")
 )]
-mod private_files;
+pub(crate) mod private_files;
 mod renew;
 mod renewed;
 #[cfg(feature = "workload-api")]

@@ -13,7 +13,7 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Puts a file there whole or not at all, readable by its owner alone. One writer at a
 /// time.
-pub(super) fn put(path: &Path, content: &[u8]) -> Result<(), Error> {
+pub(crate) fn put(path: &Path, content: &[u8]) -> Result<(), Error> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
@@ -33,7 +33,7 @@ pub(super) fn put(path: &Path, content: &[u8]) -> Result<(), Error> {
     fs::rename(&temporary, path).map_err(at("writing", path))
 }
 
-pub(super) fn open_if_there(path: &Path) -> Result<Option<File>, Error> {
+pub(crate) fn open_if_there(path: &Path) -> Result<Option<File>, Error> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -43,7 +43,7 @@ pub(super) fn open_if_there(path: &Path) -> Result<Option<File>, Error> {
 
 /// Refuses a key that others can read: they could be anybody in the mesh.
 #[cfg(unix)]
-pub(super) fn check_private(file: &File, path: &Path) -> Result<(), Error> {
+pub(crate) fn check_private(file: &File, path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt;
     let metadata = file.metadata().map_err(at("reading", path))?;
     let mode = metadata.permissions().mode() & 0o777;
@@ -58,13 +58,13 @@ pub(super) fn check_private(file: &File, path: &Path) -> Result<(), Error> {
 }
 
 #[cfg(not(unix))]
-pub(super) fn check_private(_: &File, _: &Path) -> Result<(), Error> {
+pub(crate) fn check_private(_: &File, _: &Path) -> Result<(), Error> {
     Ok(())
 }
 
 /// Who this process is to the file system.
 #[cfg(feature = "istiod")]
-pub(super) struct Owner {
+pub(crate) struct Owner {
     #[cfg(unix)]
     uid: u32,
 }
@@ -73,7 +73,7 @@ pub(super) struct Owner {
 impl Owner {
     /// Learned from a file put into `folder`, where nothing stays of it: on some network file systems
     /// what a process creates is not owned by the user that it runs as.
-    pub(super) fn in_folder(folder: &Path) -> Result<Self, Error> {
+    pub(crate) fn in_folder(folder: &Path) -> Result<Self, Error> {
         use std::hash::{BuildHasher, RandomState};
         use std::os::unix::fs::MetadataExt;
         let name = format!(".owner-{:016x}", RandomState::new().hash_one(0_u8));
@@ -88,7 +88,7 @@ impl Owner {
     }
 
     /// Refuses a folder in which others can put files: what is found there would be theirs.
-    pub(super) fn check_folder(&self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn check_folder(&self, path: &Path) -> Result<(), Error> {
         use std::os::unix::fs::PermissionsExt;
         let metadata = fs::metadata(path).map_err(at("reading", path))?;
         self.check(&metadata, path)?;
@@ -104,7 +104,7 @@ impl Owner {
     }
 
     /// Refuses a file that others can read, or that is another's.
-    pub(super) fn check_private(&self, file: &File, path: &Path) -> Result<(), Error> {
+    pub(crate) fn check_private(&self, file: &File, path: &Path) -> Result<(), Error> {
         let metadata = file.metadata().map_err(at("reading", path))?;
         self.check(&metadata, path)?;
         check_private(file, path)
@@ -126,20 +126,20 @@ impl Owner {
 
 #[cfg(all(not(unix), feature = "istiod"))]
 impl Owner {
-    pub(super) fn in_folder(_: &Path) -> Result<Self, Error> {
+    pub(crate) fn in_folder(_: &Path) -> Result<Self, Error> {
         Ok(Self {})
     }
 
-    pub(super) fn check_folder(&self, _: &Path) -> Result<(), Error> {
+    pub(crate) fn check_folder(&self, _: &Path) -> Result<(), Error> {
         Ok(())
     }
 
-    pub(super) fn check_private(&self, _: &File, _: &Path) -> Result<(), Error> {
+    pub(crate) fn check_private(&self, _: &File, _: &Path) -> Result<(), Error> {
         Ok(())
     }
 }
 
-pub(super) fn text(file: File, path: &Path) -> Result<Zeroizing<String>, Error> {
+pub(crate) fn text(file: File, path: &Path) -> Result<Zeroizing<String>, Error> {
     let mut content = Zeroizing::new(String::new());
     file.take(MAX_FILE)
         .read_to_string(&mut content)
@@ -147,7 +147,7 @@ pub(super) fn text(file: File, path: &Path) -> Result<Zeroizing<String>, Error> 
     Ok(content)
 }
 
-pub(super) fn make_folder(folder: &Path) -> Result<(), Error> {
+pub(crate) fn make_folder(folder: &Path) -> Result<(), Error> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -155,13 +155,13 @@ pub(super) fn make_folder(folder: &Path) -> Result<(), Error> {
     builder.create(folder).map_err(at("creating", folder))
 }
 
-pub(super) fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+pub(crate) fn open_private(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
     options.open(path)
 }
 
-pub(super) fn at(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn at(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let detail = format!("{doing} {}", path.display());
     |error| Error::new(ErrorKind::Io, detail).with_source(error)
 }

@@ -10,12 +10,14 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
+use bytes::BufMut;
 use futures_util::StreamExt;
 use mesh_core::authz::Identity;
 use prost::Message;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -145,8 +147,46 @@ struct State {
     silent: BTreeSet<&'static str>,
 }
 
+/// What is sent on a stream.
+pub(crate) enum Sent {
+    Answer(Answer),
+    Raw(Vec<u8>),
+}
+
+/// protobuf, or what is to look like it.
+#[derive(Default)]
+struct SentCodec;
+
+impl Codec for SentCodec {
+    type Encode = Sent;
+    type Decode = Ask;
+    type Encoder = Self;
+    type Decoder = <ProstCodec<Answer, Ask> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<Answer, Ask>::default().decoder()
+    }
+}
+
+impl Encoder for SentCodec {
+    type Item = Sent;
+    type Error = Status;
+
+    fn encode(&mut self, sent: Sent, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        match sent {
+            Sent::Answer(answer) => to.put_slice(&answer.encode_to_vec()),
+            Sent::Raw(bytes) => to.put_slice(&bytes),
+        }
+        Ok(())
+    }
+}
+
 struct Open {
-    send: mpsc::UnboundedSender<Result<Answer, Status>>,
+    send: mpsc::UnboundedSender<Result<Sent, Status>>,
     types: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -179,7 +219,7 @@ impl Discovery {
             if !names.is_empty() {
                 answer.resources.retain(|one| names.contains(&one.name));
             }
-            told += usize::from(open.send.send(Ok(answer)).is_ok());
+            told += usize::from(open.send.send(Ok(Sent::Answer(answer))).is_ok());
         }
         (nonce, told)
     }
@@ -187,7 +227,14 @@ impl Discovery {
     /// Sends bytes of this type that are none of it, to all streams.
     pub(crate) fn garble(&self, answer: &Answer) {
         for open in self.state().streams.values() {
-            let _ = open.send.send(Ok(answer.clone()));
+            let _ = open.send.send(Ok(Sent::Answer(answer.clone())));
+        }
+    }
+
+    /// Sends a message of these bytes, whatever they are, to all streams.
+    pub(crate) fn say_raw(&self, bytes: &[u8]) {
+        for open in self.state().streams.values() {
+            let _ = open.send.send(Ok(Sent::Raw(bytes.to_vec())));
         }
     }
 
@@ -216,7 +263,7 @@ impl Discovery {
         self.state().opened
     }
 
-    fn open(&self) -> (usize, UnboundedReceiverStream<Result<Answer, Status>>) {
+    fn open(&self) -> (usize, UnboundedReceiverStream<Result<Sent, Status>>) {
         let mut state = self.state();
         state.opened += 1;
         let number = state.opened;
@@ -273,7 +320,7 @@ impl Discovery {
             type_url: ask.type_url,
             nonce: format!("answer-{nonces}"),
         };
-        let _ = open.send.send(Ok(answer));
+        let _ = open.send.send(Ok(Sent::Answer(answer)));
     }
 }
 
@@ -298,16 +345,15 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Service {
         let this = self.clone();
         Box::pin(async move {
             assert!(request.uri().path().ends_with("/DeltaAggregatedResources"));
-            let codec = ProstCodec::<Answer, Ask>::default();
-            Ok(Grpc::new(codec).streaming(this, request).await)
+            Ok(Grpc::new(SentCodec).streaming(this, request).await)
         })
     }
 }
 
-type Answers = Pin<Box<dyn futures_util::Stream<Item = Result<Answer, Status>> + Send>>;
+type Answers = Pin<Box<dyn futures_util::Stream<Item = Result<Sent, Status>> + Send>>;
 
 impl StreamingService<Ask> for Service {
-    type Response = Answer;
+    type Response = Sent;
     type ResponseStream = Answers;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Answers>, Status>> + Send>>;
 

@@ -72,6 +72,13 @@ mod envoy_normalises_paths;
 ))]
 mod errors_as_printed;
 mod handler;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod hosts_join;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_dev_ca;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
@@ -103,6 +110,13 @@ mod istiod;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod istiod_discovery;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod istiod_faults;
 #[cfg(all(
     feature = "admin",
     feature = "dev-ca",
@@ -200,6 +214,13 @@ mod mesh_reports;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod mesh_requests;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_restarts;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",

@@ -3,8 +3,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -317,7 +316,7 @@ async fn on_demand_only_what_is_dialled_is_here() {
     );
 }
 
-async fn serve(mesh: &Mesh, port: u16) {
+pub(crate) async fn serve(mesh: &Mesh, port: u16) {
     let http = mesh.listen_http(port).await.unwrap();
     tokio::spawn(
         http.serve(service_fn(|_: Request<hyper::body::Incoming>| async {
@@ -336,7 +335,7 @@ async fn status(client: &Mesh, method: Method, path: &str) -> StatusCode {
         .status()
 }
 
-async fn judged(client: &Mesh, step: &str) {
+pub(crate) async fn judged(client: &Mesh, step: &str) {
     let asks = [
         (Method::GET, "/details/1", StatusCode::OK),
         (Method::POST, "/details/1", StatusCode::FORBIDDEN),
@@ -454,62 +453,6 @@ async fn refusals_of_the_stream_are_told_and_overcome() {
     .await;
     place.istiod.discovery.refuse(None);
     until("it is ready", || client.readiness().is_ready()).await;
-}
-
-/// As `istioctl x workload entry configure` writes them; on a real socket, to which `hosts` leads.
-#[tokio::test]
-async fn a_host_joins_by_its_files() {
-    let istiod = istiod::Istiod::start(24 * HOUR, SystemTime::now);
-    let own = vec![workload("forum-192.0.2.7-vm-net", [192, 0, 2, 7], "1")];
-    istiod.discovery.say(&addresses(own, &[]));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let behind = Arc::clone(&istiod);
-    tokio::spawn(async move {
-        while let Ok((mut io, _)) = listener.accept().await {
-            let mut far = behind.connect();
-            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut io, &mut far).await });
-        }
-    });
-    let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, content: String| fs::write(dir.path().join(name), content).unwrap();
-    let name = istiod::NAME;
-    write(
-        "mesh.yaml",
-        format!("defaultConfig:\n  discoveryAddress: {name}:{port}\n"),
-    );
-    let env = [
-        "ISTIO_META_AUTO_REGISTER_GROUP='forum'",
-        "ISTIO_META_CLUSTER_ID=''",
-        "ISTIO_META_NETWORK='vm-net'",
-        "ISTIO_SVC_IP='192.0.2.7'",
-        "POD_NAMESPACE='default'",
-        "SERVICE_ACCOUNT='forum-sa'",
-        "TRUST_DOMAIN=''",
-    ];
-    write("cluster.env", env.join("\n"));
-    write("root-cert.pem", istiod.root_pem());
-    write("istio-token", istiod.token("forum-sa", HOUR));
-    write("hosts", format!("127.0.0.1 {name}\n"));
-    let mesh = Mesh::builder()
-        .bootstrap_dir(dir.path())
-        .unwrap()
-        .build()
-        .unwrap();
-    mesh.ready().await.unwrap();
-    assert_eq!(mesh.workload().name(), "forum-192.0.2.7-vm-net");
-    let expected = "spiffe://cluster.local/ns/default/sa/forum-sa";
-    assert_eq!(mesh.identity().to_string(), expected);
-    let asked = istiod.discovery.asked();
-    let node = asked[0].ask.node.clone().unwrap();
-    let metadata = node.metadata.unwrap().fields;
-    let said = |key: &str| metadata.get(key).map(|value| value.string.as_str());
-    assert_eq!(said("AUTO_REGISTER_GROUP"), Some("forum"));
-    assert_eq!(said("INSTANCE_IPS"), Some("192.0.2.7"));
-    assert_eq!(said("NETWORK"), Some("vm-net"));
-    assert_eq!(said("CLUSTER_ID"), None);
-    let error = mesh.resolve("nobody").await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::UnknownHost);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::kept::{Kept, Restoring, by_type};
 use super::settings::Settings;
 use super::state::{Decode, Health, Session};
 use super::subscription::Wanted;
@@ -63,6 +64,21 @@ pub enum Event {
         /// Their names, each with the reason; at most 64 of a response.
         resources: Vec<(String, String)>,
     },
+    /// These are in effect now, and these are gone: with [`Settings::with_changes`]. It comes after the
+    /// verdicts, and after [`Synced`](Self::Synced) where that comes too.
+    #[non_exhaustive]
+    Changed {
+        /// As they came.
+        put: Vec<Kept>,
+        /// Types and names.
+        gone: Vec<(Arc<str>, Box<str>)>,
+    },
+    /// What was to be [restored](Settings::with_restored) was delivered.
+    #[non_exhaustive]
+    Restored {
+        /// Whether all of it was accepted. Where it was not, what is missing may be what closes something.
+        whole: bool,
+    },
     /// The stream ended, or could not be opened; `None` if the control plane ended it in order.
     Disconnected(Option<Error>),
 }
@@ -89,6 +105,7 @@ pub(super) enum Command {
         answer: oneshot::Sender<Result<(), Error>>,
     },
     Health(Health),
+    Reconnect,
 }
 
 impl Client {
@@ -143,10 +160,20 @@ impl Client {
         settings: Settings,
         decoder: Arc<dyn Decode>,
     ) -> Result<(Self, Events, Worker), Error> {
+        let mut settings = settings;
+        let types: Vec<_> = settings
+            .types
+            .iter()
+            .map(|(url, _)| url.as_str().into())
+            .collect();
+        let restoring = match settings.restored.take() {
+            Some(kept) => by_type(kept, types.into_iter()),
+            None => Restoring::nothing(),
+        };
         let session = Session::new(settings, decoder, Instant::now())?;
         let (commands, taken) = mpsc::channel(COMMANDS);
         let (told, events) = mpsc::channel(EVENTS);
-        let worker = Worker::new(channel, session, taken, told);
+        let worker = Worker::new(channel, session, taken, told, restoring);
         Ok((Self { commands }, Events { events }, worker))
     }
 
@@ -220,6 +247,20 @@ impl Client {
     /// When the future is dropped the report is taken or not.
     pub async fn report_health(&self, health: Health) -> Result<(), Error> {
         self.send(Command::Health(health)).await
+    }
+
+    /// Ends the stream and opens another, after a wait as after any that was lost: where something is made
+    /// anew only when a client comes. What is here stays.
+    ///
+    /// # Errors
+    ///
+    /// `Connection` if the session has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped the stream is ended or not.
+    pub async fn reconnect(&self) -> Result<(), Error> {
+        self.send(Command::Reconnect).await
     }
 
     async fn send(&self, command: Command) -> Result<(), Error> {

@@ -11,6 +11,11 @@
 //! that does not fit a request, or names were forgotten, it sends everything, and what is not among it is
 //! removed. Attempts are spread: see [`Settings::with_backoff`].
 //!
+//! # What survives the process
+//!
+//! What the caller keeps: with [`Settings::with_changes`] it is told of each resource that is in effect as it
+//! came, and with [`Settings::with_restored`] a later session begins with them.
+//!
 //! # Bounds
 //!
 //! One response is in work at a time; the next is not read before its verdicts are in. Sizes of messages
@@ -23,6 +28,7 @@ mod backoff;
 mod client;
 #[doc(hidden)]
 pub mod fuzzing;
+mod kept;
 mod node;
 mod refusal;
 mod settings;
@@ -35,6 +41,7 @@ mod worker;
 mod yaml;
 
 pub use client::{Client, Event, Events, Presence};
+pub use kept::Kept;
 pub use node::{Node, NodeValue};
 pub use settings::{Interest, Settings};
 pub use state::Health;

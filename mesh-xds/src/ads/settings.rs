@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use super::Node;
+use super::{Kept, Node};
 use crate::error::{Error, ErrorKind};
 
 /// Which resources of a type are asked for.
@@ -41,6 +41,8 @@ pub struct Settings {
     pub(super) max_resources: usize,
     pub(super) max_resource_size: usize,
     pub(super) drop_forgotten_after: Duration,
+    pub(super) changes: bool,
+    pub(super) restored: Option<Vec<Kept>>,
 }
 
 /// A name longer than this is no name of a resource.
@@ -60,6 +62,8 @@ impl Settings {
             max_resources: 2_000_000,
             max_resource_size: 1024 * 1024,
             drop_forgotten_after: Duration::from_secs(10),
+            changes: false,
+            restored: None,
         }
     }
 
@@ -126,6 +130,22 @@ impl Settings {
     #[must_use]
     pub fn with_drop_forgotten_after(mut self, wait: Duration) -> Self {
         self.drop_forgotten_after = wait;
+        self
+    }
+
+    /// Tells of each resource that comes into effect or goes, as it came: [`Event::Changed`](super::Event::Changed).
+    /// Off: each is copied for it.
+    #[must_use]
+    pub fn with_changes(mut self) -> Self {
+        self.changes = true;
+        self
+    }
+
+    /// Begins with what an earlier session was told. It is delivered before the first attempt to connect, type
+    /// by type, and then comes [`Event::Restored`](super::Event::Restored); the control plane is then asked for what differs.
+    #[must_use]
+    pub fn with_restored(mut self, kept: Vec<Kept>) -> Self {
+        self.restored = Some(kept);
         self
     }
 

@@ -11,8 +11,9 @@ use prost::bytes::Bytes;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
+use super::kept::{Changed, Kept};
 use super::refusal::Refusal;
-use super::settings::{MAX_NAME, Settings};
+use super::settings::{Interest, MAX_NAME, Settings};
 use super::subscription::{Reply, Subscription, Version, Wanted};
 use crate::decode::{Decoder, ResourceType};
 use crate::error::{Error, ErrorKind};
@@ -129,10 +130,10 @@ pub enum Health {
 }
 
 pub(crate) struct Session {
-    decoder: Arc<dyn Decode>,
+    pub(super) decoder: Arc<dyn Decode>,
     settings: Settings,
     node: Node,
-    subscriptions: Vec<Subscription>,
+    pub(super) subscriptions: Vec<Subscription>,
     backoff: Backoff,
     protocol: Protocol,
     stream: Stream,
@@ -146,8 +147,9 @@ pub(crate) struct Session {
     health_due: bool,
     /// A response of a type that nobody asked for: its type and nonce.
     stray: Option<(String, String)>,
-    pending: Option<Pending>,
+    pub(super) pending: Option<Pending>,
     refused: Option<Refused>,
+    pub(super) changed: Changed,
     streams: u64,
 }
 
@@ -159,11 +161,15 @@ enum Stream {
 }
 
 /// A response whose resources are being applied.
-struct Pending {
+pub(super) struct Pending {
     stream: u64,
     subscription: usize,
     reply: Reply,
-    accepted: Vec<(Box<str>, Version)>,
+    pub(super) accepted: Vec<(Box<str>, Version)>,
+    /// Those that are worth keeping, as they came.
+    kept: Vec<Kept>,
+    /// Whether it did not come from a stream.
+    restored: bool,
     /// How many of them were not here before.
     new: usize,
     gone: Vec<Box<str>>,
@@ -179,6 +185,36 @@ struct Pending {
 const MAX_BAD: usize = 1_000;
 
 impl Pending {
+    fn new(stream: u64, subscription: usize, reply: Reply, room: usize) -> Self {
+        Self {
+            stream,
+            subscription,
+            reply,
+            accepted: Vec::with_capacity(room),
+            kept: Vec::new(),
+            restored: false,
+            new: 0,
+            gone: Vec::new(),
+            bad: Vec::new(),
+            complete: false,
+            refusal: Refusal::default(),
+            nameless: false,
+        }
+    }
+
+    /// What came of no stream.
+    pub(super) fn restored(subscription: usize, room: usize) -> Self {
+        let nobody = Reply {
+            nonce: String::new(),
+            refusal: None,
+            version: String::new(),
+        };
+        Self {
+            restored: true,
+            ..Self::new(0, subscription, nobody, room)
+        }
+    }
+
     fn refused(&mut self, name: &str) {
         if self.bad.len() <= MAX_BAD {
             let name = if name.len() > MAX_NAME { "" } else { name };
@@ -222,6 +258,7 @@ impl Session {
             stray: None,
             pending: None,
             refused: None,
+            changed: Changed::default(),
             streams: 0,
         })
     }
@@ -306,6 +343,11 @@ impl Session {
                 subscription.surplus = false;
                 for (name, _) in subscription.known.drain() {
                     removed.extend(self.decoder.removed(&subscription.url, &name));
+                    if self.settings.changes {
+                        self.changed
+                            .gone
+                            .push((Arc::clone(&subscription.url), name));
+                    }
                 }
             }
         }
@@ -436,18 +478,7 @@ impl Session {
             return Delivery::default();
         };
         let mut delivery = Delivery::default();
-        let mut pending = Pending {
-            stream: self.streams,
-            subscription: index,
-            reply,
-            accepted: Vec::with_capacity(resources.len()),
-            new: 0,
-            gone: Vec::new(),
-            bad: Vec::new(),
-            complete: false,
-            refusal: Refusal::default(),
-            nameless: false,
-        };
+        let mut pending = Pending::new(self.streams, index, reply, resources.len());
         let mut seen: HashSet<Box<str>> = HashSet::with_capacity(resources.len());
         for resource in resources {
             self.resource(resource, &mut pending, &mut seen, &mut delivery.updates);
@@ -528,6 +559,13 @@ impl Session {
                 seen.insert(asked.as_str().into());
             }
         }
+        if let Some(value) = resource.value.filter(|_| self.settings.changes) {
+            let url = Arc::clone(&subscription.url);
+            let version = resource.version.as_str();
+            pending
+                .kept
+                .push(Kept::new(url, name.as_str(), version, &*value.value));
+        }
         pending
             .accepted
             .push((name.into(), Version::new(&resource.version)));
@@ -555,6 +593,22 @@ impl Session {
             rejected_names.insert(name);
         }
         let subscription = &mut self.subscriptions[pending.subscription];
+        if pending.restored {
+            let accepted = pending.accepted.into_iter();
+            let accepted = accepted.filter(|(name, _)| !rejected_names.contains(&**name));
+            subscription.known.extend(accepted);
+            // Which of them are wanted is not known yet: what is not goes with the first answer.
+            subscription.surplus |= subscription.interest == Interest::Named;
+            return None;
+        }
+        if self.settings.changes {
+            let kept = pending.kept.drain(..);
+            let kept = kept.filter(|one| !rejected_names.contains(one.name()));
+            self.changed.put.extend(kept);
+            let gone = pending.gone.iter().cloned();
+            let gone = gone.map(|name| (Arc::clone(&subscription.url), name));
+            self.changed.gone.extend(gone);
+        }
         if pending.complete {
             subscription.bad.clear();
             subscription.more_bad = false;

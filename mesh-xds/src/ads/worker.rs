@@ -11,6 +11,7 @@ use tonic::Streaming;
 use tonic::codegen::tokio_stream::{Stream, StreamExt};
 
 use super::client::{Command, Event};
+use super::kept::{Kept, Restoring};
 use super::state::{Delivery, Incoming, Outgoing, Protocol, Session};
 use crate::error::{Error, ErrorKind};
 use crate::model::{Batch, Verdict};
@@ -31,6 +32,7 @@ pub struct Worker {
     events: mpsc::Sender<Event>,
     outbox: VecDeque<Event>,
     link: Link,
+    restoring: Restoring,
     /// The verdicts on what the last response brought.
     verdicts: Option<oneshot::Receiver<Vec<Verdict>>>,
     answered: bool,
@@ -85,10 +87,12 @@ impl Worker {
         session: Session,
         commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<Event>,
+        restoring: Restoring,
     ) -> Self {
         Self {
             channel,
             session,
+            restoring,
             commands,
             events,
             outbox: VecDeque::new(),
@@ -107,6 +111,9 @@ impl Worker {
     /// Dropping the future ends the session.
     pub async fn run(mut self) {
         loop {
+            if self.outbox.is_empty() && self.verdicts.is_none() {
+                self.restore();
+            }
             // Attempts wait for the caller too, who would be told of each.
             if self.outbox.is_empty()
                 && self.verdicts.is_none()
@@ -150,6 +157,28 @@ impl Worker {
         }
     }
 
+    /// Delivers what is kept of the next type, or says that there is no more.
+    fn restore(&mut self) {
+        while let Some(kept) = self.restoring.next() {
+            if self.restore_type(kept) {
+                return;
+            }
+        }
+        if let Some(whole) = self.restoring.ends() {
+            self.outbox.push_back(Event::Restored { whole });
+        }
+    }
+
+    fn restore_type(&mut self, kept: Vec<Kept>) -> bool {
+        let (delivery, whole) = self.session.restored(kept);
+        self.restoring.judged(whole);
+        let delivered = self.deliver(delivery);
+        if !delivered {
+            self.session.judged([]);
+        }
+        delivered
+    }
+
     fn command(&mut self, command: Command) {
         // Whoever does not wait for the answer any more does not want it.
         match command {
@@ -169,6 +198,11 @@ impl Worker {
                 let _ = answer.send(self.session.forget(&type_url, &name, now));
             }
             Command::Health(health) => self.session.report_health(health),
+            Command::Reconnect => {
+                if matches!(self.link, Link::Up(..)) {
+                    self.ended(None);
+                }
+            }
         }
     }
 
@@ -250,6 +284,8 @@ impl Worker {
             let rejection = verdict.result().err()?;
             Some((verdict.resource().clone(), rejection.reason().to_owned()))
         });
+        self.restoring
+            .judged(verdicts.iter().all(|verdict| verdict.result().is_ok()));
         if let Some(type_url) = self.session.judged(rejected) {
             self.outbox.push_back(Event::Synced(type_url));
         }
@@ -257,6 +293,12 @@ impl Worker {
             self.outbox.push_back(Event::Refused {
                 type_url: refused.type_url,
                 resources: refused.resources,
+            });
+        }
+        if let Some(changed) = self.session.take_changed() {
+            self.outbox.push_back(Event::Changed {
+                put: changed.put,
+                gone: changed.gone,
             });
         }
     }

@@ -2,21 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
+use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use mesh_authz::Identity;
 use mesh_xds::ads::{Client, Event, Events, Health, Interest, Presence, Settings};
 use mesh_xds::decode::{Decoder, ResourceType};
 use mesh_xds::model::{Batch, ResourceName};
-use mesh_xds::transport::Channel;
 use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
 
+use super::keep::{self, Found, Keeper};
+use super::prove::{Prover, text};
 use super::{Mode, Xds};
 use crate::config::{AppHealth, ConfigLink, Demand, Demands};
-use crate::control_plane::{Proof, local_towards, own_error};
+use crate::control_plane::local_towards;
 use crate::{ControlPlane, Error, ErrorKind, WorkloadId};
 
 /// What readiness calls it.
@@ -41,18 +43,31 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         Mode::Sidecar => Some(first_workload(&mut demands).await),
         Mode::NodeProxy { .. } => None,
     };
-    let addresses = xds.own_addresses(&link).await?;
-    let network = link.network()?;
     let id = workload.as_ref().map(|(id, _)| id);
+    let (mut keeper, found) = match &xds.state_dir {
+        Some(folder) => {
+            let (keeper, found) = xds.open(folder, id).await;
+            (Some(keeper), found)
+        }
+        None => (None, None),
+    };
+    let last = found.as_ref().map(|found| &*found.addresses);
+    let addresses = xds.own_addresses(&link, last.unwrap_or_default()).await?;
+    if let Some(keeper) = &mut keeper {
+        keeper.addresses(&addresses);
+    }
+    let network = link.network()?;
     let node = xds.node(id, &addresses, &network, link.probe()?.as_ref());
     tracing::info!(target: "mesh::config", node = node.id(), control_plane = xds.control_plane.address(), "discovery begins");
-    let settings = xds.settings(node);
-    let prover = Arc::new(Prover {
-        control_plane: xds.control_plane.clone(),
-        identity: workload.as_ref().map(|(_, identity)| identity.clone()),
-        link: link.clone(),
-        by_certificate: AtomicBool::new(xds.control_plane.token_path().is_none()),
-    });
+    let mut settings = xds.settings(node);
+    if keeper.is_some() {
+        settings = settings.with_changes();
+    }
+    if let Some(found) = &found {
+        settings = settings.with_restored(found.kept.clone());
+    }
+    let identity = workload.as_ref().map(|(_, identity)| identity.clone());
+    let prover = Prover::new(xds.control_plane.clone(), identity, link.clone());
     let decoder = Decoder::new().with_empty_match(xds.empty_match);
     let started = Client::new(prover.channel()?, settings, decoder);
     let (client, events, worker) = started.map_err(settings_error)?;
@@ -63,6 +78,12 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
             link.node()?.board.want(&name);
         }
     }
+    let registers = xds.metadata.contains_key("AUTO_REGISTER_GROUP");
+    let registration = id.filter(|_| registers).map(|id| Registration {
+        client: client.clone(),
+        id: id.clone(),
+        is_there: false,
+    });
     let follow = Follow {
         address: xds.control_plane.address().to_owned(),
         prover,
@@ -70,6 +91,10 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         missing: needed().collect(),
         refused: BTreeMap::new(),
         connected: false,
+        keeper,
+        found,
+        restored: None,
+        registration,
     };
     let ask = Ask {
         client,
@@ -105,7 +130,7 @@ async fn first_workload(demands: &mut Demands) -> (WorkloadId, Identity) {
     clippy::needless_pass_by_value,
     reason = "it is the argument of map_err"
 )]
-fn settings_error(error: impl StdError + Send + Sync + 'static) -> Error {
+pub(super) fn settings_error(error: impl StdError + Send + Sync + 'static) -> Error {
     Error::new(ErrorKind::Config)
         .with_detail("config::Xds")
         .with_source(error)
@@ -135,14 +160,34 @@ impl Xds {
         settings
     }
 
-    /// The addresses that were given, or the one from which the control plane is reached.
-    async fn own_addresses(&self, link: &ConfigLink) -> Result<Vec<IpAddr>, Error> {
+    /// What is kept of whom the stream speaks for.
+    async fn open(&self, folder: &Path, workload: Option<&WorkloadId>) -> (Keeper, Option<Found>) {
+        let name = match (&self.mode, workload) {
+            (Mode::NodeProxy { namespace, name }, _) => format!("{namespace}/{name}"),
+            (Mode::Sidecar, id) => id.map(WorkloadId::to_string).unwrap_or_default(),
+        };
+        let mode = match self.by_name {
+            true => "on demand",
+            false => "whole",
+        };
+        let whose = format!("{name}, {mode}, at {}", self.control_plane.address());
+        keep::open(folder, &name, whose).await
+    }
+
+    /// The addresses that were given, or the one from which the control plane is reached; where none
+    /// reaches it, those by which the last process was known.
+    async fn own_addresses(
+        &self,
+        link: &ConfigLink,
+        last: &[IpAddr],
+    ) -> Result<Vec<IpAddr>, Error> {
         if !self.addresses.is_empty() {
             return Ok(self.addresses.clone());
         }
         loop {
             match local_address(&self.control_plane).await {
                 Ok(address) => return Ok(vec![address]),
+                Err(_) if !last.is_empty() => return Ok(last.to_vec()),
                 Err(error) => {
                     let address = self.control_plane.address();
                     let reason =
@@ -167,57 +212,6 @@ async fn local_address(control_plane: &ControlPlane) -> std::io::Result<IpAddr> 
     Err(last)
 }
 
-/// Proves to the control plane who we are: by the token, or else by the certificate.
-struct Prover {
-    control_plane: ControlPlane,
-    /// Of a node proxy, no certificate proves who it is.
-    identity: Option<Identity>,
-    link: ConfigLink,
-    by_certificate: AtomicBool,
-}
-
-impl Prover {
-    fn channel(self: &Arc<Self>) -> Result<Channel, Error> {
-        let prover = Arc::clone(self);
-        let channel = self.control_plane.channel(move || prover.proof());
-        channel.map_err(settings_error)
-    }
-
-    fn certificate(&self) -> Option<Arc<mesh_hbone::tls::Bundle>> {
-        let identity = self.identity.as_ref()?;
-        let certificate = self.link.certificate(identity).ok().flatten();
-        certificate.filter(|bundle| bundle.not_after() > self.control_plane.now())
-    }
-
-    fn proof(&self) -> Proof {
-        let certificate = self.certificate();
-        let known = certificate.as_ref().map(|bundle| bundle.roots().to_vec());
-        let by_certificate = self.by_certificate.load(Ordering::Relaxed);
-        Proof {
-            token: !by_certificate,
-            certificate: certificate
-                .filter(|_| by_certificate)
-                .map(|bundle| (*bundle).clone()),
-            known: known.unwrap_or_default(),
-        }
-    }
-
-    /// A stream did not come about: the next attempt may prove it the other way.
-    fn failed(&self, error: Option<&XdsError>) {
-        let Some(error) = error else { return };
-        if self.by_certificate.load(Ordering::Relaxed) {
-            // Whatever it was, the certificate may be why.
-            let has_token = self.control_plane.token_path().is_some();
-            self.by_certificate.store(!has_token, Ordering::Relaxed);
-        } else if (error.is_refused() || error.kind() == XdsErrorKind::Token)
-            && self.certificate().is_some()
-        {
-            tracing::info!(target: "mesh::config", error = %text(error), "the certificate does in place of the token");
-            self.by_certificate.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Applies what comes.
 struct Follow {
     address: String,
@@ -228,19 +222,71 @@ struct Follow {
     /// What the mesh refused and has not accepted since.
     refused: BTreeMap<String, String>,
     connected: bool,
+    keeper: Option<Keeper>,
+    /// What was kept, until it is in effect.
+    found: Option<Found>,
+    /// Since it is: the mesh is ready without an answer, and this is why it may be old.
+    restored: Option<String>,
+    registration: Option<Registration>,
+}
+
+/// A host that the control plane registers, and its record.
+struct Registration {
+    client: Client,
+    id: WorkloadId,
+    is_there: bool,
+}
+
+impl Registration {
+    /// Deleted by hand, an entry comes back only with another stream (vm.md 2).
+    async fn look(&mut self, link: &ConfigLink) -> Result<(), Error> {
+        let is_there = {
+            let snapshot = link.node()?.snapshot.load();
+            snapshot
+                .workload_named(self.id.namespace(), self.id.name())
+                .is_some()
+        };
+        if std::mem::replace(&mut self.is_there, is_there) && !is_there {
+            tracing::warn!(target: "mesh::config", workload = %self.id, "its entry is gone: the stream begins anew, so that the host is registered again");
+            self.client.reconnect().await.map_err(ended)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes what is to be kept, if anything is.
+async fn tend(keeper: Option<&mut Keeper>, control_plane: &ControlPlane) {
+    match keeper {
+        Some(keeper) => keeper.tend(|| control_plane.now()).await,
+        None => pending().await,
+    }
 }
 
 impl Follow {
     async fn run(mut self, mut events: Events) -> Result<(), Error> {
-        while let Some(event) = events.next().await {
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = tend(self.keeper.as_mut(), self.prover.control_plane()) => continue,
+            };
+            let Some(event) = event else {
+                return Ok(());
+            };
             match event {
                 Event::Connected => {
                     self.connected = true;
-                    self.link.stale(None)?;
+                    if self.missing.is_empty() {
+                        self.link.stale(None)?;
+                    }
                     tracing::info!(target: "mesh::config", control_plane = self.address, "discovery stream answered");
                     self.say_what_is_missing()?;
                 }
-                Event::Batch(batch) => self.apply(batch)?,
+                Event::Batch(batch) => {
+                    self.apply(batch)?;
+                    if let Some(registration) = &mut self.registration {
+                        registration.look(&self.link).await?;
+                    }
+                }
                 Event::Synced(url) => self.here(&url)?,
                 Event::Refused {
                     type_url,
@@ -249,10 +295,44 @@ impl Follow {
                 } => self.refused(&type_url, resources)?,
                 Event::Absent { type_url, name, .. } => self.absent(&type_url, &name)?,
                 Event::Disconnected(error) => self.disconnected(error.as_ref())?,
+                Event::Changed { put, gone, .. } => {
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.take(put, gone);
+                    }
+                }
+                Event::Restored { whole, .. } => self.restored(whole)?,
                 _ => {}
             }
         }
-        Ok(())
+    }
+
+    /// What was kept is applied. Part of it could allow what the whole does not.
+    fn restored(&mut self, whole: bool) -> Result<(), Error> {
+        let Some(found) = self.found.take() else {
+            return Ok(());
+        };
+        if !whole {
+            tracing::warn!(target: "mesh::config", "the kept configuration was not accepted whole: it is removed, and the control plane waited for");
+            if let Some(keeper) = self.keeper.take() {
+                keeper.discard();
+            }
+            return Ok(());
+        }
+        let saved = found
+            .saved
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        tracing::info!(target: "mesh::config", resources = found.kept.len(), %saved, "the kept configuration is in effect");
+        if let Some(keeper) = &mut self.keeper {
+            keeper.restored(found.kept);
+        }
+        self.link.apply(Batch::default())?;
+        self.link.source_problem(NAME, None)?;
+        let since = format!("kept by the last process at {saved} s of the epoch");
+        let reason = format!("{since}; {} has not answered yet", self.address);
+        self.restored = Some(since);
+        self.link.stale(Some(reason))
     }
 
     fn apply(&mut self, batch: Batch) -> Result<(), Error> {
@@ -299,6 +379,10 @@ impl Follow {
     fn here(&mut self, type_url: &str) -> Result<(), Error> {
         if self.missing.remove(type_url) && self.missing.is_empty() {
             self.link.apply(Batch::default())?;
+            self.link.stale(None)?;
+            if let Some(keeper) = &mut self.keeper {
+                keeper.is_whole();
+            }
         }
         self.say_what_is_missing()
     }
@@ -345,14 +429,18 @@ impl Follow {
             true => reason,
             false => format!("{}: {reason}", self.address),
         };
-        if self.missing.is_empty() {
+        if self.missing.is_empty() || self.restored.is_some() {
             // Streams end: istiod ends each after half an hour.
             if answered {
                 tracing::debug!(target: "mesh::config", %reason, "the discovery stream ended; what it said stays");
             } else {
                 tracing::warn!(target: "mesh::config", %reason, "no discovery stream; what the last one said stays");
             }
-            return self.link.stale(Some(reason));
+            let kept = self.restored.as_ref().filter(|_| !self.missing.is_empty());
+            return self.link.stale(Some(match kept {
+                Some(since) => format!("{since}; {reason}"),
+                None => reason,
+            }));
         }
         tracing::warn!(target: "mesh::config", %reason, "no configuration yet");
         self.link.source_problem(NAME, Some(reason))
@@ -373,20 +461,6 @@ fn discovery_name(name: &ResourceName) -> String {
 /// `istio.workload.Address` of its URL.
 fn short(url: &str) -> &str {
     url.rsplit_once('/').map_or(url, |(_, name)| name)
-}
-
-/// What failed, on one line. What this crate knows of it goes before what lies between.
-fn text(error: &XdsError) -> String {
-    let (mut text, mut next) = match own_error(error) {
-        Some(own) => (own.detail().to_owned(), own.source()),
-        None => (error.to_string(), error.source()),
-    };
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 /// Asks for what the mesh demands.

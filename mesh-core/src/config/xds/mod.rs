@@ -1,13 +1,17 @@
 //! Configuration from istiod, or whoever speaks its discovery.
 
 mod follow;
+mod keep;
 mod node;
+mod prove;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_authz::policy::ztunnel::EmptyMatch;
@@ -67,6 +71,7 @@ pub struct Xds {
     backoff: Option<(Duration, Duration)>,
     seed: Option<u64>,
     max_resources: Option<usize>,
+    state_dir: Option<Arc<Path>>,
     empty_match: EmptyMatch,
 }
 
@@ -93,6 +98,7 @@ impl Xds {
             backoff: None,
             seed: None,
             max_resources: None,
+            state_dir: None,
             empty_match: EmptyMatch::default(),
         }
     }
@@ -194,6 +200,20 @@ impl Xds {
     #[must_use]
     pub fn max_resources(mut self, resources: usize) -> Self {
         self.max_resources = Some(resources);
+        self
+    }
+
+    /// Keeps what the control plane said last in a directory, readable by its owner alone: nothing is kept
+    /// unless set. After a restart it is in effect at once, marked stale in `/config_dump` until the
+    /// control plane has answered whole, so that a host that comes back while the control plane is away
+    /// serves as before. With [`identity::Istiod::state_dir`](crate::identity::Istiod::state_dir) it needs nobody for that.
+    ///
+    /// What is kept is also in memory, as it came: some 300 bytes a workload. It is written whole, a second
+    /// after a change and at most every ten. A file that is damaged, of another version, of another
+    /// workload or control plane, writable by others or larger than 256 MiB is not used, and a warning says why.
+    #[must_use]
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(path.into().into());
         self
     }
 

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::*;
-use crate::ads::{Client, Event, Events, Health, Presence};
+use crate::ads::{Client, Event, Events, Health, Kept, Presence};
 use crate::error::ErrorKind;
 use crate::model::{Batch, Verdict};
 use crate::proto::envoy::service::discovery::v3::DiscoveryResponse;
@@ -403,5 +403,86 @@ async fn a_caller_who_takes_nothing_stops_the_stream() {
         };
         assert_eq!(updated, [n.to_string()]);
         assert_eq!(peer.request().await.response_nonce, n.to_string());
+    }
+}
+
+/// What a session was told is what another begins with.
+#[tokio::test(start_paused = true)]
+async fn a_session_begins_with_what_another_was_told() {
+    let (pipe, mut peers) = delta_server();
+    let channel = builder().build(pipe.clone()).expect("settings");
+    let all = || settings(&[(URL, Interest::All)]);
+    let (_client, mut events) = start(channel, all().with_changes());
+    let mut peer = peers.recv().await.expect("a stream");
+    peer.request().await;
+    let resources = ["a", "b", "refused"].map(|name| resource(name, "1", "x"));
+    peer.answer("n1", resources.to_vec(), &[]);
+    peer.answer("n2", vec![resource("c", "2", "y")], &["a", "refused"]);
+    let mut kept: Vec<Kept> = Vec::new();
+    while kept.iter().all(|one| one.name() != "c") {
+        match next(&mut events).await {
+            Event::Batch(batch) => drop(apply(batch)),
+            Event::Changed { put, gone, .. } => {
+                kept.extend(put);
+                kept.retain(|one| gone.iter().all(|(_, name)| **name != *one.name()));
+            }
+            _ => {}
+        }
+    }
+    let text = |one: &Kept| {
+        let value = String::from_utf8_lossy(one.value()).into_owned();
+        (one.name().to_owned(), one.version().to_owned(), value)
+    };
+    let mut texts: Vec<_> = kept.iter().map(text).collect();
+    texts.sort();
+    let expected = [("b", "1", "b=x"), ("c", "2", "c=y")];
+    assert_eq!(
+        texts,
+        expected.map(|(a, b, c)| (a.to_owned(), b.to_owned(), c.to_owned()))
+    );
+
+    let channel = builder().build(pipe).expect("settings");
+    let (_client, mut events) = start(channel, all().with_restored(kept));
+    let (mut names, _) = apply(batch(&mut events).await);
+    names.sort();
+    assert_eq!(names, ["b", "c"]);
+    assert!(matches!(
+        next(&mut events).await,
+        Event::Restored { whole: true }
+    ));
+    let mut peer = peers.recv().await.expect("a stream");
+    let versions = peer.request().await.initial_resource_versions;
+    let expected = [("b", "1"), ("c", "2")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+    assert_eq!(versions, expected.into());
+    // Only what differs comes, and it is whole.
+    peer.answer("m1", Vec::new(), &["b"]);
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    let (_, removed) = apply(batch(&mut events).await);
+    assert_eq!(removed, ["b"]);
+    assert!(matches!(next(&mut events).await, Event::Synced(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_restored_whole_is_said_to_be_so() {
+    for (name, value) in [("refused", "refused=x"), ("a", "nonsense")] {
+        let (pipe, _peers) = delta_server();
+        let channel = builder().build(pipe).expect("settings");
+        let kept = vec![
+            Kept::new(URL, "good", "1", *b"good=x"),
+            Kept::new(URL, name, "1", value.as_bytes()),
+            // Of a type that nobody asks for any more.
+            Kept::new(OTHER, "other", "1", *b"other=x"),
+        ];
+        let settings = settings(&[(URL, Interest::All)]).with_restored(kept);
+        let (_client, mut events) = start(channel, settings);
+        assert!(
+            apply(batch(&mut events).await)
+                .0
+                .contains(&"good".to_owned())
+        );
+        assert!(
+            matches!(next(&mut events).await, Event::Restored { whole: false }),
+            "{name}"
+        );
     }
 }

@@ -1,0 +1,245 @@
+//! What the control plane said last, in a file that outlives the process.
+
+mod form;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::future::pending;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_xds::ads::Kept;
+use rpds::HashTrieMapSync;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::identity::private_files::{Owner, make_folder, open_if_there, put};
+use crate::identity::{Error, ErrorKind};
+use form::Content;
+
+/// A mesh of 500 000 workloads takes less; what is larger is something else, or not kept.
+const MAX_FILE: u64 = 256 << 20;
+
+/// For so long a start waits for the file system; then it is as if nothing were kept.
+const LOAD: Duration = Duration::from_secs(5);
+
+/// How long after a change it is written, for others come with it, and how long between two writes.
+const SOON: Duration = Duration::from_secs(1);
+const BETWEEN: Duration = Duration::from_secs(10);
+
+/// What was read at the start.
+pub(super) struct Found {
+    pub(super) kept: Vec<Kept>,
+    pub(super) saved: SystemTime,
+    /// The addresses by which the workload was known.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// What is in effect, as it came, and what of that is in the file.
+pub(super) struct Keeper {
+    path: Arc<Path>,
+    content: Content,
+    /// Whether this is all that is in effect: part of it could allow what the whole does not.
+    whole: bool,
+    due: Option<Instant>,
+    written: Option<Instant>,
+    writing: Option<JoinHandle<Result<(), Error>>>,
+}
+
+/// The file of `whose`, a text that says for whom the stream speaks and with whom.
+pub(super) async fn open(folder: &Path, name: &str, whose: String) -> (Keeper, Option<Found>) {
+    let path: Arc<Path> = path_of(folder, name).into();
+    let (file, owner) = (Arc::clone(&path), whose.clone());
+    let loading = spawn_blocking(move || load(&file, &owner));
+    let loaded = match timeout(LOAD, loading).await {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(error)) => {
+            let detail = format!("reading {}", path.display());
+            Err(Error::new(ErrorKind::Io, detail).with_source(error))
+        }
+        Err(elapsed) => {
+            let detail = format!("reading {}: no answer within {LOAD:?}", path.display());
+            Err(Error::new(ErrorKind::Io, detail).with_source(elapsed))
+        }
+    };
+    let found = loaded.unwrap_or_else(|error| {
+        let causes = crate::node::report(&error);
+        tracing::warn!(target: "mesh::config", error = causes, "the kept configuration cannot be used: the control plane is waited for");
+        None
+    });
+    let keeper = Keeper {
+        path,
+        content: Content {
+            whose,
+            addresses: Vec::new(),
+            saved: SystemTime::UNIX_EPOCH,
+            resources: HashTrieMapSync::new_sync(),
+        },
+        whole: false,
+        due: None,
+        written: None,
+        writing: None,
+    };
+    let found = found.map(|content| Found {
+        kept: content
+            .resources
+            .values()
+            .map(|one| Kept::clone(one))
+            .collect(),
+        saved: content.saved,
+        addresses: content.addresses,
+    });
+    (keeper, found)
+}
+
+/// One file for each for whom a stream speaks.
+fn path_of(folder: &Path, name: &str) -> PathBuf {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let name: String = name
+        .chars()
+        .map(|c| if plain(c) { c } else { '_' })
+        .collect();
+    folder.join("discovery").join(format!("{name}.snapshot"))
+}
+
+/// Blocking; `None` if nothing was kept.
+fn load(path: &Path, whose: &str) -> Result<Option<Content>, Error> {
+    let Some(file) = open_if_there(path)? else {
+        return Ok(None);
+    };
+    check_folders(path)?.check_private(&file, path)?;
+    let bytes = read(file, path)?;
+    let content = Content::decode(&bytes).map_err(|problem| {
+        let detail = format!("{}: {problem}", path.display());
+        Error::new(ErrorKind::Invalid, detail)
+    })?;
+    if content.whose != whose {
+        let detail = format!(
+            "{}: expected to be of {whose}, is of {}",
+            path.display(),
+            content.whose
+        );
+        return Err(Error::new(ErrorKind::Invalid, detail));
+    }
+    Ok(Some(content))
+}
+
+/// Whoever can write in one of them can put another file in its place.
+fn check_folders(path: &Path) -> Result<Owner, Error> {
+    let below = path.parent().unwrap_or(path);
+    let owner = Owner::in_folder(below)?;
+    owner.check_folder(below)?;
+    owner.check_folder(below.parent().unwrap_or(below))?;
+    Ok(owner)
+}
+
+fn read(file: File, path: &Path) -> Result<Vec<u8>, Error> {
+    let at = |error| {
+        let detail = format!("reading {}", path.display());
+        Error::new(ErrorKind::Io, detail).with_source(error)
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(at)?;
+    if bytes.len() as u64 > MAX_FILE {
+        let detail = format!("{}: expected at most {MAX_FILE} bytes", path.display());
+        return Err(Error::new(ErrorKind::Invalid, detail));
+    }
+    Ok(bytes)
+}
+
+/// Blocking.
+fn store(path: &Path, content: &Content) -> Result<(), Error> {
+    if let Some(folder) = path.parent() {
+        make_folder(folder)?;
+    }
+    check_folders(path)?;
+    let bytes = content.encode();
+    if bytes.len() as u64 > MAX_FILE {
+        // An older one would be believed.
+        let _ = std::fs::remove_file(path);
+        let detail = format!(
+            "{}: {} bytes, at most {MAX_FILE} are kept",
+            path.display(),
+            bytes.len()
+        );
+        return Err(Error::new(ErrorKind::Full, detail));
+    }
+    put(path, &bytes)
+}
+
+impl Keeper {
+    pub(super) fn addresses(&mut self, own: &[IpAddr]) {
+        self.content.addresses = own.to_vec();
+    }
+
+    /// What was found is in effect.
+    pub(super) fn restored(&mut self, kept: Vec<Kept>) {
+        for one in kept {
+            self.content.put(one);
+        }
+        self.whole = true;
+    }
+
+    /// What has come is all of it: from now on it is written.
+    pub(super) fn is_whole(&mut self) {
+        if !std::mem::replace(&mut self.whole, true) {
+            self.changed();
+        }
+    }
+
+    /// What was found is not to be used, and what comes adds to it: nothing is kept until the next start.
+    pub(super) fn discard(self) {
+        drop(spawn_blocking(move || std::fs::remove_file(&self.path)));
+    }
+
+    pub(super) fn take(&mut self, put: Vec<Kept>, gone: Vec<(Arc<str>, Box<str>)>) {
+        for one in put {
+            self.content.put(one);
+        }
+        for (url, name) in gone {
+            self.content.remove(url, &name);
+        }
+        self.changed();
+    }
+
+    fn changed(&mut self) {
+        let soon = Instant::now() + SOON;
+        let next = self
+            .written
+            .map_or(soon, |written| soon.max(written + BETWEEN));
+        self.due.get_or_insert(next);
+    }
+
+    /// Writes when that is due. It never ends; dropping it loses nothing.
+    pub(super) async fn tend(&mut self, now: impl Fn() -> SystemTime) {
+        loop {
+            if let Some(writing) = &mut self.writing {
+                let outcome = writing.await;
+                self.writing = None;
+                self.written = Some(Instant::now());
+                let outcome = outcome.unwrap_or_else(|error| {
+                    let detail = format!("writing {}", self.path.display());
+                    Err(Error::new(ErrorKind::Io, detail).with_source(error))
+                });
+                if let Err(error) = outcome {
+                    let causes = crate::node::report(&error);
+                    tracing::warn!(target: "mesh::config", error = causes, "the configuration is not kept for the next start");
+                }
+            }
+            match self.due.filter(|_| self.whole) {
+                Some(due) => sleep_until(due).await,
+                None => pending().await,
+            }
+            self.due = None;
+            self.content.saved = now();
+            let (path, content) = (Arc::clone(&self.path), self.content.clone());
+            self.writing = Some(spawn_blocking(move || store(&path, &content)));
+        }
+    }
+}

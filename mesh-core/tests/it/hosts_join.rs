@@ -1,0 +1,224 @@
+//! Hosts outside Kubernetes: from the files that istioctl writes to a mesh that serves. On real sockets, to
+//! which `hosts` leads.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use mesh_core::{ErrorKind, Mesh};
+use tokio::io::copy_bidirectional;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+
+use crate::istiod::{self, Istiod};
+use crate::istiod_place::{HOUR, Place, addresses, dump, pending, until, workload};
+
+const NAME: &str = istiod::NAME;
+
+/// An istiod on a port of this machine.
+async fn istiod() -> (Arc<Istiod>, u16) {
+    let istiod = Istiod::start(24 * HOUR, SystemTime::now);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let behind = Arc::clone(&istiod);
+    tokio::spawn(async move {
+        while let Ok((mut io, _)) = listener.accept().await {
+            let mut far = behind.connect();
+            tokio::spawn(async move { copy_bidirectional(&mut io, &mut far).await });
+        }
+    });
+    (istiod, port)
+}
+
+fn write(dir: &Path, name: &str, content: &str) {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+/// What istioctl writes of the group `forum` for a host at `own`, whatever it does not know being empty.
+fn variables(own: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("CANONICAL_SERVICE", "forum".to_owned()),
+        ("ISTIO_META_AUTO_REGISTER_GROUP", "forum".to_owned()),
+        ("ISTIO_META_CLUSTER_ID", String::new()),
+        ("ISTIO_META_DNS_CAPTURE", "true".to_owned()),
+        ("ISTIO_META_MESH_ID", String::new()),
+        ("ISTIO_META_NETWORK", "vm-net".to_owned()),
+        ("ISTIO_META_WORKLOAD_NAME", "forum".to_owned()),
+        ("ISTIO_SVC_IP", own.to_owned()),
+        ("POD_NAMESPACE", "default".to_owned()),
+        ("SERVICE_ACCOUNT", "forum-sa".to_owned()),
+        ("TRUST_DOMAIN", String::new()),
+    ]
+}
+
+fn cluster_env(own: &str) -> String {
+    let lines = variables(own);
+    let lines = lines
+        .iter()
+        .map(|(key, value)| format!("{key}='{value}'\n"));
+    lines.collect()
+}
+
+/// Says who joined, and that it serves.
+async fn serves(istiod: &Istiod, dir: &Path, own: &str) {
+    let mesh = Mesh::builder().bootstrap_dir(dir).unwrap().build().unwrap();
+    let _server = mesh.listen(7000).await.unwrap();
+    assert_eq!(mesh.workload().name(), format!("forum-{own}-vm-net"));
+    let expected = "spiffe://cluster.local/ns/default/sa/forum-sa";
+    assert_eq!(mesh.identity().to_string(), expected);
+    let tunnels = mesh.hbone_addrs().await;
+    assert_eq!(tunnels, [SocketAddr::new(own.parse().unwrap(), 15008)]);
+    assert!(mesh.readiness().is_ready());
+    let asked = istiod.discovery.asked();
+    let node = asked.last().unwrap();
+    assert!(node.by_token);
+    let first = asked.iter().find(|one| one.stream == node.stream);
+    let node = first.unwrap().ask.node.clone().unwrap();
+    let metadata = node.metadata.unwrap().fields;
+    let said = |key: &str| metadata.get(key).map(|value| value.string.as_str());
+    assert_eq!(said("AUTO_REGISTER_GROUP"), Some("forum"));
+    assert_eq!(said("INSTANCE_IPS"), Some(own));
+    assert_eq!(said("NETWORK"), Some("vm-net"));
+    assert_eq!(said("SERVICE_ACCOUNT"), Some("forum-sa"));
+    assert_eq!((said("CLUSTER_ID"), said("MESH_ID")), (None, None));
+    let error = mesh.resolve("nobody").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownHost);
+}
+
+/// V002, V004, V005: five files, side by side and in the places of an installed istio-agent.
+#[tokio::test]
+async fn five_files_in_either_place_are_all_that_it_needs() {
+    let (istiod, port) = istiod().await;
+    let side_by_side = [
+        "mesh.yaml",
+        "cluster.env",
+        "root-cert.pem",
+        "istio-token",
+        "hosts",
+    ];
+    let installed = [
+        "etc/istio/config/mesh",
+        "var/lib/istio/envoy/cluster.env",
+        "etc/certs/root-cert.pem",
+        "var/run/secrets/tokens/istio-token",
+        "hosts",
+    ];
+    for (places, own) in [
+        (side_by_side, [127, 95, 1, 1]),
+        (installed, [127, 95, 1, 2]),
+    ] {
+        let text = std::net::IpAddr::from(own).to_string();
+        let name = format!("forum-{text}-vm-net");
+        istiod
+            .discovery
+            .say(&addresses(vec![workload(&name, own, "1")], &[]));
+        let dir = tempfile::tempdir().unwrap();
+        let contents = [
+            format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n"),
+            cluster_env(&text),
+            istiod.root_pem(),
+            istiod.token("forum-sa", HOUR),
+            format!("127.0.0.1 {NAME}\n"),
+        ];
+        for (name, content) in places.iter().zip(&contents) {
+            write(dir.path(), name, content);
+        }
+        serves(&istiod, dir.path(), &text).await;
+    }
+}
+
+/// V003: namespace, service account and trust domain come from `proxyMetadata`. Without `hosts` the name has to
+/// resolve, so the address is one, and the certificate has to be for it.
+#[tokio::test]
+async fn mesh_yaml_token_and_root_are_enough() {
+    let (istiod, port) = istiod().await;
+    let own = [127, 95, 1, 3];
+    let text = std::net::IpAddr::from(own).to_string();
+    let name = format!("forum-{text}-vm-net");
+    istiod
+        .discovery
+        .say(&addresses(vec![workload(&name, own, "1")], &[]));
+    let dir = tempfile::tempdir().unwrap();
+    let mut mesh = format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n  proxyMetadata:\n");
+    for (key, value) in variables(&text) {
+        mesh.push_str(&format!("    {key}: {value:?}\n"));
+    }
+    write(dir.path(), "mesh.yaml", &mesh);
+    write(dir.path(), "root-cert.pem", &istiod.root_pem());
+    write(dir.path(), "istio-token", &istiod.token("forum-sa", HOUR));
+    write(dir.path(), "hosts", &format!("127.0.0.1 {NAME}\n"));
+    serves(&istiod, dir.path(), &text).await;
+}
+
+/// V010: both have expired. It says so, tries now and then, and a new token is all that it takes.
+#[tokio::test(start_paused = true)]
+async fn with_token_and_certificate_expired_a_new_token_heals_without_a_restart() {
+    let place = Place::new();
+    place.token("client", HOUR);
+    let client = place.mesh("client", "client", place.xds("client", [10, 0, 0, 1]));
+    client.ready().await.unwrap();
+    place.kill();
+    // A certificate lives a day.
+    sleep(48 * HOUR).await;
+    place.revive();
+    until("it says so", || {
+        let told = pending(&client);
+        told.contains("certificate of ") && told.contains("it has expired")
+    })
+    .await;
+    sleep(HOUR).await;
+    let calls = place.istiod.calls().len();
+    sleep(HOUR).await;
+    let in_an_hour = place.istiod.calls().len() - calls;
+    assert!(
+        (1..200).contains(&in_an_hour),
+        "{in_an_hour} attempts in an hour"
+    );
+    let streams = place.istiod.discovery.streams();
+    let reason = dump(&client).await["stale"]["reason"].to_string();
+    assert!(reason.contains("authentication failure"), "{reason}");
+
+    place.token("client", HOUR);
+    until("a stream", || place.istiod.discovery.streams() > streams).await;
+    until("it is ready", || client.readiness().is_ready()).await;
+    assert_eq!(dump(&client).await.get("stale"), None);
+}
+
+/// V021: stock istiod does not register a host again before its stream is another.
+#[tokio::test(start_paused = true)]
+async fn a_host_whose_entry_is_deleted_registers_again() {
+    let place = Place::new();
+    let join = |group: bool| {
+        place.token("client", 100 * HOUR);
+        let mut xds = place.xds("client", [10, 0, 0, 1]);
+        if group {
+            xds = xds.metadata("AUTO_REGISTER_GROUP", "client");
+        }
+        place.mesh("client", "client", xds)
+    };
+    let host = join(true);
+    host.ready().await.unwrap();
+    place.say(&addresses(Vec::new(), &["client"])).await;
+    until("another stream", || place.istiod.discovery.streams() == 2).await;
+    let entry = vec![workload("client", [10, 0, 0, 1], "2")];
+    place.say(&addresses(entry, &[])).await;
+    sleep(HOUR).await;
+    assert_eq!(
+        place.istiod.discovery.streams(),
+        2,
+        "once for each time that it goes"
+    );
+    drop(host);
+
+    // A Pod that goes is one that ends.
+    let pod = join(false);
+    pod.ready().await.unwrap();
+    assert_eq!(place.istiod.discovery.streams(), 3);
+    place.say(&addresses(Vec::new(), &["client"])).await;
+    sleep(HOUR).await;
+    assert_eq!(place.istiod.discovery.streams(), 3);
+}
