@@ -367,7 +367,14 @@ impl MeshInner {
         // Neither waits for the other: the first that is certain to fail is told.
         let waits = async { tokio::try_join!(configured, certified) };
         match timeout_at(deadline, waits).await {
-            Ok(known) => self.valid(known?.1),
+            Ok(known) => {
+                let (_, credentials) = known?;
+                // Nothing is configured before the source has said for whom it speaks.
+                match self.node.inner.board.refusal(&self.id) {
+                    Some(why) => Err(Error::new(ErrorKind::Config).with_detail(why)),
+                    None => self.valid(credentials),
+                }
+            }
             Err(_) => {
                 Err(Error::new(ErrorKind::NotReady).with_detail(self.node.readiness().to_string()))
             }

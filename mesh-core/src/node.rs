@@ -197,7 +197,9 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// When the three do not make a SPIFFE id.
+    /// When the three do not make a SPIFFE id, or when the source of configuration speaks for another
+    /// workload alone, as [`config::Xds`](crate::config::Xds) does; made before the source began, the
+    /// workload's listeners and connections have that error.
     pub fn workload(
         &self,
         namespace: impl Into<String>,
@@ -210,6 +212,9 @@ impl Node {
     }
 
     pub(crate) fn mesh(&self, id: WorkloadId, identity: Identity) -> Result<Mesh, Error> {
+        if let Some(why) = self.inner.board.refusal(&id) {
+            return Err(Error::new(ErrorKind::Config).with_detail(why));
+        }
         let certificate = self.inner.certificate(&identity);
         self.inner.board.workload(&id, &identity);
         let mesh = MeshInner::new(self.clone(), id, identity, certificate);

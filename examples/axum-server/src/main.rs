@@ -1,8 +1,10 @@
 //! An axum server in the mesh. `axum-server` serves until Ctrl-C; `axum-server --once` also calls
-//! itself as another workload, shows the answer, and exits.
+//! itself as another workload, shows the answer, and exits. In Kubernetes, by `k8s.yaml`, it joins istiod.
+
+mod config;
+mod pod;
 
 use std::future::IntoFuture;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::{Extension, Router, routing::get};
@@ -11,9 +13,13 @@ use clap::Parser;
 use http::Request;
 use http_body_util::{BodyExt, Empty};
 use mesh_core::layers::PeerIdentity;
-use mesh_core::{Node, config, identity};
+use mesh_core::{HttpListener, Mesh, Node, identity};
+
+use crate::config::{Args, Pod};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+const PORT: u16 = 8080;
 
 async fn hello(Extension(peer): Extension<PeerIdentity>) -> String {
     match peer.identity() {
@@ -22,43 +28,33 @@ async fn hello(Extension(peer): Extension<PeerIdentity>) -> String {
     }
 }
 
-/// An axum server in the mesh: serves until Ctrl-C.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    /// Also call it as another workload, show the answer, and exit.
-    #[arg(long)]
-    once: bool,
-
-    /// The manifests to read and watch.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml"))]
-    file: PathBuf,
-
-    /// The folder of the development CA: created when absent, shared by processes.
-    #[arg(long, default_value = ".mesh-dev")]
-    ca_dir: PathBuf,
-}
-
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(std::io::stderr)
         .init();
     let router = Router::new().route("/", get(hello));
+    match Pod::from_env()? {
+        Some(pod) => pod::run(pod, router).await,
+        None => by_files(&args, router).await,
+    }
+}
 
+async fn by_files(args: &Args, router: Router) -> Result<(), BoxError> {
     let node = Node::builder()
-        .config(config::File::watch(&args.file))
+        .config(mesh_core::config::File::watch(&args.file))
         .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "hello", "hello")?;
-    let http = mesh.listen_http(8080).await?;
-    let server =
-        axum::serve(http.listener, http.layer.wrap(router)).with_graceful_shutdown(mesh.draining());
-    let server = tokio::spawn(server.into_future());
-
-    if args.once {
-        let caller = node.workload("default", "caller", "caller")?.http_client();
+    let http = mesh.listen_http(PORT).await?;
+    if !args.once {
+        print("hello is up on 127.0.10.1:8080, for members of the mesh; Ctrl-C ends\n");
+        return serve(&mesh, http, router, tokio::signal::ctrl_c()).await;
+    }
+    let caller = node.workload("default", "caller", "caller")?.http_client();
+    let calls = async move {
         let request = Request::get("http://hello:8080/").body(Empty::<Bytes>::new())?;
         let response = caller.request(request).await?;
         let status = response.status();
@@ -67,13 +63,25 @@ async fn main() -> Result<(), BoxError> {
         if status != 200 || !body.ends_with(b"/sa/caller\n") {
             return Err("the server did not see its caller's identity".into());
         }
-    } else {
-        print("hello is up on 127.0.10.1:8080, for members of the mesh; Ctrl-C ends\n");
-        tokio::signal::ctrl_c().await?;
-    }
+        Ok::<_, BoxError>(())
+    };
+    serve(&mesh, http, router, calls).await
+}
+
+/// Serves until something has ended, and lets requests end that are under way.
+async fn serve<E: Into<BoxError>>(
+    mesh: &Mesh,
+    http: HttpListener,
+    router: Router,
+    until: impl Future<Output = Result<(), E>>,
+) -> Result<(), BoxError> {
+    let server =
+        axum::serve(http.listener, http.layer.wrap(router)).with_graceful_shutdown(mesh.draining());
+    let server = tokio::spawn(server.into_future());
+    let outcome = until.await.map_err(Into::into);
     mesh.shutdown(Duration::from_secs(5)).await;
     server.await??;
-    Ok(())
+    outcome
 }
 
 fn print(text: &str) {

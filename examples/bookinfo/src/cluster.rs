@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,13 +9,12 @@ use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use mesh_core::admin::Admin;
-use mesh_core::config::File;
-use mesh_core::identity::CertificateSource;
 use mesh_core::layers::PeerIdentity;
-use mesh_core::{Mesh, Node};
+use mesh_core::{Builder, Mesh};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
+use crate::source::Source;
 use crate::{BoxError, config, services};
 
 /// Name, service account and port of each service.
@@ -30,7 +28,6 @@ const SERVICES: [(&str, &str); 6] = [
 ];
 
 const PORT: u16 = 9080;
-const NAMESPACE: &str = "default";
 
 /// Where the services accept tunnels.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +36,16 @@ pub(crate) enum Ports {
     AsConfigured,
     /// On another one: something stands before them.
     Hbone(u16),
+}
+
+impl Ports {
+    pub(crate) fn set<W, C, I>(self, builder: Builder<W, C, I>) -> Builder<W, C, I> {
+        match self {
+            Self::AsConfigured => builder,
+            // The scenes choose endpoints by the same random numbers at each run.
+            Self::Hbone(port) => builder.hbone_port(port).rng(1),
+        }
+    }
 }
 
 /// A request that one service answered to another.
@@ -61,7 +68,8 @@ impl Hop {
 
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    node: Node,
+    source: Source,
+    ports: Ports,
     meshes: BTreeMap<&'static str, Mesh>,
     hops: broadcast::Sender<Hop>,
     servers: Vec<JoinHandle<()>>,
@@ -69,13 +77,9 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all services on one node.
-    pub(crate) async fn start(
-        file: PathBuf,
-        identity: impl CertificateSource,
-        ports: Ports,
-    ) -> Result<Self, BoxError> {
-        let mut cluster = Self::new(file, identity, ports)?;
+    /// Starts all services.
+    pub(crate) async fn start(source: Source, ports: Ports) -> Result<Self, BoxError> {
+        let mut cluster = Self::new(source, ports);
         for (name, account) in SERVICES {
             cluster.add(name, account).await?;
         }
@@ -83,11 +87,7 @@ impl Cluster {
     }
 
     /// Starts one service.
-    pub(crate) async fn start_one(
-        file: PathBuf,
-        identity: impl CertificateSource,
-        service: &str,
-    ) -> Result<Self, BoxError> {
+    pub(crate) async fn start_one(source: Source, service: &str) -> Result<Self, BoxError> {
         let (name, account) = SERVICES
             .into_iter()
             .find(|(name, _)| *name == service)
@@ -95,33 +95,25 @@ impl Cluster {
                 let names: Vec<_> = SERVICES.iter().map(|(name, _)| *name).collect();
                 format!("serve {service}: expected one of {}", names.join(", "))
             })?;
-        let mut cluster = Self::new(file, identity, Ports::AsConfigured)?;
+        let mut cluster = Self::new(source, Ports::AsConfigured);
         cluster.add(name, account).await?;
         Ok(cluster)
     }
 
-    fn new(
-        file: PathBuf,
-        identity: impl CertificateSource,
-        ports: Ports,
-    ) -> Result<Self, BoxError> {
-        let mut builder = Node::builder().config(File::watch(file)).identity(identity);
-        if let Ports::Hbone(port) = ports {
-            // The scenes choose endpoints by the same random numbers at each run.
-            builder = builder.hbone_port(port).rng(1);
-        }
-        Ok(Self {
-            node: builder.build_node()?,
+    fn new(source: Source, ports: Ports) -> Self {
+        Self {
+            source,
+            ports,
             meshes: BTreeMap::new(),
             hops: broadcast::Sender::new(4096),
             servers: Vec::new(),
             page: None,
-        })
+        }
     }
 
     /// Adds a service: this is all that makes an axum router a member of the mesh.
     async fn add(&mut self, name: &'static str, account: &str) -> Result<(), BoxError> {
-        let mesh = self.node.workload(NAMESPACE, name, account)?;
+        let mesh = self.source.workload(name, account, self.ports)?;
         let client = mesh.http_client();
         let router = match name {
             "productpage-v1" => services::productpage(client),
@@ -154,13 +146,23 @@ impl Cluster {
     }
 
     /// A further workload, which serves nothing.
-    pub(crate) fn caller(&self, name: &str, account: &str) -> Result<Mesh, BoxError> {
-        Ok(self.node.workload(NAMESPACE, name, account)?)
+    pub(crate) fn caller(&mut self, name: &str, account: &str) -> Result<Mesh, BoxError> {
+        self.source.workload(name, account, self.ports)
     }
 
-    /// Answers questions about all services.
+    /// A workload that serves nothing and has no tunnels yet.
+    pub(crate) fn another(&self, name: &str, account: &str) -> Result<Mesh, BoxError> {
+        self.source.another(name, account)
+    }
+
+    /// What is wrong with the manifests.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.source.problems()
+    }
+
+    /// Answers questions about all services of the page's node: on files, about all.
     pub(crate) fn admin(&self) -> Admin {
-        self.node.admin()
+        self.mesh("productpage-v1").node().admin()
     }
 
     pub(crate) fn mesh(&self, name: &str) -> &Mesh {

@@ -9,6 +9,7 @@ use mesh_core::identity::DevCa;
 use tracing_subscriber::EnvFilter;
 
 use crate::BoxError;
+use crate::source::Source;
 
 /// Bookinfo, each service a member of the mesh: identities, tunnels, policies, no proxy, no root.
 #[derive(Debug, Parser)]
@@ -17,6 +18,10 @@ pub(crate) struct Args {
     /// Play the scenes, say what each showed, and exit: 0 when all held, 1 otherwise.
     #[arg(long)]
     pub(crate) once: bool,
+
+    /// Bring a control plane along that serves the manifests: configuration and certificates come from it.
+    #[arg(long)]
+    pub(crate) control_plane: bool,
 
     /// The manifests to read and watch [default: the bookinfo.yaml beside this package]
     #[arg(long, global = true)]
@@ -72,7 +77,20 @@ impl Args {
         Ok(Some(address))
     }
 
-    pub(crate) fn identity(&self) -> DevCa {
+    /// Where configuration and certificates come from.
+    pub(crate) async fn source(&self) -> Result<Source, BoxError> {
+        let file = self.file()?;
+        if self.control_plane && self.command.is_some() {
+            let expected = "--control-plane: expected all services in one process, found `serve`";
+            return Err(expected.into());
+        }
+        if self.control_plane {
+            return Source::control_plane(&file).await;
+        }
+        Ok(Source::files(file, self.identity()))
+    }
+
+    fn identity(&self) -> DevCa {
         DevCa::in_dir(&self.ca_dir, "cluster.local")
     }
 }

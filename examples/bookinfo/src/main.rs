@@ -1,5 +1,6 @@
 //! Bookinfo in the mesh: `bookinfo` serves the page, `bookinfo --once` plays the scenes,
-//! `bookinfo serve reviews-v2` runs one service as a process of its own.
+//! `bookinfo serve reviews-v2` runs one service as a process of its own, and `--control-plane` has
+//! configuration and certificates from a control plane instead of files.
 
 mod cluster;
 mod config;
@@ -7,6 +8,7 @@ mod page;
 mod relay;
 mod scenes;
 mod services;
+mod source;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -23,7 +25,7 @@ async fn main() -> ExitCode {
     config::init_logging(args.once);
     let outcome = match (&args.command, args.once) {
         (Some(Command::Serve { service }), _) => serve(&args, service).await,
-        (None, true) => scenes::play().await,
+        (None, true) => scenes::play(args.control_plane).await,
         (None, false) => stay_up(&args).await,
     };
     match outcome {
@@ -41,8 +43,7 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    let cluster =
-        Cluster::start(args.file()?, args.identity(), cluster::Ports::AsConfigured).await?;
+    let cluster = Cluster::start(args.source().await?, cluster::Ports::AsConfigured).await?;
     let page = cluster.page().unwrap_or_default();
     config::say("");
     config::say(&format!("  Bookinfo is up:  {page}"));
@@ -74,7 +75,7 @@ async fn listen(admin: SocketAddr) -> Result<TcpListener, BoxError> {
 
 /// One service in this process, until Ctrl-C.
 async fn serve(args: &Args, service: &str) -> Result<(), BoxError> {
-    let cluster = Cluster::start_one(args.file()?, args.identity(), service).await?;
+    let cluster = Cluster::start_one(args.source().await?, service).await?;
     match cluster.page() {
         Some(page) => config::say(&format!("{service} is up: {page}; Ctrl-C ends")),
         None => config::say(&format!("{service} is up; Ctrl-C ends")),

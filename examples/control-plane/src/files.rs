@@ -1,6 +1,7 @@
 //! The files: loaded at once, then watched.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_xds::file::{Change, Limits, Loader, Settings, Watcher};
 use mesh_xds::serve::Server;
@@ -13,20 +14,38 @@ pub(crate) fn load_and_watch(
     path: &Path,
     trust_domain: &str,
     server: Server,
-) -> Result<(), BoxError> {
+) -> Result<Problems, BoxError> {
+    let problems = Problems::default();
     let mut watcher = Watcher::new(path, Limits::default());
     let mut loader = Loader::new(Settings::default().with_trust_domain(trust_domain));
     loop {
         if let Change::Settled(files) = watcher.poll()? {
-            load(&mut loader, files, &server);
+            problems.set(load(&mut loader, files, &server));
             break;
         }
     }
-    tokio::spawn(watch(watcher, loader, server));
-    Ok(())
+    tokio::spawn(watch(watcher, loader, server, problems.clone()));
+    Ok(problems)
 }
 
-async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server) {
+/// What is wrong with the files as they are now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Problems(Arc<Mutex<Vec<String>>>);
+
+impl Problems {
+    pub(crate) fn get(&self) -> Vec<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, problems: Vec<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+    }
+}
+
+async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server, problems: Problems) {
     let interval = watcher.limits().interval();
     let mut complaint = None;
     loop {
@@ -41,7 +60,7 @@ async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server) {
         watcher = back;
         let trouble = match change {
             Ok(Change::Settled(files)) => {
-                load(&mut loader, files, &server);
+                problems.set(load(&mut loader, files, &server));
                 None
             }
             Ok(_) => None,
@@ -58,23 +77,31 @@ async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server) {
     }
 }
 
-fn load(loader: &mut Loader, files: Vec<(PathBuf, Vec<u8>)>, server: &Server) {
+/// Says what is wrong, and what of it stands.
+fn load(loader: &mut Loader, files: Vec<(PathBuf, Vec<u8>)>, server: &Server) -> Vec<String> {
     let loaded = loader.load(files);
     for warning in loaded.warnings() {
         args::complain(&warning.to_string());
     }
     let (batch, problems, skipped) = loaded.into_parts();
-    for problem in problems {
-        args::complain(&problem.to_string());
-    }
     for kind in skipped {
         tracing::info!(kind, "a kind that has nothing to say");
     }
-    server.apply(batch.with_reply(|verdicts| {
+    let problems = Arc::new(Mutex::new(
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    ));
+    let refused = Arc::clone(&problems);
+    server.apply(batch.with_reply(move |verdicts| {
+        let mut problems = refused.lock().unwrap_or_else(PoisonError::into_inner);
         for verdict in verdicts {
             if let Err(rejection) = verdict.result() {
-                args::complain(&format!("{}: {rejection}", verdict.resource()));
+                problems.push(format!("{}: {rejection}", verdict.resource()));
             }
         }
     }));
+    let problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
+    for problem in &*problems {
+        args::complain(problem);
+    }
+    problems.clone()
 }

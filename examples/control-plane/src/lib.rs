@@ -67,6 +67,7 @@ pub struct Running {
     address: SocketAddr,
     state: PathBuf,
     tokens: token::Tokens,
+    problems: files::Problems,
 }
 
 /// Serves the manifests in `config`, which are watched, on a port of this machine that is free. The folder
@@ -95,6 +96,11 @@ impl Running {
         self.tokens.issue(namespace, account, lifetime)
     }
 
+    /// What is wrong with the manifests as they are now; the last good versions are served.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.get()
+    }
+
     /// What is served, and to whom.
     pub fn server(&self) -> &Server {
         &self.server
@@ -116,7 +122,7 @@ async fn serve(args: &Serve, folder: &Path, trust_domain: &str) -> Result<Runnin
     let tls = tls::config(&state, &args.server_name)?;
     let tokens = state.tokens.clone();
     let server = Server::builder(state.tokens).ca(ca).build();
-    files::load_and_watch(&args.config()?, trust_domain, server.clone())?;
+    let problems = files::load_and_watch(&args.config()?, trust_domain, server.clone())?;
     let listener = bind("--listen", args.listen).await?;
     let address = listener.local_addr()?;
     let age = Duration::from_secs(args.max_connection_age);
@@ -131,6 +137,7 @@ async fn serve(args: &Serve, folder: &Path, trust_domain: &str) -> Result<Runnin
         address,
         state: folder.to_owned(),
         tokens,
+        problems,
     })
 }
 

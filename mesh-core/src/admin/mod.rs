@@ -27,7 +27,8 @@
 //! # Who may ask
 //!
 //! Anybody who can connect: the service has no authentication. Bind it to loopback only, as Istio
-//! does (`127.0.0.1:15000`), or put it behind your own. Bound to loopback it answers only requests
+//! does (`127.0.0.1:15000`), or put it behind your own; [`Admin::readiness_only`] and [`Admin::metrics_only`] are
+//! for ports that others can reach. Bound to loopback it answers only requests
 //! whose `Host` is an address or `localhost`, so that no page in a browser can read it by pointing a
 //! name of its own here.
 
@@ -69,8 +70,17 @@ pub struct Admin {
     /// What questions are about that name no workload.
     workload: Option<WorkloadId>,
     settings: Settings,
+    pages: Pages,
     /// Names are checked only where [`Admin::serve`] knows that the socket is a loopback one.
     only_local_names: bool,
+}
+
+/// Which pages there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    All,
+    Readiness,
+    Metrics,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +107,7 @@ impl Node {
             node: Arc::downgrade(&self.inner),
             workload: None,
             settings: Settings::default(),
+            pages: Pages::All,
             only_local_names: false,
         }
     }
@@ -109,6 +120,24 @@ impl Mesh {
             workload: Some(self.workload().clone()),
             ..self.node().admin()
         }
+    }
+}
+
+impl Admin {
+    /// Answers `/healthz/ready` and nothing else: for a port that others can reach, as kubelet must; Istio's is
+    /// 15021.
+    #[must_use]
+    pub fn readiness_only(mut self) -> Self {
+        self.pages = Pages::Readiness;
+        self
+    }
+
+    /// Answers `/metrics` and `/stats/prometheus` and nothing else: for a port that others can reach, as a
+    /// scraper must; Istio's is 15020.
+    #[must_use]
+    pub fn metrics_only(mut self) -> Self {
+        self.pages = Pages::Metrics;
+        self
     }
 }
 

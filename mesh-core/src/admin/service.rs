@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use tower_service::Service;
 
-use super::{Admin, dump, explain, hosts};
+use super::{Admin, Pages, dump, explain, hosts};
 use crate::node::NodeInner;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -37,7 +37,8 @@ impl<B> Service<Request<B>> for Admin {
                 "host: expected an address or localhost\n",
             ));
         }
-        let Some(page) = Page::at(head.uri.path()) else {
+        let page = Page::at(head.uri.path());
+        let Some(page) = page.filter(|page| page.is_among(self.pages)) else {
             return AdminFuture::ready(refusal(StatusCode::NOT_FOUND, ""));
         };
         if head.method != Method::GET && head.method != Method::HEAD {
@@ -77,6 +78,14 @@ enum Page {
 }
 
 impl Page {
+    fn is_among(self, pages: Pages) -> bool {
+        match pages {
+            Pages::All => true,
+            Pages::Readiness => matches!(self, Self::Ready),
+            Pages::Metrics => matches!(self, Self::Metrics),
+        }
+    }
+
     fn at(path: &str) -> Option<Self> {
         Some(match path {
             "/" => Self::Index,

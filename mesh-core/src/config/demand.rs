@@ -99,6 +99,8 @@ struct State {
     /// Whether the source takes demands at all; until then they only stand here.
     taken: bool,
     by_name: bool,
+    /// Whether the source speaks for the first workload alone.
+    one_workload: bool,
     workloads: Vec<(WorkloadId, Identity)>,
     /// How often each is asked for, and what became of it.
     listeners: BTreeMap<SocketAddr, (usize, Asked)>,
@@ -175,6 +177,23 @@ impl Board {
         Demands {
             board: Arc::clone(self),
         }
+    }
+
+    /// The source speaks for the first workload alone.
+    #[cfg(feature = "istiod")]
+    pub(super) fn speak_for_one(&self) {
+        self.state().one_workload = true;
+    }
+
+    /// Why the source has nothing for this workload, if it has nothing.
+    pub(crate) fn refusal(&self, id: &WorkloadId) -> Option<String> {
+        let state = self.state();
+        let (first, _) = state.workloads.first().filter(|_| state.one_workload)?;
+        (first != id).then(|| {
+            format!(
+                "config::Xds speaks for {first} alone: build a mesh of its own for {id}, or make this the proxy of a host"
+            )
+        })
     }
 
     pub(crate) fn workload(&self, id: &WorkloadId, identity: &Identity) {

@@ -199,18 +199,18 @@ impl ConfigLink {
             .ok_or_else(|| Error::new(ErrorKind::Draining).with_detail("the mesh has gone"))
     }
 
+    /// Workloads but the first get nothing of this source.
+    #[cfg(feature = "istiod")]
+    fn speak_for_one(&self) -> Result<(), Error> {
+        self.node()?.board.speak_for_one();
+        Ok(())
+    }
+
     /// Says whether the source itself, which is named, can be read; before the first configuration this
     /// is why the mesh is not ready.
     #[cfg(any(feature = "file", feature = "istiod"))]
     fn source_problem(&self, name: &str, problem: Option<String>) -> Result<(), Error> {
         self.node()?.source_problem(name, problem);
-        Ok(())
-    }
-
-    /// Takes readiness away for good.
-    #[cfg(feature = "istiod")]
-    fn pend(&self, name: &str, why: &str) -> Result<(), Error> {
-        self.node()?.gate.pend(name, why);
         Ok(())
     }
 

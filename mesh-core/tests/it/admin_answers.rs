@@ -43,6 +43,35 @@ async fn readiness_names_what_is_pending() {
     assert_eq!((answer.status, &*answer.text), (StatusCode::OK, "ready\n"));
 }
 
+/// Who may ask on a port that others can reach learns nothing else.
+#[tokio::test]
+async fn a_port_of_one_page_has_no_other() {
+    let node = node(Vec::new());
+    let pages = [
+        "/",
+        "/config_dump",
+        "/explain",
+        "/healthz/ready",
+        "/metrics",
+        "/stats/prometheus",
+    ];
+    let mesh = node.workload("shop", "store-1", "store").unwrap();
+    mesh.ready().await.unwrap();
+    for (admin, there) in [
+        (mesh.admin().readiness_only(), &pages[3..4]),
+        (mesh.admin().metrics_only(), &pages[4..]),
+    ] {
+        for page in pages {
+            let answer = get(&admin, page).await;
+            let expected = match there.contains(&page) {
+                true => StatusCode::OK,
+                false => StatusCode::NOT_FOUND,
+            };
+            assert_eq!(answer.status, expected, "{page}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn metrics_are_open_metrics_text() {
     let node = node(Vec::new());

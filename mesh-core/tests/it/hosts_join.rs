@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use crate::istiod::{self, Istiod};
-use crate::istiod_place::{HOUR, Place, addresses, dump, pending, until, workload};
+use crate::istiod_place::{HOUR, Place, addresses, dump, pending, until, workload, workload_of};
 
 const NAME: &str = istiod::NAME;
 
@@ -113,9 +113,10 @@ async fn five_files_in_either_place_are_all_that_it_needs() {
     ] {
         let text = std::net::IpAddr::from(own).to_string();
         let name = format!("forum-{text}-vm-net");
-        istiod
-            .discovery
-            .say(&addresses(vec![workload(&name, own, "1")], &[]));
+        istiod.discovery.say(&addresses(
+            vec![workload_of(&name, "forum-sa", own, "1")],
+            &[],
+        ));
         let dir = tempfile::tempdir().unwrap();
         let contents = [
             format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n"),
@@ -139,9 +140,10 @@ async fn mesh_yaml_token_and_root_are_enough() {
     let own = [127, 95, 1, 3];
     let text = std::net::IpAddr::from(own).to_string();
     let name = format!("forum-{text}-vm-net");
-    istiod
-        .discovery
-        .say(&addresses(vec![workload(&name, own, "1")], &[]));
+    istiod.discovery.say(&addresses(
+        vec![workload_of(&name, "forum-sa", own, "1")],
+        &[],
+    ));
     let dir = tempfile::tempdir().unwrap();
     let mut mesh = format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n  proxyMetadata:\n");
     for (key, value) in variables(&text) {
@@ -202,7 +204,10 @@ async fn a_host_whose_entry_is_deleted_registers_again() {
     };
     let host = join(true);
     host.ready().await.unwrap();
-    place.say(&addresses(Vec::new(), &["client"])).await;
+    place
+        .istiod
+        .discovery
+        .say(&addresses(Vec::new(), &["client"]));
     until("another stream", || place.istiod.discovery.streams() == 2).await;
     let entry = vec![workload("client", [10, 0, 0, 1], "2")];
     place.say(&addresses(entry, &[])).await;

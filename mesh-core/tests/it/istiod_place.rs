@@ -53,12 +53,16 @@ pub(crate) fn uid(name: &str) -> String {
 
 /// The workload `default/name` with its name as its service account, in its newest version.
 pub(crate) fn workload(name: &str, address: [u8; 4], version: &str) -> Resource {
+    workload_of(name, name, address, version)
+}
+
+pub(crate) fn workload_of(name: &str, account: &str, address: [u8; 4], version: &str) -> Resource {
     let workload = Workload {
         name: name.to_owned(),
         namespace: "default".to_owned(),
         addresses: vec![address.to_vec()],
         tunnel_protocol: 1,
-        service_account: name.to_owned(),
+        service_account: account.to_owned(),
         uid: uid(name),
     };
     let address = Address {

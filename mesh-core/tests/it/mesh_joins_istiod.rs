@@ -460,12 +460,34 @@ async fn one_stream_speaks_for_one_workload() {
     let place = Place::new();
     let client = place.client();
     client.ready().await.unwrap();
-    let second = client
+    let why = |error: mesh_core::Error| {
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.detail().unwrap_or_default().to_owned()
+    };
+    let expected =
+        "config::Xds speaks for default/client alone: build a mesh of its own for default/server";
+    let another = client.node().workload("default", "server", "server");
+    let told = why(another.unwrap_err());
+    assert!(told.starts_with(expected), "{told}");
+    // The same one may be there twice, and nobody is worse off for the other.
+    client
         .node()
-        .workload("default", "server", "server")
+        .workload("default", "client", "client")
         .unwrap();
-    until("it is told", || {
-        pending(&second).contains("config::Xds speaks for default/client alone")
-    })
-    .await;
+    assert!(client.readiness().is_ready());
+
+    // Made before the source has begun.
+    let now = std::sync::Arc::clone(&place.now);
+    place.token("client", HOUR);
+    let node = mesh_core::Node::builder()
+        .clock(move || now())
+        .config(place.xds("client", [10, 0, 0, 1]))
+        .identity(mesh_core::identity::Istiod::new(place.control_plane("client")).for_node())
+        .build_node()
+        .unwrap();
+    let first = node.workload("default", "client", "client").unwrap();
+    let second = node.workload("default", "server", "server").unwrap();
+    first.ready().await.unwrap();
+    let told = why(second.listen(80).await.unwrap_err());
+    assert!(told.starts_with(expected), "{told}");
 }

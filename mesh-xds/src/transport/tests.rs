@@ -232,3 +232,60 @@ async fn settings_are_checked() {
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
+
+/// V031: istiod (grpc-go) takes pings that come sooner than 15 s after one another, or without a stream, for an
+/// attack, and answers the third with GOAWAY. On the wire: each frame has nine bytes before it, its length and type first.
+#[tokio::test(start_paused = true)]
+async fn pings_are_seldom_enough_for_istiod() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::{Instant, timeout};
+
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    let (pipe, mut connections, _) = Pipe::new();
+    let channel = builder().build(pipe).expect("settings");
+    let asking = tokio::spawn(async move { drop(ask(&channel, "headers").await) });
+    let mut io = tokio_stream::StreamExt::next(&mut connections)
+        .await
+        .expect("a connection")
+        .expect("a pipe");
+    let mut preface = [0; 24];
+    io.read_exact(&mut preface).await.expect("the preface");
+    io.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
+        .await
+        .expect("a client");
+    let begin = Instant::now();
+    let mut pings = Vec::new();
+    // The request is never answered, so there is a stream all the time.
+    while begin.elapsed() < Duration::from_secs(600) {
+        let mut head = [0; 9];
+        if timeout(Duration::from_secs(600), io.read_exact(&mut head))
+            .await
+            .is_err()
+        {
+            break;
+        }
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        io.read_exact(&mut payload).await.expect("the frame");
+        match (head[3], head[4]) {
+            (SETTINGS, 0) => io
+                .write_all(&[0, 0, 0, SETTINGS, 1, 0, 0, 0, 0])
+                .await
+                .expect("a client"),
+            (PING, 0) => {
+                pings.push(begin.elapsed());
+                io.write_all(&[0, 0, 8, PING, 1, 0, 0, 0, 0])
+                    .await
+                    .expect("a client");
+                io.write_all(&payload).await.expect("a client");
+            }
+            _ => {}
+        }
+    }
+    asking.abort();
+    assert!(pings.len() > 5, "a dead connection is noticed: {pings:?}");
+    for pair in pings.windows(2) {
+        assert!(pair[1] - pair[0] >= Duration::from_secs(15), "{pings:?}");
+    }
+}

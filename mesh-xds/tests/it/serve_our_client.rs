@@ -178,3 +178,46 @@ async fn a_server_that_was_started_anew_sends_what_differs() {
     assert_eq!(updates, expected, "a is the same");
     assert!(removed.contains(&ResourceName::Workload("c//Pod/default/b".into())));
 }
+
+/// V029: of more resources than a request has room to name, everything comes again; and where a request is too
+/// large all the same, as for a server with a smaller limit, the next attempt says less.
+#[tokio::test]
+async fn reconnecting_with_sixty_thousand_resources_is_no_loop() {
+    const MANY: usize = 60_000;
+    let name =
+        |number: usize| format!("c//Pod/default/a-workload-with-a-name-of-usual-length-{number}");
+    let all = (0..MANY).map(|number| Workload::new(name(number), "default", "w").into());
+    let old = Server::builder(Tokens).build();
+    old.apply(Batch::new(all.clone().collect(), Vec::new()));
+    // By the default, and with a request that istiod would refuse.
+    for versions in [None, Some(64 << 20)] {
+        let (uri, running) = start(&old, None).await;
+        let current = Current(Arc::new(Mutex::new(uri.clone())));
+        let channel = channel(&uri, "default/a").build(current.clone()).unwrap();
+        let node = Node::new("ztunnel~10.0.0.1~a.default~default.svc.cluster.local");
+        let mut settings = Settings::new(node)
+            .with_type(ADDRESS.url(), Interest::All)
+            .with_backoff(Duration::from_millis(1), Duration::from_millis(10));
+        if let Some(bytes) = versions {
+            settings = settings.with_max_initial_versions(bytes);
+        }
+        let (_client, mut events, worker) = Client::new(channel, settings, Decoder::new()).unwrap();
+        tokio::spawn(worker.run());
+        assert_eq!(next(&mut events, "").await.0.len(), MANY);
+
+        let new = Server::builder(Tokens).build();
+        new.apply(Batch::new(all.clone().skip(1).collect(), Vec::new()));
+        *current.0.lock().unwrap() = serve(&new, None).await;
+        running.abort();
+        let (updates, removed) = next(&mut events, "").await;
+        assert_eq!(updates.len(), MANY - 1, "all of it comes again");
+        assert!(removed.contains(&ResourceName::Workload(name(0).into())));
+        let mut refused = 0;
+        while let Ok(Some(event)) =
+            tokio::time::timeout(Duration::from_millis(200), events.next()).await
+        {
+            refused += usize::from(matches!(event, Event::Disconnected(Some(_))));
+        }
+        assert_eq!(refused, 0, "it stays");
+    }
+}

@@ -1,8 +1,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use mesh_core::Mesh;
-use mesh_core::config::File;
 use tokio::time::Instant;
 
 use super::stage::{Stage, request};
@@ -27,11 +25,8 @@ pub(super) async fn rotate(stage: &Stage) -> Result<Vec<String>, BoxError> {
             kept += 1;
         }
         // On a tunnel of its own: a new handshake with today's certificates at both ends.
-        let caller = Mesh::builder()
-            .workload("default", "productpage-v1", "bookinfo-productpage")
-            .config(File::watch(stage.file()))
-            .identity(stage.ca.clone())
-            .build()?;
+        let cluster = &stage.cluster;
+        let caller = cluster.another("productpage-v1", "bookinfo-productpage")?;
         expect_ok(&caller.http_client()).await?;
         fresh += 1;
     }

@@ -10,13 +10,12 @@ pub(super) async fn broken_edit(stage: &Stage) -> Result<Vec<String>, BoxError> 
         .lines()
         .position(|line| line.trim() == "action: ALOW")
         .ok_or("no action in the manifests")?;
-    let node = stage.cluster.mesh("productpage-v1").node();
     let saved = stage.save(&broken)?;
     until("the problem is reported", saved, || async {
-        !node.problems().is_empty()
+        !stage.cluster.problems().is_empty()
     })
     .await?;
-    let problem = node.problems().join("; ");
+    let problem = stage.cluster.problems().join("; ");
     if !problem.contains(&format!("bookinfo.yaml:{line}:")) || !problem.contains("action") {
         return Err(
             format!("expected the problem to name line {line} and the field: {problem}").into(),
@@ -33,7 +32,7 @@ pub(super) async fn broken_edit(stage: &Stage) -> Result<Vec<String>, BoxError> 
     }
     let saved = stage.save(stage.manifests())?;
     until("the problem is gone", saved, || async {
-        node.problems().is_empty()
+        stage.cluster.problems().is_empty()
     })
     .await?;
     let problem = problem.rsplit('/').next().unwrap_or_default().to_owned();

@@ -18,10 +18,16 @@ use stage::Stage;
 const SCENE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Plays all scenes; an error names those that failed.
-pub(crate) async fn play() -> Result<(), BoxError> {
+pub(crate) async fn play(control_plane: bool) -> Result<(), BoxError> {
     let mut programme = Programme::default();
-    let stage = Stage::set().await?;
-    config::say("Bookinfo in the mesh: 6 workloads, one process, no proxy, no root.\n");
+    let stage = Stage::set(control_plane).await?;
+    config::say("Bookinfo in the mesh: 6 workloads, one process, no proxy, no root.");
+    if control_plane {
+        config::say(
+            "A control plane in the same process has the manifests; each workload has a stream of its own and a token.",
+        );
+    }
+    config::say("");
 
     programme
         .scene(

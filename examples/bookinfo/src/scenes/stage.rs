@@ -18,6 +18,7 @@ use crate::BoxError;
 use crate::cluster::{Cluster, Ports};
 use crate::config;
 use crate::relay::Relay;
+use crate::source::Source;
 
 /// Addresses that the shipped manifests do not have, so that a Bookinfo that is up is not disturbed.
 const PAGE: &str = "127.0.2.1";
@@ -33,7 +34,6 @@ const VALIDITY: Duration = Duration::from_secs(8);
 pub(super) struct Stage {
     pub(super) cluster: Cluster,
     pub(super) netshoot: Mesh,
-    pub(super) ca: DevCa,
     pub(super) relays: Vec<Relay>,
     manifests: String,
     file: PathBuf,
@@ -41,7 +41,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) async fn set() -> Result<Self, BoxError> {
+    pub(super) async fn set(control_plane: bool) -> Result<Self, BoxError> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("bookinfo.yaml");
         let manifests = std::fs::read_to_string(config::shipped_file())?
@@ -61,13 +61,16 @@ impl Stage {
                     .map_err(|error| format!("{tapped}: {error}"))?,
             );
         }
-        let ca = DevCa::ephemeral("cluster.local").validity(VALIDITY);
-        let cluster = Cluster::start(file.clone(), ca.clone(), Ports::Hbone(REAL_PORT)).await?;
+        let source = match control_plane {
+            true => Source::control_plane(&file).await?,
+            false => Source::files(file.clone(), DevCa::ephemeral("cluster.local")),
+        };
+        let source = source.validity(VALIDITY);
+        let mut cluster = Cluster::start(source, Ports::Hbone(REAL_PORT)).await?;
         let netshoot = cluster.caller("netshoot", "netshoot")?;
         Ok(Self {
             cluster,
             netshoot,
-            ca,
             relays,
             manifests,
             file,
@@ -82,10 +85,6 @@ impl Stage {
     /// The manifests as they were shipped.
     pub(super) fn manifests(&self) -> &str {
         &self.manifests
-    }
-
-    pub(super) fn file(&self) -> PathBuf {
-        self.file.clone()
     }
 
     /// Saves the manifests as an editor does: whole, by renaming.

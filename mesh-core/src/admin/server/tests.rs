@@ -9,6 +9,7 @@ use crate::admin::Settings;
 
 fn admin() -> Admin {
     Admin {
+        pages: crate::admin::Pages::All,
         node: Weak::new(),
         workload: None,
         settings: Settings::default(),

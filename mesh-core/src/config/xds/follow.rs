@@ -34,6 +34,9 @@ const MAX_PROBLEMS: usize = 1000;
 const INBOUND_LISTENER: &str = "xds.istio.io/grpc/lds/inbound/";
 
 pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
+    if xds.mode == Mode::Sidecar {
+        link.speak_for_one()?;
+    }
     let mut demands = match xds.by_name {
         true => link.demands_by_name()?,
         false => link.demands()?,
@@ -100,7 +103,6 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         client,
         link,
         listens: xds.mode == Mode::Sidecar,
-        workload: workload.map(|(id, _)| id),
     };
     tokio::select! {
         () = worker.run() => {}
@@ -469,15 +471,14 @@ struct Ask {
     link: ConfigLink,
     /// Whether there are inbound listeners to be had.
     listens: bool,
-    /// The one that the stream speaks for.
-    workload: Option<WorkloadId>,
 }
 
 impl Ask {
     async fn run(self, mut demands: Demands) -> Result<(), Error> {
         loop {
             match demands.next().await {
-                Demand::Workload { id, .. } => self.another(&id)?,
+                // One more is refused where it is made.
+                Demand::Workload { .. } => {}
                 Demand::Want(name) => self.want(&name).await?,
                 Demand::Forget(name) => {
                     let url = ResourceType::Address.url();
@@ -499,16 +500,6 @@ impl Ask {
                 }
             }
         }
-    }
-
-    fn another(&self, id: &WorkloadId) -> Result<(), Error> {
-        let Some(own) = &self.workload else {
-            return Ok(());
-        };
-        let why = format!(
-            "config::Xds speaks for {own} alone: build a mesh for {id}, or make this the proxy of a host"
-        );
-        self.link.pend(&format!("configuration of {id}"), &why)
     }
 
     async fn want(&self, name: &str) -> Result<(), Error> {

@@ -40,9 +40,10 @@ use crate::{ControlPlane, Error};
 /// # One workload, or a node's
 ///
 /// istiod permits to say who one is, and sends listeners, to a `sidecar~` node, which is one workload: the
-/// default, and the one of the [`Mesh`](crate::Mesh) that is built with this source. A
-/// [`Node`](crate::Node) with several workloads needs a mesh for each, or is the
-/// [proxy of a host](Self::node_proxy).
+/// default, and the one of the [`Mesh`](crate::Mesh) that is built with this source: its token and its certificate
+/// prove that one alone. Several workloads in a process are a mesh each, built with a source each; one more
+/// on the [`Node`](crate::Node) of another is an error. The [proxy of a host](Self::node_proxy) speaks for all of its
+/// node's.
 ///
 /// # Examples
 ///

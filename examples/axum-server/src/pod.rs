@@ -1,0 +1,66 @@
+//! The server as a Pod of a stock Istio.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use mesh_core::identity::Istiod;
+use mesh_core::{ErrorKind, Mesh, config::Xds};
+use tokio::net::TcpListener;
+
+use crate::config::Pod;
+use crate::{BoxError, PORT, print, serve};
+
+/// Istio's ports: whoever scrapes or probes a Pod looks there.
+const METRICS: u16 = 15020;
+const READY: u16 = 15021;
+const ADMIN: u16 = 15000;
+
+pub(crate) async fn run(pod: Pod, router: Router) -> Result<(), BoxError> {
+    let mut xds = Xds::istiod(pod.control_plane.clone()).addresses(pod.addresses.clone());
+    if let Some(cluster) = &pod.cluster {
+        xds = xds.cluster_id(cluster.as_str());
+    }
+    let mut control_plane = pod.control_plane.clone();
+    if let Some(cluster) = &pod.cluster {
+        control_plane = control_plane.cluster_id(cluster.as_str());
+    }
+    let mut builder = Mesh::builder()
+        .workload(pod.namespace, pod.name, pod.service_account)
+        .config(xds)
+        .identity(Istiod::new(control_plane));
+    if let Some(trust_domain) = pod.trust_domain {
+        builder = builder.trust_domain(trust_domain);
+    }
+    let mesh = builder.build()?;
+
+    // Before the mesh is ready: kubelet asks whether it is. All questions are answered to the Pod itself alone.
+    let own = pod.addresses[0];
+    let mut pages = vec![
+        (SocketAddr::new(own, READY), mesh.admin().readiness_only()),
+        (SocketAddr::new(own, METRICS), mesh.admin().metrics_only()),
+    ];
+    if pod.admin {
+        pages.push((SocketAddr::from(([127, 0, 0, 1], ADMIN)), mesh.admin()));
+    }
+    for (address, page) in pages {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| format!("{address}: {error}"))?;
+        tokio::spawn(page.serve(listener));
+    }
+    let http = mesh.listen_http(PORT).await.map_err(|error| hint(&error))?;
+    print(&format!("hello is up on {own}:{PORT}\n"));
+    serve(&mesh, http, router, tokio::signal::ctrl_c()).await
+}
+
+/// What people trip over in a cluster.
+fn hint(error: &mesh_core::Error) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+    let causes: Vec<_> = causes.map(ToString::to_string).collect();
+    let text = causes.join(": ");
+    match error.kind() {
+        ErrorKind::Bind => format!(
+            "{text}; has the node's ztunnel taken the Pod's port 15008? The Pod needs the label istio.io/dataplane-mode: none"
+        ),
+        _ => text,
+    }
+}
