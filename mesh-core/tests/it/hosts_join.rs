@@ -132,8 +132,8 @@ async fn five_files_in_either_place_are_all_that_it_needs() {
     }
 }
 
-/// V003: namespace, service account and trust domain come from `proxyMetadata`. Without `hosts` the name has to
-/// resolve, so the address is one, and the certificate has to be for it.
+/// V003: namespace, service account and trust domain come from `proxyMetadata`. `hosts` is there as nobody resolves
+/// the name here.
 #[tokio::test]
 async fn mesh_yaml_token_and_root_are_enough() {
     let (istiod, port) = istiod().await;

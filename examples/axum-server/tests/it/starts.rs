@@ -49,6 +49,11 @@ impl Cluster {
         self.folder.path().join("istio-token")
     }
 
+    /// By a name that is in the server's certificate.
+    fn address(&self) -> String {
+        format!("localhost:{}", self.running.address().port())
+    }
+
     fn start(&self, root: &Path) -> Program {
         let mut child = Command::new(env!("CARGO_BIN_EXE_axum-server"))
             .env_clear()
@@ -58,7 +63,7 @@ impl Cluster {
             .env("POD_IPS", &self.ip)
             .env("CLUSTER_ID", "Kubernetes")
             .env("ADMIN", "off")
-            .env("CONTROL_PLANE", self.running.address().to_string())
+            .env("CONTROL_PLANE", self.address())
             .env("TOKEN_FILE", self.token())
             .env("ROOT_CERT_FILE", root)
             .stdout(Stdio::piped())
@@ -171,7 +176,7 @@ async fn it_says_that_the_token_is_refused() {
     let cluster = Cluster::new("127.0.10.24").await;
     fs::write(cluster.token(), "a.b.c").unwrap();
     let mut program = cluster.start_well();
-    let address = cluster.running.address().to_string();
+    let address = cluster.address();
     says(
         &mut program.errors,
         &["WARN", &address, "refused the token"],
