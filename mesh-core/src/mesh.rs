@@ -148,7 +148,9 @@ impl Mesh {
     ///
     /// # Errors
     ///
-    /// After the start time-out, with what is still pending.
+    /// After the start time-out, with what is still pending ([`ErrorKind::NotReady`]). At once where waiting is of no
+    /// use until somebody changes something: [`ErrorKind::Config`] for configuration that cannot be read,
+    /// [`ErrorKind::Identity`] for certificates that cannot do. Trying again after that is right.
     ///
     /// # Cancel safety
     ///

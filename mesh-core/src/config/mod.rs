@@ -214,6 +214,13 @@ impl ConfigLink {
         Ok(())
     }
 
+    /// Takes readiness away until the source says that it has no problem of this name.
+    #[cfg(feature = "istiod")]
+    fn pend(&self, name: &str, why: &str) -> Result<(), Error> {
+        self.node()?.gate.pend(name, why);
+        Ok(())
+    }
+
     #[cfg(feature = "istiod")]
     fn probe(&self) -> Result<Option<crate::health::Probe>, Error> {
         Ok(self.node()?.settings.readiness_probe.clone())

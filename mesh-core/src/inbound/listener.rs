@@ -162,8 +162,9 @@ impl Mesh {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotReady`] or [`ErrorKind::NoRecord`] after the start time-out,
-    /// [`ErrorKind::Identity`] when the record has another identity than the builder was given,
+    /// As [`ready`](Mesh::ready); [`ErrorKind::NoRecord`] after the start time-out, or at once where the
+    /// configuration is in files or in code, which are all there is;
+    /// [`ErrorKind::Identity`] also when the record has another identity than the builder was given,
     /// [`ErrorKind::Bind`] when a port cannot be bound, with the address.
     ///
     /// # Cancel safety

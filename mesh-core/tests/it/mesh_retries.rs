@@ -222,6 +222,54 @@ async fn a_refused_stream_of_which_more_was_read_than_is_kept_is_not_sent_again(
     assert_eq!(whole(response).await, "answer to ");
 }
 
+/// Refuses the first call when it has its message, and answers the next with the same message.
+async fn greet(stream: MeshStream, calls: Arc<AtomicUsize>) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let refuses = calls.fetch_add(1, Ordering::Relaxed) == 0;
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            let mut message = Vec::new();
+            while let Some(data) = body.data().await {
+                message.extend_from_slice(&data.unwrap());
+            }
+            if refuses {
+                return respond.send_reset(Reason::REFUSED_STREAM);
+            }
+            let head = Response::builder().header("content-type", "application/grpc");
+            let mut body = respond
+                .send_response(head.body(()).unwrap(), false)
+                .unwrap();
+            body.send_data(message.into(), false).unwrap();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", 0.into());
+            body.send_trailers(trailers).unwrap();
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_unary_grpc_call_that_its_server_refused_is_sent_again() {
+    let world = World::new(174);
+    let (client, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&calls);
+    tokio::spawn(async move {
+        while let Ok(stream) = listener.accept().await {
+            tokio::spawn(greet(stream, Arc::clone(&count)));
+        }
+    });
+    let origin = format!("http://server:{PORT}").parse().unwrap();
+    let mut grpc = tonic::client::Grpc::with_origin(client.http_client(), origin);
+    grpc.ready().await.unwrap();
+    let call = tonic::Request::new("hello".to_owned());
+    let path = http::uri::PathAndQuery::from_static("/greeter/greet");
+    let answer = grpc.unary(call, path, crate::testing_tonic::Text).await;
+    assert_eq!(answer.unwrap().into_inner(), "hello");
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+}
+
 #[tokio::test]
 async fn a_body_that_the_server_may_have_acted_on_is_sent_once() {
     for (net, first) in [

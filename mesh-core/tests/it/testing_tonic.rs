@@ -19,7 +19,7 @@ use crate::handler::{REVIEWS, from, policy, to};
 
 /// Messages are plain text.
 #[derive(Default)]
-struct Text;
+pub(crate) struct Text;
 
 impl Codec for Text {
     type Encode = String;

@@ -41,7 +41,8 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         true => link.demands_by_name()?,
         false => link.demands()?,
     };
-    link.source_problem(NAME, Some("no answer yet".to_owned()))?;
+    // Nothing to log: so it begins.
+    link.pend(NAME, "no answer yet")?;
     let workload = match xds.mode {
         Mode::Sidecar => Some(first_workload(&mut demands).await),
         Mode::NodeProxy { .. } => None,
