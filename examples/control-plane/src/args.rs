@@ -12,6 +12,9 @@ use crate::BoxError;
 /// Half an hour, as istiod's chart has it.
 const MAX_CONNECTION_AGE: u64 = 1800;
 
+/// As istiod has it.
+const REGISTRATION_GRACE: u64 = 10;
+
 /// A control plane on one machine: discovery and certificates out of files.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
@@ -53,6 +56,10 @@ pub(crate) struct Serve {
     #[arg(long, default_value_t = MAX_CONNECTION_AGE)]
     pub(crate) max_connection_age: u64,
 
+    /// For how many seconds the entry of a host stays that has no stream any more.
+    #[arg(long, default_value_t = REGISTRATION_GRACE)]
+    pub(crate) registration_grace: u64,
+
     /// Start, join a client, print what it was served, and exit: 0 when it was all of it, 1 otherwise.
     #[arg(long)]
     pub(crate) once: bool,
@@ -66,6 +73,7 @@ impl Serve {
             server_name: Vec::new(),
             http: None,
             max_connection_age: MAX_CONNECTION_AGE,
+            registration_grace: REGISTRATION_GRACE,
             once: false,
         }
     }
@@ -108,9 +116,13 @@ pub(crate) struct Configure {
     #[arg(long)]
     pub(crate) name: String,
 
-    /// The service account that the host becomes.
-    #[arg(long, default_value = "default")]
-    pub(crate) service_account: String,
+    /// The manifests with the group, of which the host is told labels, ports and probe.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The service account that the host becomes; default: the group's, else "default".
+    #[arg(long)]
+    pub(crate) service_account: Option<String>,
 
     /// The folder to write to; created when absent.
     #[arg(long, short)]

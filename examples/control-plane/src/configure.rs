@@ -8,26 +8,37 @@ use std::path::Path;
 use std::time::Duration;
 
 use mesh_authz::Identity;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::{Args, Configure};
+use crate::group::Group;
 use crate::state::State;
 use crate::tls::SERVER_NAME;
 use crate::{BoxError, args};
 
 pub(crate) fn run(all: &Args, of: &Configure) -> Result<(), BoxError> {
+    let group = match &of.config {
+        Some(path) => Group::find(path, &of.namespace, &of.name)?,
+        None => Group::default(),
+    };
+    let account = of.service_account.as_ref();
+    let account = account.or(group.service_account.as_ref());
+    let host = Host {
+        all,
+        of,
+        account: account.map_or("default", String::as_str),
+        group: &group,
+    };
     // Before anything is written: these become an identity.
-    Identity::new(&all.trust_domain, &of.namespace, &of.service_account)?;
+    Identity::new(&all.trust_domain, &of.namespace, host.account)?;
     let state = State::open(&all.state, &all.trust_domain)?;
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(&of.output)?;
     let lifetime = Duration::from_secs(of.token_duration);
-    let token = state
-        .tokens
-        .issue(&of.namespace, &of.service_account, lifetime);
+    let token = state.tokens.issue(&of.namespace, host.account, lifetime);
     let files = [
-        ("cluster.env", cluster_env(all, of), 0o644),
-        ("mesh.yaml", mesh_yaml(all, of), 0o644),
+        ("cluster.env", host.cluster_env(), 0o644),
+        ("mesh.yaml", host.mesh_yaml(), 0o644),
         ("root-cert.pem", state.root, 0o644),
         ("istio-token", token, 0o600),
         ("hosts", format!("{} {SERVER_NAME}\n", of.ingress_ip), 0o644),
@@ -39,65 +50,93 @@ pub(crate) fn run(all: &Args, of: &Configure) -> Result<(), BoxError> {
         "{}: for {}/{}, with a token for {} s",
         of.output.display(),
         of.namespace,
-        of.service_account,
+        host.account,
         of.token_duration
     ));
     Ok(())
 }
 
-/// What the host says of itself.
-fn metadata(all: &Args, of: &Configure) -> BTreeMap<String, String> {
-    let labels = json!({
-        "service.istio.io/canonical-name": of.name,
-        "service.istio.io/canonical-revision": "latest",
-    });
-    let mut found = BTreeMap::new();
-    let mut add = |key: &str, value: &str| _ = found.insert(key.to_owned(), value.to_owned());
-    add("CANONICAL_REVISION", "latest");
-    add("CANONICAL_SERVICE", &of.name);
-    add("ISTIO_METAJSON_LABELS", &labels.to_string());
-    add("ISTIO_META_CLUSTER_ID", &of.cluster_id);
-    add("ISTIO_META_MESH_ID", "");
-    add("ISTIO_META_NETWORK", &of.network);
-    add("ISTIO_META_WORKLOAD_NAME", &of.name);
-    add("POD_NAMESPACE", &of.namespace);
-    add("SERVICE_ACCOUNT", &of.service_account);
-    add("TRUST_DOMAIN", &all.trust_domain);
-    if of.autoregister {
-        add("ISTIO_META_AUTO_REGISTER_GROUP", &of.name);
-    }
-    found
+struct Host<'a> {
+    all: &'a Args,
+    of: &'a Configure,
+    account: &'a str,
+    group: &'a Group,
 }
 
-fn cluster_env(all: &Args, of: &Configure) -> String {
-    let mut values = metadata(all, of);
-    let mut add = |key: &str, value: &str| _ = values.insert(key.to_owned(), value.to_owned());
-    add("ISTIO_INBOUND_PORTS", "*");
-    add("ISTIO_LOCAL_EXCLUDE_PORTS", "22,15090,15021,15020");
-    add("ISTIO_NAMESPACE", &of.namespace);
-    add("ISTIO_SERVICE", &format!("{}.{}", of.name, of.namespace));
-    add("ISTIO_SERVICE_CIDR", "*");
-    if let Some(ip) = of.internal_ip {
-        add("ISTIO_SVC_IP", &ip.to_string());
+impl Host<'_> {
+    /// What the host says of itself.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let of = self.of;
+        let mut labels = self.group.labels.clone();
+        let canonical = "service.istio.io/canonical-name";
+        labels.entry(canonical).or_insert_with(|| json!(of.name));
+        let revision = "service.istio.io/canonical-revision";
+        labels.entry(revision).or_insert_with(|| json!("latest"));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (name, version) = (text(&labels[canonical]), text(&labels[revision]));
+        let mut found = BTreeMap::new();
+        let mut add = |key: &str, value: &str| _ = found.insert(key.to_owned(), value.to_owned());
+        add("CANONICAL_REVISION", &version);
+        add("CANONICAL_SERVICE", &name);
+        add("ISTIO_METAJSON_LABELS", &Value::Object(labels).to_string());
+        add("ISTIO_META_CLUSTER_ID", &of.cluster_id);
+        add("ISTIO_META_MESH_ID", "");
+        add("ISTIO_META_NETWORK", &of.network);
+        add("ISTIO_META_WORKLOAD_NAME", &of.name);
+        add("POD_NAMESPACE", &of.namespace);
+        add("SERVICE_ACCOUNT", self.account);
+        add("TRUST_DOMAIN", &self.all.trust_domain);
+        let ports = self.group.ports.iter();
+        let ports: Vec<Value> = ports
+            .map(|(name, port)| json!({ "name": name, "containerPort": port, "protocol": "" }))
+            .collect();
+        if !ports.is_empty() {
+            add("ISTIO_META_POD_PORTS", &Value::from(ports).to_string());
+        }
+        if of.autoregister {
+            add("ISTIO_META_AUTO_REGISTER_GROUP", &of.name);
+        }
+        found
     }
-    let line = |(key, value): (&String, &String)| format!("{key}={}\n", quoted(value));
-    values.iter().map(line).collect()
+
+    fn cluster_env(&self) -> String {
+        let of = self.of;
+        let ports = self.group.ports.iter();
+        let ports: Vec<_> = ports.map(|(_, port)| port.to_string()).collect();
+        let ports = match ports.is_empty() {
+            true => "*".to_owned(),
+            false => ports.join(","),
+        };
+        let mut values = self.metadata();
+        let mut add = |key: &str, value: &str| _ = values.insert(key.to_owned(), value.to_owned());
+        add("ISTIO_INBOUND_PORTS", &ports);
+        add("ISTIO_LOCAL_EXCLUDE_PORTS", "22,15090,15021,15020");
+        add("ISTIO_NAMESPACE", &of.namespace);
+        add("ISTIO_SERVICE", &format!("{}.{}", of.name, of.namespace));
+        add("ISTIO_SERVICE_CIDR", "*");
+        if let Some(ip) = of.internal_ip {
+            add("ISTIO_SVC_IP", &ip.to_string());
+        }
+        let line = |(key, value): (&String, &String)| format!("{key}={}\n", quoted(value));
+        values.iter().map(line).collect()
+    }
+
+    /// JSON is YAML.
+    fn mesh_yaml(&self) -> String {
+        let mut config = json!({
+            "discoveryAddress": format!("{SERVER_NAME}:{}", self.of.ingress_port),
+            "proxyMetadata": self.metadata(),
+        });
+        if let Some(probe) = &self.group.probe {
+            config["readinessProbe"] = probe.clone();
+        }
+        format!("{:#}\n", json!({ "defaultConfig": config }))
+    }
 }
 
 /// As a POSIX shell reads it back.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r#"'"'"'"#))
-}
-
-/// JSON is YAML.
-fn mesh_yaml(all: &Args, of: &Configure) -> String {
-    let config = json!({
-        "defaultConfig": {
-            "discoveryAddress": format!("{SERVER_NAME}:{}", of.ingress_port),
-            "proxyMetadata": metadata(all, of),
-        }
-    });
-    format!("{config:#}\n")
 }
 
 /// Puts a file in place at once.

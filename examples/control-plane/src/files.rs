@@ -1,12 +1,12 @@
-//! The files: loaded at once, then watched.
+//! The files, loaded at once and then watched, and the hosts that register: what is served is made of both.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_xds::file::{Change, Limits, Loader, Settings, Watcher};
-use mesh_xds::serve::Server;
+use mesh_xds::serve::{Registrations, Server};
 
-use crate::{BoxError, args};
+use crate::{BoxError, args, hosts};
 
 /// Serves what the files say, and what they come to say. What is wrong with them is told on standard error;
 /// at the start, files that cannot be read are an error.
@@ -15,16 +15,23 @@ pub(crate) fn load_and_watch(
     trust_domain: &str,
     server: Server,
 ) -> Result<Problems, BoxError> {
-    let problems = Problems::default();
     let mut watcher = Watcher::new(path, Limits::default());
-    let mut loader = Loader::new(Settings::default().with_trust_domain(trust_domain));
+    let mut source = Source {
+        loader: Loader::new(Settings::default().with_trust_domain(trust_domain)),
+        files: Vec::new(),
+        registrations: server.registrations(),
+        problems: Problems::default(),
+        server,
+    };
     loop {
         if let Change::Settled(files) = watcher.poll()? {
-            problems.set(load(&mut loader, files, &server));
+            source.files = files;
+            source.load();
             break;
         }
     }
-    tokio::spawn(watch(watcher, loader, server, problems.clone()));
+    let problems = source.problems.clone();
+    tokio::spawn(watch(watcher, source));
     Ok(problems)
 }
 
@@ -45,11 +52,18 @@ impl Problems {
     }
 }
 
-async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server, problems: Problems) {
-    let interval = watcher.limits().interval();
+async fn watch(mut watcher: Watcher, mut source: Source) {
+    let mut ticks = tokio::time::interval(watcher.limits().interval());
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut complaint = None;
     loop {
-        tokio::time::sleep(interval).await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = source.registrations.changed() => {
+                source.load();
+                continue;
+            }
+        }
         let polled = tokio::task::spawn_blocking(move || {
             let change = watcher.poll();
             (watcher, change)
@@ -60,7 +74,8 @@ async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server, problem
         watcher = back;
         let trouble = match change {
             Ok(Change::Settled(files)) => {
-                problems.set(load(&mut loader, files, &server));
+                source.files = files;
+                source.load();
                 None
             }
             Ok(_) => None,
@@ -77,31 +92,46 @@ async fn watch(mut watcher: Watcher, mut loader: Loader, server: Server, problem
     }
 }
 
-/// Says what is wrong, and what of it stands.
-fn load(loader: &mut Loader, files: Vec<(PathBuf, Vec<u8>)>, server: &Server) -> Vec<String> {
-    let loaded = loader.load(files);
-    for warning in loaded.warnings() {
-        args::complain(&warning.to_string());
-    }
-    let (batch, problems, skipped) = loaded.into_parts();
-    for kind in skipped {
-        tracing::info!(kind, "a kind that has nothing to say");
-    }
-    let problems = Arc::new(Mutex::new(
-        problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
-    ));
-    let refused = Arc::clone(&problems);
-    server.apply(batch.with_reply(move |verdicts| {
-        let mut problems = refused.lock().unwrap_or_else(PoisonError::into_inner);
-        for verdict in verdicts {
-            if let Err(rejection) = verdict.result() {
-                problems.push(format!("{}: {rejection}", verdict.resource()));
-            }
+struct Source {
+    loader: Loader,
+    /// As they were read last.
+    files: Vec<(PathBuf, Vec<u8>)>,
+    registrations: Registrations,
+    problems: Problems,
+    server: Server,
+}
+
+impl Source {
+    /// Says what is wrong, and what of it stands.
+    fn load(&mut self) {
+        let mut files = self.files.clone();
+        files.extend(self.registrations.entries().iter().map(hosts::document));
+        let loaded = self.loader.load(files);
+        for warning in loaded.warnings() {
+            args::complain(&warning.to_string());
         }
-    }));
-    let problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
-    for problem in &*problems {
-        args::complain(problem);
+        let (batch, problems, skipped) = loaded.into_parts();
+        for kind in skipped {
+            tracing::info!(kind, "a kind that has nothing to say");
+        }
+        let problems = Arc::new(Mutex::new(
+            problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ));
+        let refused = Arc::clone(&problems);
+        self.server.apply(batch.with_reply(move |verdicts| {
+            let mut problems = refused.lock().unwrap_or_else(PoisonError::into_inner);
+            for verdict in verdicts {
+                if let Err(rejection) = verdict.result() {
+                    problems.push(format!("{}: {rejection}", verdict.resource()));
+                }
+            }
+        }));
+        let groups = self.loader.workload_groups().cloned();
+        self.server.set_workload_groups(groups.collect());
+        let problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
+        for problem in &*problems {
+            args::complain(problem);
+        }
+        self.problems.set(problems.clone());
     }
-    problems.clone()
 }

@@ -5,6 +5,8 @@
 mod args;
 mod configure;
 mod files;
+mod group;
+mod hosts;
 mod once;
 mod pages;
 mod serving;
@@ -121,7 +123,10 @@ async fn serve(args: &Serve, folder: &Path, trust_domain: &str) -> Result<Runnin
     let ca = Ca::new(&state.root, &state.key)?;
     let tls = tls::config(&state, &args.server_name)?;
     let tokens = state.tokens.clone();
-    let server = Server::builder(state.tokens).ca(ca).build();
+    let server = Server::builder(state.tokens)
+        .ca(ca)
+        .registration_grace(Duration::from_secs(args.registration_grace))
+        .build();
     let problems = files::load_and_watch(&args.config()?, trust_domain, server.clone())?;
     let listener = bind("--listen", args.listen).await?;
     let address = listener.local_addr()?;

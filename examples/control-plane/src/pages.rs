@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_xds::serve::{ClientStatus, Server, Withheld};
+use mesh_xds::serve::{ClientStatus, HostEntry, Server, Withheld};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -47,6 +47,7 @@ fn answer(request: &Request<Incoming>, server: &Server) -> Response<Full<Bytes>>
         "/debug/syncz" => {
             let page = json!({
                 "clients": server.clients().iter().map(client).collect::<Vec<_>>(),
+                "hosts": server.registrations().entries().iter().map(host).collect::<Vec<_>>(),
                 "withheld": server.withheld().iter().map(withheld).collect::<Vec<_>>(),
             });
             (StatusCode::OK, "application/json", format!("{page:#}\n"))
@@ -65,6 +66,16 @@ fn answer(request: &Request<Incoming>, server: &Server) -> Response<Full<Bytes>>
         .headers_mut()
         .insert(http::header::CONTENT_TYPE, kind);
     response
+}
+
+fn host(of: &HostEntry) -> Value {
+    json!({
+        "entry": of.name().to_string(),
+        "group": of.group().to_string(),
+        "address": of.address().to_string(),
+        "healthy": of.health().map(|health| health.is_ok()),
+        "unhealthy_because": of.health().and_then(Result::err),
+    })
 }
 
 fn withheld(of: &Withheld) -> Value {

@@ -10,7 +10,7 @@ use super::problem::{Invalid, Problem};
 use super::settings::Settings;
 use super::{tree, ztunnel};
 use crate::manifest::{self, assemble};
-use crate::model::{Batch, ResourceName, Service, Update, Verdict, Workload};
+use crate::model::{Batch, ResourceName, Service, Update, Verdict, Workload, WorkloadGroup};
 
 /// Turns the contents of files into batches of what changed; keeps the last good version of all.
 ///
@@ -190,6 +190,19 @@ impl Loader {
         let field = verdict.resource().to_string();
         let invalid = Invalid::new(line, field, reason.to_owned());
         Some(Problem::new(file, invalid))
+    }
+
+    /// The WorkloadGroups in effect: templates for the entries of hosts that register, which say nothing of
+    /// the mesh by themselves.
+    pub fn workload_groups(&self) -> impl Iterator<Item = &WorkloadGroup> {
+        let entries = self.files.values().flatten();
+        entries.filter_map(|entry| match &entry.object {
+            Object::Manifest(object) => match &**object {
+                manifest::Object::WorkloadGroup(group) => Some(group),
+                _ => None,
+            },
+            Object::Ztunnel(_) => None,
+        })
     }
 
     /// All resources in effect, by kind and name.

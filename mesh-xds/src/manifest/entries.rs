@@ -9,7 +9,7 @@ use mesh_authz::Identity;
 use super::core::{condition, protocol};
 use super::meta::{Labels, Meta, check_account, labels};
 use crate::file::cursor::{Cursor, Fields, Result};
-use crate::model::{AppProtocol, Locality};
+use crate::model::{AppProtocol, Locality, ObjectName, WorkloadGroup};
 
 /// What a WorkloadEntry's `spec` and an endpoint of a ServiceEntry say.
 #[derive(Debug, Clone, Default)]
@@ -124,32 +124,53 @@ impl WorkloadEntry {
     }
 }
 
-/// Reads a WorkloadGroup, a template for entries: it says nothing by itself, but has to be right.
-pub(crate) fn read_group(fields: &mut Fields<'_>) -> Result<()> {
+/// Reads a WorkloadGroup, a template for entries.
+pub(crate) fn read_group(meta: &Meta, fields: &mut Fields<'_>) -> Result<WorkloadGroup> {
     let spec = fields.need("spec")?;
     let mut spec = spec.fields()?;
-    spec.ignore(&["probe"]);
+    let probed = spec.get("probe").is_some();
+    let (mut own, mut annotations) = (Labels::new(), Labels::new());
     if let Some(metadata) = spec.get("metadata") {
         let mut metadata = metadata.fields()?;
-        metadata.map("labels", labels)?;
-        metadata.map("annotations", labels)?;
+        own = metadata.map("labels", labels)?.unwrap_or_default();
+        annotations = metadata.map("annotations", labels)?.unwrap_or_default();
         metadata.finish()?;
     }
     let template = spec.need("template")?;
     let mut template = template.fields()?;
-    template.map("labels", labels)?;
-    template.text("network")?;
-    template.text("locality")?;
-    template.text("serviceAccount")?;
-    template.map("weight", Cursor::u32)?;
-    template.map("ports", |at| {
-        at.entries()?
-            .iter()
-            .try_for_each(|(_, port)| port.port().map(drop))
-    })?;
+    let mut all = template.map("labels", labels)?.unwrap_or_default();
+    all.extend(own);
+    let mut account = Arc::default();
+    if let Some(at) = template.get("serviceAccount") {
+        account = at.text()?;
+        if !account.is_empty() {
+            check_account(&at, &meta.namespace, &account)?;
+        }
+    }
+    let ports = match template.get("ports") {
+        Some(at) => at
+            .entries()?
+            .into_iter()
+            .map(|(name, port)| Ok((Arc::clone(name), port.port()?)))
+            .collect::<Result<_>>()?,
+        None => Vec::new(),
+    };
+    let name = ObjectName::new(Arc::clone(&meta.namespace), Arc::clone(&meta.name));
+    let mut group = WorkloadGroup::new(name)
+        .with_labels(all)
+        .with_annotations(annotations)
+        .with_service_account(account)
+        .with_network(template.text("network")?)
+        .with_locality(locality(&template.text("locality")?))
+        .with_ports(ports)
+        .with_probe(probed);
+    if let Some(weight) = template.map("weight", Cursor::u32)? {
+        group = group.with_weight(weight);
+    }
     template.ignore(&["address"]);
     template.finish()?;
-    spec.finish()
+    spec.finish()?;
+    Ok(group)
 }
 
 #[derive(Debug, Clone)]

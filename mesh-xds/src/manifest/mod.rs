@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::file::cursor::{Cursor, Result};
 use crate::file::problem::Invalid;
 use crate::file::settings::Settings;
-use crate::model::HttpRoute;
+use crate::model::{HttpRoute, WorkloadGroup};
 use meta::Meta;
 
 /// An object that was read.
@@ -36,6 +36,7 @@ pub(crate) enum Object {
     RequestAuthentication(security::RequestAuthentication),
     Gateway(gateway::Gateway),
     HttpRoute(HttpRoute),
+    WorkloadGroup(WorkloadGroup),
     /// An object that is right and says nothing of the mesh by itself.
     Silent,
 }
@@ -206,10 +207,7 @@ impl Item<'_> {
             Kind::WorkloadEntry => {
                 Object::WorkloadEntry(entries::WorkloadEntry::read(meta, &mut fields)?)
             }
-            Kind::WorkloadGroup => {
-                entries::read_group(&mut fields)?;
-                Object::Silent
-            }
+            Kind::WorkloadGroup => Object::WorkloadGroup(entries::read_group(&meta, &mut fields)?),
             Kind::ServiceEntry => {
                 Object::ServiceEntry(entries::ServiceEntry::read(meta, &mut fields)?)
             }

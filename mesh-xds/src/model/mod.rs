@@ -28,6 +28,7 @@
 mod address;
 mod filter;
 mod gateway;
+mod group;
 mod inbound;
 mod policy;
 mod route;
@@ -38,6 +39,7 @@ mod workload;
 pub use address::{GatewayAddress, GatewayDestination, NetworkAddress, ObjectName, ObjectRef};
 pub use filter::{Cors, HeaderChanges, HttpFilter, Mirror, PathChange, Redirect, Rewrite};
 pub use gateway::{AllowedNamespaces, Gateway, Listener, WaypointFor};
+pub use group::WorkloadGroup;
 pub use inbound::InboundListener;
 pub use policy::{
     AttachedPolicy, Jwks, JwtRule, RequestAuthentication, Scope, Target, TokenLocation,

@@ -10,6 +10,8 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::auth::Credentials;
+use super::host;
+use super::registry::Refused;
 use super::server::{Registered, Shared};
 use super::session::{Bounds, End, Session};
 use super::status::ClientStatus;
@@ -234,6 +236,9 @@ impl<P: Protocol> Running<P> {
             if has_listeners(&node) {
                 self.session.own(self.client.status.identity.clone());
             }
+            if let Some(host) = host::read(&node, &self.client.status.identity)? {
+                self.client.register(host)?;
+            }
             let version = text(&node, "ISTIO_VERSION").map(str::to_owned);
             let version = version.or_else(|| build(&node));
             let version = version.map(|text| text.chars().take(MAX_VERSION).collect());
@@ -247,7 +252,7 @@ impl<P: Protocol> Running<P> {
         if P::type_url(&request) == type_url::HEALTH {
             let mut text = P::error(request).map(|error| error.message);
             text = text.map(|text| text.chars().take(MAX_HEALTH).collect());
-            self.client.status.health = Some(text.map_or(Ok(()), Err));
+            self.client.report(text.map_or(Ok(()), Err));
         } else {
             let shared = &self.client.shared;
             shared.read(|store| P::request(&mut self.session, request, store))?;
@@ -282,6 +287,18 @@ impl From<End> for Status {
                 Self::resource_exhausted(format!("names of more than {most} bytes together"))
             }
             End::Behind => Self::aborted("too far behind: connect anew"),
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        let text = refused.to_string();
+        match refused {
+            Refused::NoGroup(_) => Self::failed_precondition(text),
+            Refused::Account { .. } => Self::permission_denied(text),
+            Refused::Taken { .. } => Self::already_exists(text),
+            Refused::TooMany(_) => Self::resource_exhausted(text),
         }
     }
 }
@@ -323,7 +340,7 @@ fn has_listeners(node: &Node) -> bool {
         && text(node, "ENABLE_HBONE") == Some("true")
 }
 
-fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
     let value = node.metadata.as_ref()?.fields.get(key)?;
     match value.kind.as_ref()? {
         Kind::StringValue(text) if !text.is_empty() => Some(text),

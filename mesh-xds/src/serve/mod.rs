@@ -30,6 +30,13 @@
 //!   workloads that run as itself, of ports that a service names.
 //! * Other types are answered with nothing.
 //!
+//! # Hosts
+//!
+//! A host outside Kubernetes registers with its stream, by `AUTO_REGISTER_GROUP` in its node's metadata: it gets an
+//! entry of that name's WorkloadGroup, as with istiod ([`Server::set_workload_groups`], [`Registrations`]). What it
+//! reports of its application's health is the entry's; with a readiness probe in the group, or one of its own, it
+//! is unhealthy until it says otherwise. The entry goes a while after the host's last stream.
+//!
 //! [`Batch`]: crate::model::Batch
 
 mod auth;
@@ -38,6 +45,9 @@ mod ca;
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 mod certificates;
 mod discovery;
+mod host;
+mod registrations;
+mod registry;
 mod server;
 mod service;
 mod session;
@@ -50,6 +60,8 @@ mod tests;
 pub use auth::{Authenticating, Authenticator, Credentials, Peer, Unauthenticated};
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 pub use ca::Ca;
+pub use registrations::Registrations;
+pub use registry::HostEntry;
 pub use server::{Server, ServerBuilder};
 pub use service::{Answer, Body, Service};
 pub use status::{ClientStatus, Refusal, Subscription, Withheld};

@@ -3,16 +3,20 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::auth::Authenticator;
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 use super::ca::Ca;
+use super::registrations::Registrations;
+use super::registry::{Host, Refused, Registry};
 use super::service::Service;
 use super::status::{ClientStatus, Withheld};
 use super::store::{Kind, Store};
-use crate::model::Batch;
+use crate::model::{Batch, WorkloadGroup};
 
 /// A control plane's state: the model that it serves, and its clients. Cheap to clone.
 ///
@@ -44,6 +48,8 @@ pub(super) struct Shared {
     store: Mutex<Store>,
     changes: watch::Sender<u64>,
     clients: Mutex<Clients>,
+    registry: Mutex<Registry>,
+    registry_changes: watch::Sender<()>,
     pub(super) authenticator: Box<dyn Authenticator>,
     #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
     pub(super) ca: Option<Ca>,
@@ -62,6 +68,9 @@ pub(super) struct Limits {
     pub(super) names: usize,
     pub(super) names_size: usize,
     pub(super) request: usize,
+    pub(super) hosts: usize,
+    pub(super) grace: Duration,
+    pub(super) host_return: Duration,
 }
 
 impl Server {
@@ -76,6 +85,9 @@ impl Server {
                 names: 100_000,
                 names_size: 4 << 20,
                 request: 4 << 20,
+                hosts: 10_000,
+                grace: Duration::from_secs(10),
+                host_return: Duration::from_secs(30),
             },
         }
     }
@@ -101,6 +113,21 @@ impl Server {
     pub fn resources(&self) -> usize {
         self.shared
             .read(|store| store.table(Kind::Address).len() + store.table(Kind::Authorization).len())
+    }
+
+    /// Sets the groups whose hosts may register, all of them; none at first. A host is registered if it has
+    /// proved to be of the group's namespace and service account, and no other workload has its address. The
+    /// entries of a group that is no more go with it.
+    pub fn set_workload_groups(&self, groups: Vec<WorkloadGroup>) {
+        self.shared
+            .change_store(|store| store.set_groups(groups.iter().map(WorkloadGroup::name)));
+        self.shared
+            .change_registry(|registry| registry.set_groups(groups, Instant::now()));
+    }
+
+    /// The entries of hosts that register.
+    pub fn registrations(&self) -> Registrations {
+        Registrations::new(Arc::clone(&self.shared))
     }
 
     /// The policies that were applied and that nobody is sent, by name.
@@ -129,6 +156,36 @@ impl Shared {
         self.changes.subscribe()
     }
 
+    fn change_store(&self, change: impl FnOnce(&mut Store)) {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut store);
+        let revision = store.revision();
+        drop(store);
+        self.changes.send_replace(revision);
+    }
+
+    /// Hosts that have not come back by now are gone.
+    pub(super) fn settle(&self) {
+        let over = self.registry(|registry| !registry.is_waiting());
+        if over && self.read(Store::is_waiting) {
+            self.change_store(Store::settle);
+        }
+    }
+
+    pub(super) fn registry<T>(&self, with: impl FnOnce(&mut Registry) -> T) -> T {
+        with(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change_registry<T>(&self, with: impl FnOnce(&mut Registry) -> T) -> T {
+        let result = self.registry(with);
+        self.registry_changes.send_replace(());
+        result
+    }
+
+    pub(super) fn registry_changes(&self) -> watch::Receiver<()> {
+        self.registry_changes.subscribe()
+    }
+
     fn clients(&self) -> MutexGuard<'_, Clients> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,6 +202,7 @@ impl Shared {
         Some(Registered {
             shared: Arc::clone(self),
             status,
+            is_host: false,
         })
     }
 }
@@ -153,9 +211,38 @@ impl Shared {
 pub(super) struct Registered {
     pub(super) shared: Arc<Shared>,
     pub(super) status: ClientStatus,
+    is_host: bool,
 }
 
 impl Registered {
+    /// Registers the host that the client is.
+    pub(super) fn register(&mut self, host: Host) -> Result<(), Refused> {
+        let entry = host.entry_name();
+        let (address, network) = (host.address, &host.network);
+        let taken = self
+            .shared
+            .read(|store| store.occupant(address, network, &entry));
+        if let Some(by) = taken {
+            return Err(Refused::Taken { address, by });
+        }
+        let id = self.status.id;
+        self.shared
+            .change_registry(|registry| registry.connect(id, host))?;
+        self.is_host = true;
+        tracing::info!(%entry, "a host is registered");
+        Ok(())
+    }
+
+    /// Takes a report of how its application is.
+    pub(super) fn report(&mut self, health: Result<(), String>) {
+        if self.is_host {
+            let (id, health) = (self.status.id, health.clone());
+            self.shared
+                .change_registry(|registry| registry.health(id, health));
+        }
+        self.status.health = Some(health);
+    }
+
     /// Shows the status as it is now.
     pub(super) fn show(&self) {
         let mut clients = self.shared.clients();
@@ -165,6 +252,11 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        if self.is_host {
+            let id = self.status.id;
+            self.shared
+                .change_registry(|registry| registry.disconnect(id, Instant::now()));
+        }
         self.shared.clients().by_id.remove(&self.status.id);
     }
 }
@@ -215,6 +307,26 @@ impl ServerBuilder {
         self
     }
 
+    /// Sets how many hosts may be registered. Default: 10 000; others are answered RESOURCE_EXHAUSTED.
+    pub fn max_hosts(mut self, hosts: usize) -> Self {
+        self.limits.hosts = hosts;
+        self
+    }
+
+    /// Sets how long the entry of a host stays that has no stream any more. Default: 10 s, as istiod has it.
+    pub fn registration_grace(mut self, grace: Duration) -> Self {
+        self.limits.grace = grace;
+        self
+    }
+
+    /// Sets for how long a new server leaves clients the entries of hosts that they have from a server before
+    /// it: entries are in memory, and the hosts are still to come back. Default: 30 s, twice the longest wait
+    /// of a client between its attempts.
+    pub fn host_return(mut self, time: Duration) -> Self {
+        self.limits.host_return = time;
+        self
+    }
+
     /// Sets how large a request may be, in bytes. Default: 4 MiB, as istiod has it; a larger one ends the
     /// stream with OUT_OF_RANGE.
     pub fn max_request_size(mut self, bytes: usize) -> Self {
@@ -229,6 +341,12 @@ impl ServerBuilder {
                 store: Mutex::default(),
                 changes: watch::Sender::new(0),
                 clients: Mutex::default(),
+                registry: Mutex::new(Registry::new(
+                    self.limits.grace,
+                    self.limits.host_return,
+                    self.limits.hosts,
+                )),
+                registry_changes: watch::Sender::new(()),
                 authenticator: self.authenticator,
                 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
                 ca: self.ca,

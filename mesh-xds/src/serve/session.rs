@@ -180,8 +180,8 @@ impl Session {
                 return Ok(Some(self.response(at, push, store)));
             }
         }
-        let listed = self.listed(store);
-        let Some(at) = self.of_kind(Kind::Authorization) else {
+        let (Some(at), Some(listed)) = (self.of_kind(Kind::Authorization), self.listed(store))
+        else {
             return Ok(None);
         };
         if self.types[at].outstanding.is_some() {
@@ -233,7 +233,7 @@ impl Session {
         // Addresses have been sent since, so that policies may go.
         let at = self.of_kind(Kind::Authorization)?;
         let waits = self.types[at].unsettled && self.types[at].outstanding.is_none();
-        (waits && self.listed(store) == store.revision())
+        (waits && self.listed(store) == Some(store.revision()))
             .then(|| self.world_poll(store))
             .flatten()
     }
@@ -255,13 +255,14 @@ impl Session {
         policies.is_none_or(|at| !self.types[at].lags(store))
     }
 
-    /// Up to which revision the client has been sent which workloads list which policies.
-    fn listed(&self, store: &Store) -> u64 {
+    /// Up to which revision the client has been sent which workloads list which policies, if at all.
+    fn listed(&self, store: &Store) -> Option<u64> {
         let addresses = self.of_kind(Kind::Address).map(|at| &self.types[at]);
         match addresses {
-            None => store.revision(),
-            Some(one) if one.ask.owed => 0,
-            Some(one) => one.seen,
+            None => Some(store.revision()),
+            // Hosts that may come back are left with the policies that they list.
+            Some(one) if one.ask.owed || one.awaits() => None,
+            Some(one) => Some(one.seen),
         }
     }
 }

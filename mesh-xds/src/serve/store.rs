@@ -13,8 +13,8 @@ use mesh_authz::policy::{Action, Expr, Policy, PolicyName, Rule};
 use super::status::Withheld;
 use crate::encode;
 use crate::model::{
-    AttachedPolicy, Batch, BatchReply, InboundListener, Rejection, ResourceName, Scope, Service,
-    Update, Verdict, Workload,
+    AttachedPolicy, Batch, BatchReply, InboundListener, NetworkMode, ObjectName, Rejection,
+    ResourceName, Scope, Service, Update, Verdict, Workload,
 };
 
 /// Names of resources that are gone, by table; who has not heard of older ones has to connect anew.
@@ -41,6 +41,10 @@ pub(super) struct Store {
     /// Those of them that bind workloads which do not list them.
     unlisted: BTreeSet<PolicyName>,
     policies_changed: u64,
+    /// Groups of hosts, by namespace and name.
+    groups: BTreeSet<ObjectName>,
+    /// Whether all hosts have had the time to come back.
+    settled: bool,
     /// Policies that are here and that nobody is sent.
     withheld: BTreeMap<PolicyName, Withheld>,
 }
@@ -217,6 +221,51 @@ impl Store {
             }
             _ => {}
         }
+    }
+
+    pub(super) fn set_groups<'a>(&mut self, groups: impl Iterator<Item = &'a ObjectName>) {
+        self.groups = groups.cloned().collect();
+    }
+
+    /// Whether hosts that registered with a server before may still come back.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.settled
+    }
+
+    /// What has not come back is gone.
+    pub(super) fn settle(&mut self) {
+        self.settled = true;
+        self.revision += 1;
+    }
+
+    /// Whether a name that a client has is that of a host of one of the groups, which may come back.
+    pub(super) fn may_return(&self, name: &str) -> bool {
+        let Some((_, entry)) = name.split_once("/networking.istio.io/WorkloadEntry/") else {
+            return false;
+        };
+        let of = |group: &ObjectName| {
+            let rest = entry.strip_prefix(group.namespace());
+            let rest = rest.and_then(|rest| rest.strip_prefix('/')?.strip_prefix(group.name()));
+            rest.is_some_and(|rest| rest.starts_with('-'))
+        };
+        self.is_waiting() && self.groups.iter().any(of)
+    }
+
+    /// The workload, other than the entry of that name, that has an address. Without a network it may be in
+    /// any; addresses of nodes are for many.
+    pub(super) fn occupant(&self, ip: IpAddr, network: &str, but: &ObjectName) -> Option<String> {
+        let own = format!(
+            "/networking.istio.io/WorkloadEntry/{}/{}",
+            but.namespace(),
+            but.name()
+        );
+        let uids = self.by_ip.get(&ip.to_canonical())?.iter();
+        let mut others = uids
+            .filter(|uid| !uid.ends_with(&own))
+            .filter_map(|uid| self.workloads.get(uid))
+            .filter(|one| network.is_empty() || one.network() == network)
+            .filter(|one| one.network_mode() != NetworkMode::HostNetwork);
+        others.next().map(|one| format!("workload {}", one.uid()))
     }
 
     /// Whether the listener of an address may have become another one since a revision.

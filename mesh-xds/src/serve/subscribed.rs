@@ -64,6 +64,8 @@ pub(super) struct Type {
     has: HashMap<Arc<str>, Arc<str>>,
     pub(super) seen: u64,
     pub(super) ask: Ask,
+    /// Hosts that the client has from a server before this one, and that may come back.
+    awaited: BTreeSet<String>,
     /// Policies that are gone, or bind less by themselves, since a revision; the client is told once it
     /// knows which workloads list them.
     held: BTreeMap<String, u64>,
@@ -92,6 +94,7 @@ impl Type {
             has: HashMap::new(),
             seen: 0,
             ask: Ask::default(),
+            awaited: BTreeSet::new(),
             held: BTreeMap::new(),
             wide: HashSet::new(),
             world: BTreeMap::new(),
@@ -183,6 +186,10 @@ impl Type {
         self.status.responses += 1;
     }
 
+    pub(super) fn awaits(&self) -> bool {
+        !self.awaited.is_empty()
+    }
+
     pub(super) fn is_of(&self, kind: Kind) -> bool {
         matches!(self.source, Source::Table(found) if found == kind)
     }
@@ -209,7 +216,7 @@ impl Type {
         let known = |name: &str| ask.known.get(name).map(String::as_str);
         for name in &ask.names {
             let found = table.resolve(name);
-            if found.is_empty() {
+            if found.is_empty() && !(ask.known.contains_key(name) && store.may_return(name)) {
                 removed.insert(name.clone());
             }
             // Who comes back and has it need not be sent it again.
@@ -227,9 +234,15 @@ impl Type {
                         self.has.insert(Arc::clone(name), Arc::clone(&one.version));
                     }
                 }
+                None if store.may_return(name) => _ = self.awaited.insert(name.clone()),
                 None if !table.is_known(name) => _ = removed.insert(name.clone()),
                 None => {}
             }
+        }
+        self.awaited.retain(|name| table.get(name).is_none());
+        if !store.is_waiting() {
+            let awaited = std::mem::take(&mut self.awaited).into_iter();
+            removed.extend(awaited.filter(|name| table.get(name).is_none()));
         }
         if ask.all {
             let all = table
@@ -384,8 +397,9 @@ impl Type {
                 continue;
             };
             let version = version(&value);
-            let had = self.has.get(&**name) == Some(&version);
-            if had {
+            // Who asks anew has it no more, unless it says so.
+            let anew = asked && !ask.known.contains_key(name);
+            if !anew && self.has.get(&**name) == Some(&version) {
                 continue;
             }
             push.resources.push(Resource {
@@ -478,7 +492,7 @@ impl Type {
 
     /// All that is asked for. Of policies, what is no more stays until the client has been sent, up to
     /// `listed`, which workloads list them.
-    pub(super) fn world(&mut self, listed: u64, store: &Store) -> Option<Vec<Any>> {
+    pub(super) fn world(&mut self, listed: Option<u64>, store: &Store) -> Option<Vec<Any>> {
         let owed = std::mem::take(&mut self.ask).owed;
         if self.seen == store.revision() && !owed && !self.unsettled {
             return None;
@@ -498,7 +512,7 @@ impl Type {
         };
         let table = store.table(Kind::Authorization);
         self.unsettled = false;
-        if self.is_of(Kind::Authorization) && listed < store.revision() {
+        if self.is_of(Kind::Authorization) && listed != Some(store.revision()) {
             for (name, had) in &self.world {
                 let one = table.get(name).map(|(_, one)| one);
                 if one.is_none_or(|one| one.by_list && !had.by_list) {

@@ -13,6 +13,7 @@ mod refusals;
 mod reloading;
 mod require;
 mod serve;
+mod serve_hosts;
 mod serve_listeners;
 mod serve_our_client;
 mod serve_recordings;

@@ -167,6 +167,11 @@ impl Stream {
         self.requests.send(request).await.unwrap();
     }
 
+    pub(crate) async fn try_next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+        let next = self.responses.message().await?;
+        next.ok_or_else(|| Status::cancelled("the stream has ended"))
+    }
+
     pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
         self.responses.message().await.unwrap().unwrap()
     }

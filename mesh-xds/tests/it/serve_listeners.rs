@@ -267,6 +267,13 @@ async fn a_listener_follows_its_policies_and_its_port() {
     stream
         .say(type_url::LISTENER, &[], Some(&response.nonce), None)
         .await;
+    // Who asks anew has forgotten it.
+    stream.ask(type_url::LISTENER, &[NAME]).await;
+    response = stream.next().await;
+    assert!(methods_of(&response).contains("POST"));
+    stream
+        .say(type_url::LISTENER, &[], Some(&response.nonce), None)
+        .await;
     let gone = ResourceName::Policy(PolicyName::new("default", "p"));
     server.apply(Batch::new(Vec::new(), vec![gone]));
     response = stream.next().await;

@@ -34,8 +34,12 @@ impl World<'_> {
         for chosen in self.entry_selectors.choosing(&meta.namespace, &meta.labels) {
             services.extend(self.entry_memberships(chosen, Some(&entry.spec)));
         }
+        // What a group's host registered is one of the group's, as a Pod is of its controller.
+        let group = meta.controller.as_ref();
+        let group = group.filter(|owner| *owner.kind == *"WorkloadGroup");
+        let name = group.map_or(&meta.name, |owner| &owner.name);
         let workload = Workload::new(uid, Arc::clone(&meta.namespace), Arc::clone(&meta.name))
-            .with_workload_name(Arc::clone(&meta.name))
+            .with_workload_name(Arc::clone(name))
             .with_health(health(entry.healthy))
             .with_services(sorted(services));
         let workload = self.placed(
@@ -43,7 +47,7 @@ impl World<'_> {
             &entry.spec,
             meta.label("topology.istio.io/network"),
         );
-        let workload = self.named(workload, &meta.labels, &meta.name);
+        let workload = self.named(workload, &meta.labels, name);
         // A namespace's label is for its Pods: a host is in the mesh when its own entry says so.
         let enrolled = meta.label("istio.io/dataplane-mode") == Some("ambient");
         self.protected(self.tunnelled(workload, meta, enrolled), meta)

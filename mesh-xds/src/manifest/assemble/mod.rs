@@ -123,7 +123,7 @@ impl<'a> World<'a> {
                         .insert((&it.meta.namespace, &it.meta.name), (at, it));
                 }
                 Object::HttpRoute(route) => made.resources.push((at, route.clone().into())),
-                Object::Silent => {}
+                Object::WorkloadGroup(_) | Object::Silent => {}
             }
         }
         for (at, gateway) in world.gateways.values() {

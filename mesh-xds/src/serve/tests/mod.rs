@@ -1,6 +1,7 @@
 //! Every interleaving of changes, answers, subscriptions and lost streams ends with what there is.
 
 mod order;
+mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -535,6 +536,40 @@ fn who_says_what_it_has_and_names_nothing_keeps_it() {
     store.apply(Batch::new(vec![workload(0, 2).into()], Vec::new()));
     let response = session.poll(&store).unwrap().unwrap();
     assert_eq!(names(&response), ["c//Pod/ns/w0"], "and it is still wanted");
+}
+
+#[test]
+fn what_hosts_have_registered_stays_while_they_may_come_back() {
+    let entry = |name: &str| format!("c/networking.istio.io/WorkloadEntry/{name}");
+    let [back, lost, other] = ["ns/forum-1", "ns/forum-2", "ns/other-1"].map(entry);
+    for named in [false, true] {
+        let mut store = Store::default();
+        store.set_groups([ObjectName::new("ns", "forum")].iter());
+        let mut request = ask(type_url::ADDRESS, if named { &["*"] } else { &[] });
+        if named {
+            request.resource_names_unsubscribe = vec!["*".to_owned()];
+        }
+        let known = [&back, &lost, &other].map(|name| (name.clone(), "old".to_owned()));
+        request.initial_resource_versions = known.into();
+        let mut session = new_session();
+        session.request(request, &store).unwrap();
+        let mut answered = |store: &Store| {
+            let response = session.poll(store).unwrap()?;
+            let mut answer = ask(type_url::ADDRESS, &[]);
+            answer.response_nonce = response.nonce.clone();
+            session.request(answer, store).unwrap();
+            let names = names(&response).into_iter().map(str::to_owned);
+            Some((names.collect::<Vec<_>>(), response.removed_resources))
+        };
+        let nothing = Vec::<String>::new;
+        assert_eq!(answered(&store), Some((nothing(), vec![other.clone()])));
+        let host = Workload::new(&*back, "ns", "forum-1");
+        store.apply(Batch::new(vec![host.into()], Vec::new()));
+        assert_eq!(answered(&store), Some((vec![back.clone()], nothing())));
+        store.settle();
+        assert_eq!(answered(&store), Some((nothing(), vec![lost.clone()])));
+        assert_eq!(answered(&store), None);
+    }
 }
 
 #[test]

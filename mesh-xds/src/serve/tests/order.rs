@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::new_session;
-use crate::model::{AttachedPolicy, Batch, ResourceName, Scope, Update, Workload};
+use crate::model::{AttachedPolicy, Batch, ObjectName, ResourceName, Scope, Update, Workload};
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use crate::proto::istio::security::{Authorization, Scope as WireScope};
 use crate::proto::istio::workload::{Address, address};
@@ -278,4 +278,39 @@ fn addresses_wait_for_policies_that_wait_for_an_answer() {
         assert!(client.read(&store), "now it may be listed");
         assert_eq!(client.finish(&store), ["ns/p2"]);
     }
+}
+
+#[test]
+fn a_policy_stays_while_a_host_that_lists_it_may_come_back() {
+    let uid = "c/networking.istio.io/WorkloadEntry/ns/forum-1";
+    let mut store = Store::default();
+    store.set_groups([ObjectName::new("ns", "forum")].iter());
+    let mut session = new_session();
+    for (url, name) in [(type_url::AUTHORIZATION, "ns/p0"), (type_url::ADDRESS, uid)] {
+        let request = DeltaDiscoveryRequest {
+            type_url: url.to_owned(),
+            initial_resource_versions: [(name.to_owned(), "old".to_owned())].into(),
+            ..Default::default()
+        };
+        session.request(request, &store).unwrap();
+    }
+    // Reads and answers all there is, and says what is gone.
+    let mut gone = |store: &Store| {
+        let mut gone = Vec::new();
+        while let Some(response) = session.poll(store).unwrap() {
+            gone.extend(response.removed_resources);
+            let answer = DeltaDiscoveryRequest {
+                type_url: response.type_url,
+                response_nonce: response.nonce,
+                ..Default::default()
+            };
+            session.request(answer, store).unwrap();
+        }
+        gone
+    };
+    assert_eq!(gone(&store), [""; 0]);
+    store.apply(mesh(1, true));
+    assert_eq!(gone(&store), [""; 0], "also not with a change of others");
+    store.settle();
+    assert_eq!(gone(&store), [uid, "ns/p0"]);
 }

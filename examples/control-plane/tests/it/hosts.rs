@@ -1,0 +1,254 @@
+//! A host outside Kubernetes: it registers, is given traffic while its application is well, and is forgotten.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use axum::Router;
+use axum::routing::get;
+use mesh_core::config::AppHealth;
+use mesh_core::{ErrorKind, Mesh};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use crate::plane::{Plane, join, request, until};
+
+const URI: &str = "http://forum.default/";
+
+const MANIFESTS: &str = r#"
+apiVersion: v1
+kind: Service
+metadata:
+  name: forum
+  namespace: default
+spec:
+  selector:
+    app: forum
+  ports:
+  - port: 80
+    targetPort: 8080
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata:
+  name: forum
+  namespace: default
+spec:
+  metadata:
+    labels:
+      app: forum
+  template:
+    serviceAccount: forum
+  probe:
+    periodSeconds: 1
+    httpGet:
+      path: /ready
+      port: 8080
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: caller
+  namespace: default
+  labels:
+    istio.io/dataplane-mode: ambient
+spec:
+  serviceAccountName: caller
+status:
+  phase: Running
+  conditions:
+  - type: Ready
+    status: "True"
+  podIP: 127.0.1.3
+  podIPs:
+  - ip: 127.0.1.3
+"#;
+
+/// With a probe of a port that is not the mesh's.
+static PROBED: LazyLock<String> = LazyLock::new(|| {
+    let probe = "    httpGet:\n      path: /ready\n      port: 8080\n";
+    assert!(MANIFESTS.contains(probe));
+    let tcp = "    tcpSocket:\n      port: 18080\n";
+    MANIFESTS.replace(probe, tcp)
+});
+
+/// The machine that the host is: with it everything on it ends, and nobody is told.
+struct Machine {
+    runtime: Option<Runtime>,
+    mesh: Mesh,
+}
+
+impl Machine {
+    async fn start(files: std::path::PathBuf) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (up, is_up) = oneshot::channel();
+        runtime.spawn(async move {
+            let mesh = join(&files);
+            let http = mesh.listen_http(8080).await.unwrap();
+            let _ = up.send(mesh);
+            let router = Router::new().route("/", get(|| async { "the forum" }));
+            axum::serve(http.listener, http.layer.wrap(router)).await
+        });
+        Self {
+            runtime: Some(runtime),
+            mesh: is_up.await.unwrap(),
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn answers(caller: &Mesh) -> bool {
+    let answer = request(caller, "GET", URI).await;
+    answer.is_ok_and(|(status, text)| status == 200 && text == "the forum")
+}
+
+/// The status and the flag that whoever waits for the caller is told.
+async fn refusal(caller: &Mesh) -> Option<(u16, &'static str)> {
+    let error = request(caller, "GET", URI).await.err()?;
+    let reply = error.kind().reply();
+    Some((reply.status().as_u16(), reply.flag()?.code()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone() {
+    let plane = Plane::start(1, MANIFESTS, &["--registration-grace", "1"]).await;
+    let caller = join(&plane.configure("caller", plane.ip(3)));
+    caller.ready().await.unwrap();
+    let files = plane.configure_as("forum", "forum", plane.ip(2), &["--autoregister"]);
+    for name in [
+        "cluster.env",
+        "mesh.yaml",
+        "root-cert.pem",
+        "istio-token",
+        "hosts",
+    ] {
+        assert!(files.join(name).exists(), "{name}");
+    }
+    let mut host = Machine::start(files.clone()).await;
+    let name = format!("forum-{}", plane.ip(2));
+    assert_eq!(host.mesh.workload().name(), name);
+
+    // It is registered and has not said how its application is.
+    until("it is registered, and not well", async || {
+        let hosts = plane.syncz().await["hosts"].clone();
+        hosts[0]["entry"] == format!("default/{name}") && hosts[0]["healthy"] == false
+    })
+    .await;
+    until("callers are told", async || {
+        refusal(&caller).await == Some((503, "UH"))
+    })
+    .await;
+
+    host.mesh.report_health(AppHealth::Healthy);
+    until("it answers", async || answers(&caller).await).await;
+    let down = "the database is away".to_owned();
+    host.mesh
+        .report_health(AppHealth::Unhealthy(down.as_str().into()));
+    until("callers are told again", async || {
+        refusal(&caller).await == Some((503, "UH"))
+    })
+    .await;
+    let page = plane.syncz().await;
+    assert_eq!(page["hosts"][0]["unhealthy_because"], down);
+    host.mesh.report_health(AppHealth::Healthy);
+    until("it answers again", async || answers(&caller).await).await;
+
+    host.kill();
+    until("its entry is gone", async || {
+        plane.syncz().await["hosts"] == serde_json::json!([])
+    })
+    .await;
+    until("callers know", async || {
+        let error = request(&caller, "GET", URI).await.err();
+        error.is_some_and(|error| error.kind() == ErrorKind::NoHealthyUpstream)
+    })
+    .await;
+    // Whoever has its address now is asked nothing.
+    let listener = TcpListener::bind((plane.ip(2), 15008)).await.unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let listening = tokio::spawn(async move {
+        while listener.accept().await.is_ok() {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for _ in 0..20 {
+        assert_eq!(refusal(&caller).await, Some((503, "UH")));
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    listening.abort();
+    let _ = listening.await;
+
+    // And it may come back.
+    let again = Machine::start(files).await;
+    again.mesh.report_health(AppHealth::Healthy);
+    until("it answers after its return", async || {
+        answers(&caller).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_groups_probe_tells_when_the_application_is_up() {
+    let plane = Plane::start(2, &PROBED, &[]).await;
+    let caller = join(&plane.configure("caller", plane.ip(3)));
+    let manifests = plane.path("mesh.yaml");
+    let manifests = manifests.to_str().unwrap();
+    let own = plane.ip(2);
+    let arguments = ["--autoregister", "--config", manifests];
+    let files = plane.configure_as("forum", "forum", own, &arguments);
+    let _host = Machine::start(files).await;
+    until("callers are told", async || {
+        refusal(&caller).await == Some((503, "UH"))
+    })
+    .await;
+    until("the probe has failed", async || {
+        let page = plane.syncz().await;
+        let because = page["hosts"][0]["unhealthy_because"].clone();
+        because.is_string() && because != "no report yet"
+    })
+    .await;
+    assert_eq!(refusal(&caller).await, Some((503, "UH")));
+    // The application starts.
+    let _application = TcpListener::bind((own, 18080)).await.unwrap();
+    until("it answers", async || answers(&caller).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_may_not_register_is_told_why() {
+    let plane = Plane::start(3, MANIFESTS, &[]).await;
+    // Of another service account than the group's, and of a group that there is not.
+    for (name, account) in [("forum", "caller"), ("nobody", "nobody")] {
+        let own = plane.ip(2);
+        let files = plane.configure_as(name, account, own, &["--autoregister"]);
+        let mesh = Mesh::builder()
+            .bootstrap_dir(files)
+            .unwrap()
+            .start_timeout(std::time::Duration::from_secs(3))
+            .build()
+            .unwrap();
+        assert!(mesh.ready().await.is_err());
+        let readiness = mesh.readiness();
+        let pending: String = readiness.pending().map(|(_, why)| why).collect();
+        assert!(
+            pending.contains(&format!("WorkloadGroup default/{name}")),
+            "{pending}"
+        );
+        assert_eq!(plane.syncz().await["hosts"], serde_json::json!([]));
+    }
+}

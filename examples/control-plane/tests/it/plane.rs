@@ -1,0 +1,180 @@
+//! The program, in a folder and on ports of its own.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use mesh_core::{Error, Mesh, OutboundPolicy};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How long anything may take before the test gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Plane {
+    folder: TempDir,
+    /// The first three parts of its addresses.
+    network: String,
+    address: SocketAddr,
+    http: SocketAddr,
+    arguments: Vec<String>,
+    running: Option<Child>,
+}
+
+impl Plane {
+    /// Starts the program with these manifests and arguments. Manifests have addresses in 127.0.1.0/24; `last`
+    /// tells the planes of one run apart, the process id tells runs apart.
+    pub(crate) async fn start(last: u32, manifests: &str, arguments: &[&str]) -> Self {
+        let id = std::process::id();
+        let network = format!("127.{}.{}", 128 + id % 64, (id / 64 % 32) * 8 + last);
+        let address: IpAddr = format!("{network}.1").parse().unwrap();
+        let mut plane = Self {
+            folder: tempfile::tempdir().unwrap(),
+            network,
+            address: SocketAddr::new(address, 15012),
+            http: SocketAddr::new(address, 15014),
+            arguments: arguments.iter().map(|one| (*one).to_owned()).collect(),
+            running: None,
+        };
+        plane.save(manifests);
+        plane.run();
+        until("the control plane is up", async || {
+            plane.page("/ready").await.is_some()
+        })
+        .await;
+        plane
+    }
+
+    /// The address that manifests have as 127.0.1.`last`.
+    pub(crate) fn ip(&self, last: u8) -> IpAddr {
+        format!("{}.{last}", self.network).parse().unwrap()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes the manifests, at once.
+    pub(crate) fn save(&self, manifests: &str) {
+        let beside = self.path("mesh.new");
+        let manifests = manifests.replace("127.0.1.", &format!("{}.", self.network));
+        fs::write(&beside, manifests).unwrap();
+        fs::rename(beside, self.path("mesh.yaml")).unwrap();
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_control-plane"));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&mut self) {
+        let mut command = self.command();
+        command.arg("--state").arg(self.path("state"));
+        command.arg("--config").arg(self.path("mesh.yaml"));
+        command.arg("--listen").arg(self.address.to_string());
+        command.arg("--http").arg(self.http.to_string());
+        command.args(&self.arguments);
+        self.running = Some(command.spawn().unwrap());
+    }
+
+    /// Kills the program, which is told nothing.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.kill().unwrap();
+            running.wait().unwrap();
+        }
+    }
+
+    /// Writes the five files of a workload that runs as its name, and says where they are.
+    pub(crate) fn configure(&self, name: &str, ip: IpAddr) -> PathBuf {
+        self.configure_as(name, name, ip, &[])
+    }
+
+    pub(crate) fn configure_as(
+        &self,
+        name: &str,
+        account: &str,
+        ip: IpAddr,
+        arguments: &[&str],
+    ) -> PathBuf {
+        let folder = self.path(name);
+        let mut command = self.command();
+        command.args(["workload", "configure", "--namespace", "default"]);
+        command.args(["--name", name, "--service-account", account]);
+        command.arg("--state").arg(self.path("state"));
+        command.arg("--output").arg(&folder);
+        command.args(["--ingress-ip", &self.address.ip().to_string()]);
+        command.args(["--internal-ip", &ip.to_string()]);
+        command.args(arguments);
+        assert!(command.status().unwrap().success());
+        folder
+    }
+
+    /// A page of the program's, if it answers.
+    pub(crate) async fn page(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.http).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+    }
+
+    pub(crate) async fn syncz(&self) -> Value {
+        let page = self.page("/debug/syncz").await.expect("it is up");
+        serde_json::from_str(&page).unwrap()
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A mesh that joins by its files.
+pub(crate) fn join(files: &Path) -> Mesh {
+    let builder = Mesh::builder().bootstrap_dir(files).unwrap();
+    builder
+        .outbound_policy(OutboundPolicy::RegistryOnly)
+        .start_timeout(PATIENCE)
+        .build()
+        .unwrap()
+}
+
+/// What a request is answered: a status with its text, or why there is none.
+pub(crate) async fn request(
+    mesh: &Mesh,
+    method: &str,
+    uri: &str,
+) -> Result<(StatusCode, String), Error> {
+    let request = Request::builder()
+        .method(method)
+        .uri(uri)
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let response = mesh.http_client().request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// Waits until it is so.
+pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let done = tokio::time::timeout(PATIENCE, waiting).await;
+    assert!(done.is_ok(), "in {PATIENCE:?}: {what}");
+}
