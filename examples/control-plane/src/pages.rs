@@ -71,6 +71,7 @@ fn answer(request: &Request<Incoming>, server: &Server) -> Response<Full<Bytes>>
 fn host(of: &HostEntry) -> Value {
     json!({
         "entry": of.name().to_string(),
+        "uid": of.uid(),
         "group": of.group().to_string(),
         "address": of.address().to_string(),
         "healthy": of.health().map(|health| health.is_ok()),
@@ -103,6 +104,7 @@ fn client(of: &ClientStatus) -> Value {
         })
     });
     json!({
+        "stream": of.id(),
         "node": of.node_id(),
         "identity": of.identity().to_string(),
         "version": of.version(),

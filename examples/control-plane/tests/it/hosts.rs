@@ -1,5 +1,6 @@
 //! A host outside Kubernetes: it registers, is given traffic while its application is well, and is forgotten.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
@@ -227,6 +228,35 @@ async fn the_groups_probe_tells_when_the_application_is_up() {
     // The application starts.
     let _application = TcpListener::bind((own, 18080)).await.unwrap();
     until("it answers", async || answers(&caller).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_too_old_is_replaced_and_nothing_is_lost() {
+    let arguments = ["--max-connection-age", "1", "--registration-grace", "5"];
+    let plane = Plane::start(6, MANIFESTS, &arguments).await;
+    let caller = join(&plane.configure("caller", plane.ip(3)));
+    let files = plane.configure_as("forum", "forum", plane.ip(2), &["--autoregister"]);
+    let host = Machine::start(files).await;
+    host.mesh.report_health(AppHealth::Healthy);
+    until("it answers", async || answers(&caller).await).await;
+    let uid = plane.syncz().await["hosts"][0]["uid"].clone();
+    assert!(uid.is_u64());
+    let streams = async || -> BTreeSet<u64> {
+        let page = plane.syncz().await;
+        let clients = page["clients"].as_array().unwrap().iter();
+        clients.filter_map(|one| one["stream"].as_u64()).collect()
+    };
+    let first = streams().await;
+    assert_eq!(first.len(), 2, "the host's and the caller's");
+    until("both have new streams", async || {
+        assert!(answers(&caller).await);
+        let now = streams().await;
+        now.len() == 2 && now.is_disjoint(&first)
+    })
+    .await;
+    let page = plane.syncz().await;
+    assert_eq!(page["hosts"][0]["uid"], uid, "it was never away");
+    assert_eq!(page["hosts"][0]["healthy"], true);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
