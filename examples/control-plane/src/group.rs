@@ -1,6 +1,6 @@
 //! The WorkloadGroup of a host that is configured, as it is in the manifests.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mesh_xds::ads::NodeValue;
 use mesh_xds::file::{Change, Limits, Watcher};
@@ -60,7 +60,7 @@ impl Group {
     }
 }
 
-fn documents(file: &PathBuf, text: &str) -> Result<Vec<Value>, BoxError> {
+fn documents(file: &Path, text: &str) -> Result<Vec<Value>, BoxError> {
     let mut found = Vec::new();
     for document in text.split("\n---") {
         let value = NodeValue::read_yaml(file, document)?;

@@ -57,7 +57,7 @@ async fn join(uri: &Uri, node: Node) -> Result<Stream, Status> {
 async fn refused(uri: &Uri, token: &str, node: Node) -> (Code, String) {
     let mut stream = open_as(uri, token, node).await.unwrap();
     stream.ask(type_url::ADDRESS, &["*"]).await;
-    let status = stream.try_next().await.err().expect("a refusal");
+    let status = stream.try_next().await.expect_err("a refusal");
     (status.code(), status.message().to_owned())
 }
 
