@@ -369,7 +369,10 @@ impl Session {
                     Protocol::StateOfTheWorld => Protocol::Delta,
                 };
             }
-            Some(ErrorKind::ResourceExhausted) if refused && said => self.without_versions = true,
+            // grpc-go says RESOURCE_EXHAUSTED, tonic OUT_OF_RANGE.
+            Some(ErrorKind::ResourceExhausted | ErrorKind::TooLarge) if refused && said => {
+                self.without_versions = true;
+            }
             // Whoever comes next may speak delta.
             _ if !refused => self.protocol = Protocol::Delta,
             _ => {}

@@ -166,6 +166,8 @@ fn a_refused_size_is_tried_without_versions() {
         (true, Some(ErrorKind::ResourceExhausted)),
         (false, Some(ErrorKind::Unavailable)),
         (false, None),
+        (true, Some(ErrorKind::TooLarge)),
+        (false, Some(ErrorKind::Unavailable)),
     ] {
         let at = session.poll_timeout().expect("a retry");
         open(&mut session, at);
@@ -174,6 +176,8 @@ fn a_refused_size_is_tried_without_versions() {
         if why.is_none() {
             let delivery = session.received(response("m1", Vec::new(), &[]));
             assert_eq!(delivery.removed.len(), 1, "the answer was everything");
+            session.judged([]);
+            session.received(response("m2", vec![resource("a", "2", "x")], &[]));
             session.judged([]);
         }
         session.closed(why, at);
