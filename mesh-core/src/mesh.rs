@@ -247,14 +247,15 @@ impl MeshInner {
 
     /// Called by the configuration's writer after each change, before it is announced.
     pub(crate) fn configuration_changed(&self, snapshot: &Snapshot) {
-        let Some(record) = self.record(snapshot) else {
+        let record = self.record(snapshot);
+        if self.enforcement.update(snapshot, record) {
+            self.registry.sweep(&self.enforcement);
+        }
+        let Some(record) = record else {
             // Live connections stay on the old list; new ones wait until there is a record again.
             self.missing.send_replace(Missings::no_record());
             return;
         };
-        if self.enforcement.update(snapshot, record) {
-            self.registry.sweep(&self.enforcement);
-        }
         let missing = Missings::of(snapshot, record);
         self.missing.send_if_modified(|known| {
             let changed = *known != missing;

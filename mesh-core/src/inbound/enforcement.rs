@@ -16,8 +16,16 @@ pub(crate) struct Enforcement {
     /// Of the ports that have none of their own.
     general: Policies,
     own: ArcSwap<HashMap<u16, Policies>>,
-    /// What each was made from; held while they are replaced. `None` is the general one's.
-    views: Mutex<HashMap<Option<u16>, PolicyView>>,
+    /// Held while they are replaced.
+    source: Mutex<Source>,
+}
+
+#[derive(Default)]
+struct Source {
+    /// The workload's record as it was last heard of.
+    record: Option<Arc<WorkloadRecord>>,
+    /// What each was made from. `None` is the general one's.
+    views: HashMap<Option<u16>, PolicyView>,
 }
 
 impl Enforcement {
@@ -25,7 +33,7 @@ impl Enforcement {
         Self {
             general: Policies::fixed(PolicySet::new([])),
             own: ArcSwap::default(),
-            views: Mutex::default(),
+            source: Mutex::default(),
         }
     }
 
@@ -39,7 +47,7 @@ impl Enforcement {
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "HTTP layers do so"))]
     pub(crate) fn follow(&self, port: u16) -> Policies {
         // No listener comes for the port meanwhile, and what has none enforces the general policies.
-        let _views = self.views();
+        let _source = self.source();
         self.own_or_new(port)
     }
 
@@ -55,9 +63,19 @@ impl Enforcement {
     }
 
     /// Takes over what a snapshot says of the workload; whether anything is enforced otherwise than before.
-    pub(crate) fn update(&self, snapshot: &Snapshot, record: &WorkloadRecord) -> bool {
-        let mut views = self.views();
-        let rules = snapshot.request_authentication(record.uid());
+    ///
+    /// Of a workload that has no record any more the last one counts: its live connections stay on what
+    /// that lists, as it is now.
+    pub(crate) fn update(&self, snapshot: &Snapshot, record: Option<&Arc<WorkloadRecord>>) -> bool {
+        let mut source = self.source();
+        if let Some(record) = record {
+            source.record = Some(Arc::clone(record));
+        }
+        let Source { record, views } = &mut *source;
+        let Some(record) = record else {
+            return false;
+        };
+        let rules = snapshot.request_authentication_of(record);
         let tokens = TokenLocations::from_rules(rules.iter().flat_map(|all| all.iter()));
         let mut changed = false;
         let mut take = |port: Option<u16>, policies: &Policies, enforced: Option<New>| {
@@ -75,12 +93,12 @@ impl Enforcement {
                 changed = true;
             }
         };
-        let view = snapshot.policies(record.uid());
+        let view = snapshot.policies_of(record, None);
         take(None, &self.general, New::of(view, &tokens));
         let mut ports: BTreeSet<_> = snapshot.inbound_ports(record).collect();
         ports.extend(self.own.load().keys());
         for port in ports {
-            let view = snapshot.policies_on(record.uid(), port);
+            let view = snapshot.policies_of(record, Some(port));
             let listener = snapshot.inbound_listener(record, port);
             let new = New::of(view, &tokens).map(|mut new| {
                 new.enforced.set_path_normalization(
@@ -93,8 +111,8 @@ impl Enforcement {
         changed
     }
 
-    fn views(&self) -> MutexGuard<'_, HashMap<Option<u16>, PolicyView>> {
-        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    fn source(&self) -> MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -87,14 +87,27 @@ impl Snapshot {
     /// those of the workload that stay beside it ([`InboundListener::keeps`]); else as
     /// [`policies`](Self::policies) says. `None` when there is no such workload.
     pub fn policies_on(&self, uid: &str, port: u16) -> Option<PolicyView> {
-        let workload = self.workload(uid)?;
-        let listener = self.inbound_listener(workload, port);
-        Some(
-            self.tables
-                .policy_cache
-                .memo(self, workload, listener)?
-                .view,
-        )
+        self.policies_of(self.workload(uid)?, Some(port))
+    }
+
+    /// As [`policies`](Self::policies), or on a port as [`policies_on`](Self::policies_on), of a workload that
+    /// had this record when it was last heard of.
+    pub(crate) fn policies_of(
+        &self,
+        workload: &Arc<WorkloadRecord>,
+        port: Option<u16>,
+    ) -> Option<PolicyView> {
+        let listener = port.and_then(|port| self.inbound_listener(workload, port));
+        let memo = self.tables.policy_cache.memo(self, workload, listener)?;
+        Some(memo.view)
+    }
+
+    /// As [`request_authentication`](Self::request_authentication), of such a workload.
+    pub(crate) fn request_authentication_of(
+        &self,
+        workload: &Arc<WorkloadRecord>,
+    ) -> Option<Arc<[JwtRule]>> {
+        Some(self.tables.policy_cache.memo(self, workload, None)?.tokens)
     }
 
     /// The rules on tokens that requests to a workload may carry; none when nothing asks for tokens.

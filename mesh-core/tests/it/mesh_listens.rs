@@ -327,6 +327,28 @@ async fn a_record_that_comes_back_is_served_again() {
     sender.connect(connect_to(target)).await.unwrap();
 }
 
+/// Whoever takes a record away must not take with it what is refused from then on.
+#[tokio::test]
+async fn without_a_record_its_last_list_goes_on_changing() {
+    let world = World::new(149);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let only = |account| {
+        let rules = vec![caller(account)];
+        scoped_policy("only", Action::Allow, rules, Scope::Workload)
+    };
+    let listed = world
+        .workload("server", 2)
+        .with_authorization_policies(vec![PolicyName::new("default", "only")]);
+    world.control.set(vec![only("client"), listed.into()]).await;
+    let mut live = client.connect(format!("server:{PORT}")).await.unwrap();
+    let uid = ResourceName::Workload("uid/server".into());
+    world.control.apply(vec![], vec![uid]).await;
+    ping(&mut live).await.unwrap();
+    world.control.set(vec![only("nobody")]).await;
+    assert!(ping(&mut live).await.is_err());
+}
+
 /// Connections open while a policy goes back and forth: when it denies, none is left that it denies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_connection_slips_through_a_change_of_policy() {
