@@ -96,6 +96,7 @@ mod ready;
 mod settings;
 mod shutdown;
 pub mod snapshot;
+mod sync;
 mod tasks;
 pub mod telemetry;
 pub mod testing;

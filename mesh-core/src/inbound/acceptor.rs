@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
-use mesh_authz::{Decision, Identity};
+use mesh_authz::Identity;
 use mesh_hbone::authority::Authority;
 use mesh_hbone::config::Config;
 use mesh_hbone::server::{self, Incoming};
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::account;
 use super::places::Place;
-use super::registry::{Judgement, Registered};
+use super::registry::{Judgement, Refused, Registered};
 use super::sessions::Sessions;
 use super::validity::{Outcome, Validity};
 use crate::mesh::MeshInner;
@@ -249,13 +249,11 @@ async fn tunnel(weak: Weak<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
     let judgement = listener
         .as_ref()
         .map_or(Judgement::L4, |(_, judgement)| *judgement);
-    // Entered before judged: see Registry::enter. Judged before anything else is told of the port.
-    let Some(registered) = mesh.registry.enter(context.clone(), judgement) else {
-        return refuse(incoming, &too_many());
+    // Judged before anything else is told of the port.
+    let registered = match admit(&mesh, &context, judgement) {
+        Ok(registered) => registered,
+        Err(error) => return refuse(incoming, &error),
     };
-    if let Err(error) = judge(&mesh, &context, judgement) {
-        return refuse(incoming, &error);
-    }
     let slot = match &listener {
         Some((queue, _)) => queue.try_reserve(),
         None if mesh.settings().forward_unlistened => {
@@ -309,28 +307,17 @@ async fn forward(
     let _ = mesh_hbone::copy::bidirectional(&mut stream, &mut local).await;
 }
 
-/// Judges a connection that is in the registry already.
-pub(super) fn judge(
+/// Takes a connection among those that live, if what its port enforces permits it.
+pub(super) fn admit(
     mesh: &MeshInner,
     context: &ConnectionContext,
     judgement: Judgement,
-) -> Result<(), Error> {
-    let enforced = mesh.enforcement.on(context.destination().port());
-    let enforced = enforced.load();
-    let decision = judgement.decide(enforced.policies(), context);
-    if decision.is_allowed() {
-        Ok(())
-    } else {
-        Err(Error::new(ErrorKind::Denied).with_detail(refusal(&decision)))
-    }
-}
-
-/// A refusal in ztunnel's words, and the rule. For logs: the peer is told a status and no more.
-pub(super) fn refusal(decision: &Decision<'_>) -> String {
-    match decision.rule() {
-        Some(rule) => format!("{decision}, rule {rule}"),
-        None => decision.to_string(),
-    }
+) -> Result<Registered, Error> {
+    let admitted = mesh.registry.admit(context, judgement, &mesh.enforcement);
+    admitted.map_err(|refused| match refused {
+        Refused::TooMany => too_many(),
+        Refused::Denied(why) => Error::new(ErrorKind::Denied).with_detail(why),
+    })
 }
 
 pub(super) fn too_many() -> Error {

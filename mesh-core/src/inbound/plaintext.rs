@@ -142,12 +142,10 @@ async fn admit(
     if let Err(missing) = known {
         return refuse(acceptor::unknown_policies(&missing));
     }
-    let Some(registered) = mesh.registry.enter(context.clone(), judgement) else {
-        return refuse(acceptor::too_many());
+    let registered = match acceptor::admit(&mesh, &context, judgement) {
+        Ok(registered) => registered,
+        Err(error) => return refuse(error),
     };
-    if let Err(error) = acceptor::judge(&mesh, &context, judgement) {
-        return refuse(error);
-    }
     let slot = match queue.try_reserve() {
         Ok(slot) => slot,
         Err(TrySendError::Full(())) => return refuse(acceptor::queue_full()),

@@ -1,16 +1,14 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use mesh_authz::{Decision, PolicySet};
-use tokio::sync::Notify;
 
-use super::acceptor::refusal;
 use super::enforcement::Enforcement;
 use super::places::Place;
 use crate::ConnectionContext;
 use crate::net::{Cut, CutReason};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Notify, Ordering};
 
 /// How a listener judges its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,17 +25,30 @@ pub(crate) enum Judgement {
 
 impl Judgement {
     /// Whether `policies` admit the connection, and which did not.
-    pub(crate) fn decide<'a>(
-        self,
-        policies: &'a PolicySet,
-        context: &ConnectionContext,
-    ) -> Decision<'a> {
+    fn decide<'a>(self, policies: &'a PolicySet, context: &ConnectionContext) -> Decision<'a> {
         let attributes = context.attributes();
         match self {
             Self::L4 => policies.evaluate_l4(&attributes),
             Self::PerRequest => policies.could_allow(&attributes),
         }
     }
+}
+
+/// A refusal in ztunnel's words, and the rule. For logs: the peer is told a status and no more.
+fn refusal(decision: &Decision<'_>) -> String {
+    match decision.rule() {
+        Some(rule) => format!("{decision}, rule {rule}"),
+        None => decision.to_string(),
+    }
+}
+
+/// Why a connection is not admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There are as many as permitted.
+    TooMany,
+    /// What its port enforces refuses it, as it says.
+    Denied(String),
 }
 
 /// The live inbound connections of one workload, through which they are judged again.
@@ -81,10 +92,28 @@ impl Registry {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a connection; `None` when there are as many as permitted.
+    /// Enters a connection and judges it by what its port enforces.
     ///
-    /// Enter first and judge afterwards: then either this judgement or the sweep of a policy change
-    /// that happens meanwhile sees the new policies.
+    /// In this order: then either this judgement or the sweep of a policy change that happens meanwhile
+    /// sees the new policies (`tests/models` has all interleavings).
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        context: &ConnectionContext,
+        judgement: Judgement,
+        enforcement: &Enforcement,
+    ) -> Result<Registered, Refused> {
+        let registered = self.enter(context.clone(), judgement);
+        let registered = registered.ok_or(Refused::TooMany)?;
+        let enforced = enforcement.on(context.destination().port());
+        let enforced = enforced.load();
+        let decision = judgement.decide(enforced.policies(), context);
+        if !decision.is_allowed() {
+            return Err(Refused::Denied(refusal(&decision)));
+        }
+        Ok(registered)
+    }
+
+    /// Enters a connection; `None` when there are as many as permitted.
     pub(crate) fn enter(
         self: &Arc<Self>,
         context: ConnectionContext,
