@@ -20,13 +20,18 @@ pub(crate) enum Command {
     Requests(Requests),
     /// New tunnels against bare handshakes with certificates on both sides.
     Handshakes(Handshakes),
+    /// A mesh of any size: what a member and a ztunnel need to be ready, and to stay current. Takes root.
+    Scale(Scale),
     /// A role: an HTTP server.
     #[command(hide = true)]
     Serve(Serve),
     /// A role: clients of an HTTP server, told by lines on standard input.
     #[command(hide = true)]
     Load(Load),
-    /// A role: certificates for ztunnels.
+    /// A role: new connections to a service, told by lines on standard input.
+    #[command(hide = true)]
+    Reach(Reach),
+    /// A role: the control plane.
     #[command(hide = true)]
     Control(Control),
 }
@@ -114,6 +119,53 @@ pub(crate) struct Control {
     /// The folder of the root and its key.
     #[arg(long)]
     pub(crate) folder: PathBuf,
+    /// How many workloads there are beside the client's and the server's.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) workloads: u32,
+    /// How many services they are behind.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) services: u32,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Reach {
+    #[arg(long)]
+    pub(crate) road: Road,
+    #[arg(long)]
+    pub(crate) to: SocketAddr,
+    /// The control plane of a member.
+    #[arg(long)]
+    pub(crate) control: SocketAddr,
+    /// The folder of the member's files.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Scale {
+    /// How many rounds are counted.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
+
+    /// How many workloads there are.
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) workloads: u32,
+
+    /// How many services there are.
+    #[arg(long, default_value_t = 6_000)]
+    pub(crate) services: u32,
+
+    /// How many times one workload changes, in each round.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) changes: usize,
+
+    /// How many times all workloads change, in the last round, while connections are made.
+    #[arg(long, default_value_t = 40)]
+    pub(crate) pushes: usize,
+
+    /// istio/ztunnel; else what PEER_ZTUNNEL names, else it is left out.
+    #[arg(long)]
+    pub(crate) ztunnel: Option<PathBuf>,
 }
 
 /// A peer's program: the flag, or else the variable.

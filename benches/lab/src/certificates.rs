@@ -12,6 +12,9 @@ use rustls_pki_types::CertificateDer;
 
 use crate::{BoxError, Done};
 
+/// The name of the lab's control plane.
+pub(crate) const CONTROL: &str = "control.lab.example";
+
 /// The identity of `account`.
 pub(crate) fn identity(account: &str) -> String {
     format!("spiffe://cluster.local/ns/default/sa/{account}")
@@ -73,12 +76,15 @@ impl Root {
         Ok(())
     }
 
-    /// Writes `root.pem` and `root.key`, and a server certificate for `address` as `control.crt` and
-    /// `control.key`.
+    /// Writes `root.pem` and `root.key`, and a server certificate for `address` and [`CONTROL`] as `control.crt`
+    /// and `control.key`.
     pub(crate) fn write(&self, folder: &Path, address: std::net::IpAddr) -> Done {
         fs::write(folder.join("root.pem"), self.issuer.pem())?;
         fs::write(folder.join("root.key"), self.issuer.key().serialize_pem())?;
-        let leaf = self.issue(vec![SanType::IpAddress(address)])?;
+        let leaf = self.issue(vec![
+            SanType::IpAddress(address),
+            SanType::DnsName(Ia5String::try_from(CONTROL)?),
+        ])?;
         fs::write(folder.join("control.crt"), leaf.certificate.pem())?;
         fs::write(folder.join("control.key"), leaf.key.serialize_pem())?;
         Ok(())

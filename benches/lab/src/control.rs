@@ -1,9 +1,14 @@
-//! Certificates for ztunnels, which have them from nowhere else. A token is the name of its service account:
-//! whoever can reach this can be anybody, which is right for a namespace that lives for a measurement.
+//! The control plane: certificates for ztunnels, which have them from nowhere else, and a mesh of any size. A token
+//! is the name of its service account: whoever can reach this can be anybody, which is right for a namespace that
+//! lives for a measurement.
+//!
+//! Lines on standard input change the mesh: `endpoint there` and `endpoint gone` one workload, `push` all of them.
+//! Each is answered by `done` when all clients have acknowledged it.
 
 use std::convert::Infallible;
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
@@ -13,10 +18,13 @@ use mesh_xds::serve::{
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
 use crate::args::{Control, complain, say};
+use crate::fleet::Fleet;
 use crate::{BoxError, Done};
 
 /// Believes everybody.
@@ -48,7 +56,17 @@ pub(crate) async fn run(of: Control) -> Done {
     tls.alpn_protocols = vec![b"h2".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let listener = TcpListener::bind(of.listen).await?;
+    let fleet = Fleet {
+        workloads: of.workloads,
+        services: of.services,
+    };
+    if of.workloads > 0 {
+        for batch in fleet.whole() {
+            server.apply(batch);
+        }
+    }
     say("ready");
+    tokio::spawn(follow(server.clone(), fleet));
     loop {
         let (stream, _) = listener.accept().await?;
         let (acceptor, service) = (acceptor.clone(), server.service());
@@ -58,6 +76,35 @@ pub(crate) async fn run(of: Control) -> Done {
             }
         });
     }
+}
+
+/// Does what lines say.
+async fn follow(server: Server, fleet: Fleet) -> Done {
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let mut revision = 0;
+    while let Some(line) = lines.next_line().await? {
+        match line.as_str() {
+            "endpoint there" => server.apply(fleet.endpoint(true)),
+            "endpoint gone" => server.apply(fleet.endpoint(false)),
+            "push" => {
+                revision += 1;
+                server.apply(fleet.revised(revision));
+            }
+            _ => complain(&format!(
+                "expected endpoint there, endpoint gone or push, got {line:?}"
+            )),
+        }
+        // Streams look at what changed before it is seen that they have.
+        sleep(Duration::from_millis(5)).await;
+        while server.clients().iter().any(|client| {
+            let mut subscriptions = client.subscriptions().iter();
+            subscriptions.any(|of| of.pending().is_some())
+        }) {
+            sleep(Duration::from_millis(1)).await;
+        }
+        say("done");
+    }
+    Ok(())
 }
 
 async fn connection(acceptor: TlsAcceptor, stream: TcpStream, service: Service) -> Done {

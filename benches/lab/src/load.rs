@@ -64,10 +64,10 @@ pub(crate) async fn run(of: Load) -> Done {
 }
 
 /// How requests reach the server.
-struct Way {
-    road: Road,
-    to: SocketAddr,
-    mesh: Option<Mesh>,
+pub(crate) struct Way {
+    pub(crate) road: Road,
+    pub(crate) to: SocketAddr,
+    pub(crate) mesh: Option<Mesh>,
 }
 
 /// One connection with one request on its way at a time.
@@ -104,7 +104,8 @@ impl Way {
         Ok(Connection::Own(sender, host))
     }
 
-    async fn try_once(&self) -> Done {
+    /// One request on a connection of its own.
+    pub(crate) async fn try_once(&self) -> Done {
         self.open().await?.request().await
     }
 }

@@ -9,6 +9,7 @@ mod app;
 mod args;
 mod certificates;
 mod control;
+mod fleet;
 mod handshakes;
 mod load;
 mod machine;
@@ -16,7 +17,9 @@ mod member;
 mod namespaces;
 mod peers;
 mod processes;
+mod reach;
 mod requests;
+mod scale;
 mod spread;
 
 use std::process::ExitCode;
@@ -32,8 +35,10 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Requests(of) => requests::run(&of),
         Command::Handshakes(of) => handshakes::run(&of),
+        Command::Scale(of) => scale::run(&of),
         Command::Serve(of) => on_two_threads(app::run(of)),
         Command::Load(of) => on_two_threads(load::run(of)),
+        Command::Reach(of) => on_two_threads(reach::run(of)),
         Command::Control(of) => on_two_threads(control::run(of)),
     };
     match outcome {

@@ -1,22 +1,49 @@
 //! A member of the mesh, from a folder that has its files.
 
+use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
-use mesh_core::{Mesh, config, identity};
+use mesh_core::{ControlPlane, Mesh, config, identity};
 
 use crate::BoxError;
+use crate::certificates::CONTROL;
 
 /// The workload `default/<name>`, with its name as its service account.
 pub(crate) fn join(folder: &Path, name: &str) -> Result<Mesh, BoxError> {
-    let path = |file: &str| folder.join(file);
     let mesh = Mesh::builder()
         .workload("default", name, name)
-        .config(config::File::watch(path("mesh.yaml")))
-        .identity(identity::Files::new(
-            path(&format!("{name}.crt")),
-            path(&format!("{name}.key")),
-            path("root.pem"),
-        ))
+        .config(config::File::watch(folder.join("mesh.yaml")))
+        .identity(files(folder, name))
         .build()?;
     Ok(mesh)
+}
+
+/// The same, configured by the control plane.
+pub(crate) fn join_control(
+    folder: &Path,
+    name: &str,
+    control: SocketAddr,
+    own: SocketAddr,
+) -> Result<Mesh, BoxError> {
+    let token = folder.join(format!("{name}.token"));
+    fs::write(&token, name)?;
+    let control_plane = ControlPlane::new(format!("{CONTROL}:{}", control.port()))
+        .at(control.ip())
+        .root_cert_file(folder.join("root.pem"))
+        .token_file(token);
+    let mesh = Mesh::builder()
+        .workload("default", name, name)
+        .config(config::Xds::istiod(control_plane).addresses([own.ip()]))
+        .identity(files(folder, name))
+        .build()?;
+    Ok(mesh)
+}
+
+fn files(folder: &Path, name: &str) -> identity::Files {
+    identity::Files::new(
+        folder.join(format!("{name}.crt")),
+        folder.join(format!("{name}.key")),
+        folder.join("root.pem"),
+    )
 }

@@ -9,23 +9,41 @@ use crate::BoxError;
 use crate::certificates::identity;
 use crate::processes::Process;
 
-/// istio/ztunnel in dedicated mode, for the workload `default/<account>` of the folder's `mesh.yaml`.
+/// Where a ztunnel has its mesh from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The folder's `mesh.yaml`.
+    File,
+    /// The control plane.
+    Discovery,
+}
+
+/// istio/ztunnel in dedicated mode, for the workload `default/<account>`.
 pub(crate) fn ztunnel(
     program: &Path,
     namespace: &str,
     folder: &Path,
     account: &'static str,
     control: SocketAddr,
+    source: Source,
 ) -> Result<Process, BoxError> {
     let mut command = Command::new(program);
+    match source {
+        Source::File => command
+            .env("LOCAL_XDS_PATH", folder.join("mesh.yaml"))
+            .env("XDS_ADDRESS", ""),
+        Source::Discovery => command
+            .env("XDS_ADDRESS", format!("https://{control}"))
+            .env("XDS_ROOT_CA", folder.join("root.pem"))
+            .env("POD_NAME", account)
+            .env("POD_NAMESPACE", "default"),
+    };
     command
         .env("PROXY_MODE", "dedicated")
         .env(
             "PROXY_WORKLOAD_INFO",
             format!("default/{account}/{account}"),
         )
-        .env("LOCAL_XDS_PATH", folder.join("mesh.yaml"))
-        .env("XDS_ADDRESS", "")
         .env("CA_ADDRESS", format!("https://{control}"))
         .env("CA_ROOT_CA", folder.join("root.pem"))
         .env("AUTH_TOKEN", account)
@@ -34,12 +52,15 @@ pub(crate) fn ztunnel(
         .env("ISTIO_META_DNS_CAPTURE", "false")
         .env("IPV6_ENABLED", "false")
         .env("ZTUNNEL_WORKER_THREADS", "2")
-        .env("RUST_LOG", "warn");
+        .env("RUST_LOG", "warn,ztunnel::readiness=info,readiness=info");
     let name = match account {
         "client" => "ztunnel-client",
         _ => "ztunnel-server",
     };
-    Ok(Process::start(name, Some(namespace), folder, &command)?.ignored())
+    let mut process = Process::start(name, Some(namespace), folder, &command)?;
+    // Its own words; it logs to standard output.
+    while !process.line()?.contains("marking server ready") {}
+    Ok(process.ignored())
 }
 
 /// Envoy as the sidecar of a client: plaintext HTTP on the loopback, HTTP/1.1 in mutual TLS to the server's.

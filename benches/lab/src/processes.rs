@@ -117,10 +117,19 @@ impl Process {
 
     /// Resident memory, in bytes.
     pub(crate) fn resident(&self) -> Result<f64, BoxError> {
+        self.status("VmRSS:")
+    }
+
+    /// The most that was ever resident, in bytes.
+    pub(crate) fn peak(&self) -> Result<f64, BoxError> {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, name: &str) -> Result<f64, BoxError> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kibibytes = line.and_then(|line| line.split_whitespace().next());
-        Ok(kibibytes.ok_or("no VmRSS")?.parse::<f64>()? * 1024.0)
+        Ok(kibibytes.ok_or("no such line")?.parse::<f64>()? * 1024.0)
     }
 }
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::args::{Requests, peer, say};
 use crate::certificates::Root;
 use crate::namespaces::{CLIENT, Pair, SERVER};
-use crate::peers;
+use crate::peers::{self, Source};
 use crate::processes::Process;
 use crate::spread::Spread;
 use crate::{BoxError, machine};
@@ -84,7 +84,7 @@ fn server_at(address: impl Into<std::net::IpAddr>) -> SocketAddr {
 }
 
 /// A folder with everybody's certificates and the mesh of both.
-fn folder() -> Result<TempDir, BoxError> {
+pub(crate) fn folder() -> Result<TempDir, BoxError> {
     let folder = tempfile::tempdir()?;
     let root = Root::new()?;
     root.write(folder.path(), SERVER.into())?;
@@ -154,9 +154,12 @@ fn ztunnels(program: &Path) -> Result<Deployment, BoxError> {
     let (listen, certificates) = (control.to_string(), path.display().to_string());
     let arguments = ["control", "--listen", &listen, "--folder", &certificates];
     let issuing = Process::role("control", &pair.server, path, &arguments)?;
+    let ztunnel = |account, namespace: &str| {
+        peers::ztunnel(program, namespace, path, account, control, Source::File)
+    };
     let others = vec![
-        peers::ztunnel(program, &pair.server, path, "server", control)?,
-        peers::ztunnel(program, &pair.client, path, "client", control)?,
+        ztunnel("server", &pair.server)?,
+        ztunnel("client", &pair.client)?,
         serve(&pair, path, "plain")?,
         issuing,
     ];

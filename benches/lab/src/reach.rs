@@ -1,0 +1,110 @@
+//! New connections to a service, and how long each takes to its first answer.
+//!
+//! `until there` and `until gone` are answered by `reached` when a request is answered, or none is any more.
+//! `rate <connections per second>` is answered by `begin`, and connections are made until `stop`, which is answered by
+//! `end <connections> <failures> <p50 ns> <p99 ns> <p99.9 ns>`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use crate::args::{Reach, Road, say};
+use crate::load::Way;
+use crate::namespaces::CLIENT;
+use crate::{Done, member};
+
+/// How long a service may take to come or go, and between attempts.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(1);
+/// Longer than this a connection does not take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(of: Reach) -> Done {
+    let mesh = match of.road {
+        Road::Plain => None,
+        _ => {
+            let own = (CLIENT, 0).into();
+            let mesh = member::join_control(&of.folder, "client", of.control, own)?;
+            mesh.ready().await?;
+            Some(mesh)
+        }
+    };
+    say("ready");
+    let way = Arc::new(Way {
+        road: of.road,
+        to: of.to,
+        mesh,
+    });
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = lines.next_line().await? {
+        match line.split_once(' ') {
+            Some(("until", what)) => until(&way, what == "there").await?,
+            Some(("rate", per_second)) => rate(&way, per_second.parse()?, &mut lines).await?,
+            _ => return Err(format!("expected until or rate, got {line:?}").into()),
+        }
+    }
+    Ok(())
+}
+
+async fn until(way: &Way, there: bool) -> Done {
+    let start = Instant::now();
+    loop {
+        let answered = timeout(ATTEMPT, way.try_once()).await;
+        if answered.is_ok_and(|answered| answered.is_ok()) == there {
+            say("reached");
+            return Ok(());
+        }
+        if start.elapsed() > PATIENCE {
+            return Err("the change does not take effect".into());
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn rate(way: &Arc<Way>, per_second: u32, lines: &mut Lines<BufReader<Stdin>>) -> Done {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut ticks = interval(Duration::from_secs(1) / per_second);
+    // What is late counts: a stall delays all that would have been made in it.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    say("begin");
+    loop {
+        tokio::select! {
+            due = ticks.tick() => {
+                let (way, tell) = (Arc::clone(way), tell.clone());
+                tokio::spawn(async move {
+                    let answered = timeout(ATTEMPT, way.try_once()).await;
+                    let answered = answered.is_ok_and(|answered| answered.is_ok());
+                    let _ = tell.send(answered.then(|| due.elapsed().as_nanos() as u64));
+                });
+            }
+            line = lines.next_line() => {
+                line?;
+                break;
+            }
+        }
+    }
+    drop(tell);
+    let (mut times, mut failures) = (Vec::new(), 0);
+    while let Some(time) = told.recv().await {
+        match time {
+            Some(time) => times.push(time),
+            None => failures += 1,
+        }
+    }
+    times.sort_unstable();
+    let at = |share: f64| {
+        let index = (times.len() as f64 * share) as usize;
+        times.get(index).copied().unwrap_or_default()
+    };
+    say(&format!(
+        "end {} {failures} {} {} {}",
+        times.len(),
+        at(0.5),
+        at(0.99),
+        at(0.999)
+    ));
+    Ok(())
+}
