@@ -3,4 +3,8 @@
 mod hosts;
 mod listeners;
 mod plane;
+mod require;
 mod restarts;
+#[path = "../../../../mesh-core/tests/it/ztunnel.rs"]
+mod ztunnel;
+mod ztunnel_joins;
