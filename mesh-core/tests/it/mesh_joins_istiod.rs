@@ -50,6 +50,29 @@ async fn two_meshes_join_and_talk() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_whole_push_of_many_workloads_is_applied_and_acknowledged() {
+    let place = Place::new();
+    let many = (0..2_000_u16).map(|at| {
+        let [high, low] = at.to_be_bytes();
+        workload(&format!("other-{at}"), [10, 1, high, low], "1")
+    });
+    place.istiod.discovery.say(&addresses(many.collect(), &[]));
+    let _server = place.server().await;
+    let client = place.client();
+    greet(&client).await;
+    let again = (0..2_000_u16).map(|at| {
+        let [high, low] = at.to_be_bytes();
+        workload(&format!("other-{at}"), [10, 2, high, low], "2")
+    });
+    let answers = place.say(&addresses(again.collect(), &[])).await;
+    assert_eq!(answers.len(), 2);
+    assert!(answers.iter().all(|one| one.ask.error.is_none()));
+    let workloads = dump(&client).await["workloads"].as_array().unwrap().len();
+    assert_eq!(workloads, 2_002);
+    greet(&client).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_istiod_that_is_away_at_first_is_waited_for() {
     let place = Place::new();
     place.kill();

@@ -30,6 +30,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How many refused resources are remembered, to be shown.
 const MAX_PROBLEMS: usize = 1000;
 
+/// From how many resources on a batch is applied on a thread that may block. A whole push of a large mesh takes
+/// a second or more, in which a worker of the runtime would leave other tasks waiting.
+const LARGE: usize = 1000;
+
 /// What a proxyless server's listener is called, but for address and port.
 const INBOUND_LISTENER: &str = "xds.istio.io/grpc/lds/inbound/";
 
@@ -285,7 +289,7 @@ impl Follow {
                     self.say_what_is_missing()?;
                 }
                 Event::Batch(batch) => {
-                    self.apply(batch)?;
+                    self.apply(batch).await?;
                     if let Some(registration) = &mut self.registration {
                         registration.look(&self.link).await?;
                     }
@@ -338,17 +342,27 @@ impl Follow {
         self.link.stale(Some(reason))
     }
 
-    fn apply(&mut self, batch: Batch) -> Result<(), Error> {
+    async fn apply(&mut self, batch: Batch) -> Result<(), Error> {
         let before = self.refused.len();
         if before > 0 {
             for name in batch.removed() {
                 self.refused.remove(&discovery_name(name));
             }
         }
-        let verdicts = match self.missing.is_empty() {
-            true => self.link.apply(batch)?,
+        let large = batch.updates().len() + batch.removed().len() >= LARGE;
+        let (link, whole) = (self.link.clone(), self.missing.is_empty());
+        let apply = move || match whole {
+            true => link.apply(batch),
             // Without its policies a workload must not be served.
-            false => self.link.prepare(batch)?,
+            false => link.prepare(batch),
+        };
+        let verdicts = match large {
+            true => tokio::task::spawn_blocking(apply).await.map_err(|error| {
+                Error::new(ErrorKind::Internal)
+                    .with_detail("a batch was not applied")
+                    .with_source(error)
+            })??,
+            false => apply()?,
         };
         if before > 0 {
             let accepted = verdicts.iter().filter(|verdict| verdict.result().is_ok());
