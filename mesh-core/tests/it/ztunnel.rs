@@ -1,5 +1,6 @@
 //! istio/ztunnel as a peer: a network namespace of its own, for its ports are fixed, and its process in
 //! dedicated mode. Shared with the control plane's tests.
+#![allow(dead_code, reason = "the control plane's tests use less")]
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
