@@ -91,7 +91,12 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
         lock(&self.shared).arrived
     }
 
-    /// How many of our SETTINGS the peer has acknowledged and h2 has applied.
+    /// How many of our SETTINGS the peer has acknowledged.
+    fn acknowledged(&self) -> u32 {
+        lock(&self.shared).frames.acknowledged()
+    }
+
+    /// How many of them h2 has applied for certain.
     fn applied(&self) -> u32 {
         lock(&self.shared).applied
     }
@@ -412,8 +417,8 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         if let Some(window) = self.windows.poll(Instant::now(), live, arrived)
             && h2.set_initial_window(window)
         {
-            // All SETTINGS before it are applied, or h2 had not taken it.
-            self.shrinking = (window < self.windows.asked()).then(|| self.io.applied());
+            // All SETTINGS before it are acknowledged, or h2 had not taken it.
+            self.shrinking = (window < self.windows.asked()).then(|| self.io.acknowledged());
             self.windows.ask(window);
         }
     }
@@ -427,7 +432,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         let mut again = self.outboxes.send();
         if self
             .shrinking
-            .is_some_and(|before| before != self.io.applied())
+            .is_some_and(|before| (self.io.applied().wrapping_sub(before) as i32) > 0)
         {
             self.shrinking = None;
             self.outboxes.flows().judge_again();

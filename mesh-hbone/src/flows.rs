@@ -33,7 +33,7 @@ impl Flows {
     /// Has h2 judge every window again.
     pub(crate) fn judge_again(&self) {
         for flow in lock(&self.of).values_mut() {
-            // Fails for a stream that has ended, whose window is of no use to anybody.
+            // Nothing is released, so nothing is too much; h2 leaves out streams that have ended.
             let _ = flow.release_capacity(0);
         }
     }

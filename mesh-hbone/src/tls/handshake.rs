@@ -90,12 +90,19 @@ impl Handshake {
         }
     }
 
-    /// After an error rustls has nothing left but the alert.
+    /// Takes what rustls still has to say after an error: often an alert, and what it had said before.
+    ///
+    /// Asked when it has nothing, rustls would look for the records that it was given before.
     fn take_alert(&mut self, outgoing: &mut Outgoing) {
-        let _ = match self {
-            Self::Client(tls) => step(tls.process_tls_records(&mut []), outgoing),
-            Self::Server(tls) => step(tls.process_tls_records(&mut []), outgoing),
-        };
+        while self.common().wants_write() {
+            let (_, step) = match self {
+                Self::Client(tls) => step(tls.process_tls_records(&mut []), outgoing),
+                Self::Server(tls) => step(tls.process_tls_records(&mut []), outgoing),
+            };
+            if !matches!(step, Ok(Step::Again)) {
+                return;
+            }
+        }
     }
 
     /// Goes over to application data.

@@ -18,6 +18,8 @@ pub(super) struct Outgoing {
     sent: usize,
     /// What of all has not.
     bytes: usize,
+    /// How much has not up to the end of the last answer.
+    answer: usize,
 }
 
 impl Outgoing {
@@ -26,6 +28,16 @@ impl Outgoing {
             self.bytes += record.len();
             self.records.push_back(record);
         }
+    }
+
+    /// The last record is an answer to the peer, of whom nothing says that it reads.
+    pub(super) fn mark_answer(&mut self) {
+        self.answer = self.bytes;
+    }
+
+    /// Whether an answer has not left.
+    pub(super) fn has_answer(&self) -> bool {
+        self.answer > 0
     }
 
     /// Bytes that have not left.
@@ -65,7 +77,7 @@ impl Outgoing {
     #[cfg(test)]
     pub(super) fn take(&mut self) -> Vec<u8> {
         assert_eq!(self.sent, 0);
-        self.bytes = 0;
+        (self.bytes, self.answer) = (0, 0);
         std::mem::take(&mut self.records)
             .into_iter()
             .flatten()
@@ -74,6 +86,7 @@ impl Outgoing {
 
     fn advance(&mut self, written: usize) {
         self.bytes -= written;
+        self.answer = self.answer.saturating_sub(written);
         self.sent += written;
         while let Some(first) = self.records.front() {
             if self.sent < first.len() {

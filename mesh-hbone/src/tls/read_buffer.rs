@@ -66,6 +66,8 @@ pub(super) struct Incoming {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
+    /// How far the buffer was written to.
+    used: usize,
 }
 
 impl Incoming {
@@ -75,6 +77,7 @@ impl Incoming {
             bytes: Box::default(),
             start: 0,
             end: 0,
+            used: 0,
         }
     }
 
@@ -115,6 +118,7 @@ impl Incoming {
         let polled = Pin::new(io).poll_read(cx, &mut buf);
         let count = buf.filled().len();
         self.end += count;
+        self.used = self.used.max(self.end);
         if count == 0 {
             self.settle();
         }
@@ -140,7 +144,7 @@ impl Incoming {
         };
         larger[..unread].copy_from_slice(self.unread());
         self.hold(larger);
-        self.end = unread;
+        (self.end, self.used) = (unread, unread);
         Ok(())
     }
 
@@ -156,14 +160,17 @@ impl Incoming {
     /// Holds `bytes` instead of what it held, all of them unread.
     fn hold(&mut self, bytes: Box<[u8]>) {
         (self.start, self.end) = (0, bytes.len());
-        let before = std::mem::replace(&mut self.bytes, bytes);
+        let mut before = std::mem::replace(&mut self.bytes, bytes);
+        // Records are decrypted in it, and the next connection is somebody else's.
+        before[..self.used].fill(0);
+        self.used = self.end;
         self.buffers.give(before);
     }
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        self.buffers.give(std::mem::take(&mut self.bytes));
+        self.hold(Box::default());
     }
 }
 

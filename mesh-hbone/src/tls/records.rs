@@ -39,6 +39,9 @@ const MAX_MESSAGE: usize = 0xffff;
 const MAX_KEY_UPDATES: u8 = 32;
 const MAX_WARNINGS: u8 = 4;
 
+/// Records without content in a row, as rustls bears them.
+const MAX_EMPTY: u8 = 32;
+
 const MESSAGE_HEADER: usize = 4;
 
 /// Who derives the keys of the next epoch.
@@ -72,6 +75,9 @@ pub(super) struct Records {
     fragments: Vec<u8>,
     key_updates: u8,
     warnings: u8,
+    empty: u8,
+    /// The last thing that may be said was said.
+    ended: bool,
 }
 
 /// How many bytes the record at the front of `bytes` has in all, once that can be told.
@@ -116,6 +122,8 @@ impl Records {
             fragments: Vec::new(),
             key_updates: 0,
             warnings: 0,
+            empty: 0,
+            ended: false,
         })
     }
 
@@ -129,7 +137,7 @@ impl Records {
         record: &mut [u8],
         outgoing: &mut Outgoing,
     ) -> Result<Opened, Error> {
-        let begin = record.as_ptr().addr();
+        let (begin, end) = (record.as_ptr().addr(), record.len());
         let (header, payload) = record.split_at_mut(HEADER);
         // All that is encrypted says that it is data; nothing else comes after the handshake.
         if header[0] != 23 {
@@ -148,12 +156,27 @@ impl Records {
         if plain.typ != ContentType::Handshake && !self.fragments.is_empty() {
             return Err(PeerMisbehaved::MessageInterleavedWithHandshakeMessage.into());
         }
+        if plain.payload.is_empty() {
+            self.empty += 1;
+            if plain.typ != ContentType::ApplicationData {
+                return Err(InvalidMessage::InvalidEmptyPayload.into());
+            }
+            if self.empty > MAX_EMPTY {
+                return Err(PeerMisbehaved::TooManyEmptyFragments.into());
+            }
+            return Ok(Opened::Nothing);
+        }
+        self.empty = 0;
         match plain.typ {
             ContentType::ApplicationData => {
                 self.key_updates = 0;
-                // It is decrypted where it was.
-                let start = plain.payload.as_ptr().addr() - begin;
-                Ok(Opened::Data(start..start + plain.payload.len()))
+                // It is decrypted where it was, by every provider that we know.
+                let start = plain.payload.as_ptr().addr().checked_sub(begin);
+                let data = start.map(|start| start..start + plain.payload.len());
+                match data.filter(|data| data.end <= end) {
+                    Some(data) => Ok(Opened::Data(data)),
+                    None => Err(Error::General("expected decryption in place".to_owned())),
+                }
             }
             ContentType::Alert => self.alert(plain.payload),
             ContentType::Handshake => {
@@ -189,16 +212,14 @@ impl Records {
 
     /// Takes the messages that are whole.
     fn messages(&mut self, outgoing: &mut Outgoing) -> Result<(), Error> {
-        if self.fragments.is_empty() {
-            return Err(InvalidMessage::InvalidEmptyPayload.into());
-        }
-        while let [kind, high, mid, low, rest @ ..] = &*self.fragments {
+        let mut taken = 0;
+        while let [kind, high, mid, low, rest @ ..] = &self.fragments[taken..] {
             let length = u32::from_be_bytes([0, *high, *mid, *low]) as usize;
             if length > MAX_MESSAGE {
                 return Err(InvalidMessage::HandshakePayloadTooLarge.into());
             }
             let Some((body, after)) = rest.split_at_checked(length) else {
-                return Ok(());
+                break;
             };
             match (HandshakeType::from(*kind), &mut self.keys) {
                 (HandshakeType::KeyUpdate, _) => {
@@ -211,7 +232,9 @@ impl Records {
                     if !after.is_empty() {
                         return Err(PeerMisbehaved::KeyEpochWithPendingFragment.into());
                     }
+                    taken += MESSAGE_HEADER + length;
                     self.key_updated(requested, outgoing)?;
+                    break;
                 }
                 // Nothing is resumed, but what is wrong with a ticket is an error all the same.
                 (HandshakeType::NewSessionTicket, Keys::Client(kernel)) => {
@@ -224,11 +247,12 @@ impl Records {
                     });
                 }
             }
-            let whole = MESSAGE_HEADER + length;
-            self.fragments.drain(..whole);
+            taken += MESSAGE_HEADER + length;
         }
-        if self.fragments.is_empty() {
+        if taken == self.fragments.len() {
             self.fragments = Vec::new();
+        } else {
+            self.fragments.drain(..taken);
         }
         Ok(())
     }
@@ -244,8 +268,11 @@ impl Records {
         };
         self.opener = opener(self.suite, secrets)?;
         self.opened = opened;
-        if requested {
+        // One answer is enough for all that is asked before it leaves (RFC 8446, 4.6.3), and a peer
+        // that does not read makes us keep no more.
+        if requested && !self.ended && !outgoing.has_answer() {
             self.update_key(outgoing)?;
+            outgoing.mark_answer();
         }
         Ok(())
     }
@@ -284,14 +311,19 @@ impl Records {
         Ok(())
     }
 
-    /// Says that no more follows.
+    /// Says that no more follows, unless the last thing was said.
     pub(super) fn close(&mut self, outgoing: &mut Outgoing) -> Result<(), Error> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         self.seal_alert(AlertDescription::CloseNotify, outgoing)
     }
 
-    /// Says why this side ends the connection; nothing where the peer has ended it.
+    /// Says why this side ends the connection, unless the last thing was said or the peer has ended it.
     pub(super) fn fail(&mut self, error: &Error, outgoing: &mut Outgoing) {
-        if let Some(alert) = alert_of(error) {
+        if !std::mem::replace(&mut self.ended, true)
+            && let Some(alert) = alert_of(error)
+        {
             let _ = self.seal_alert(alert, outgoing);
         }
     }

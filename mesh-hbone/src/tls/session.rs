@@ -136,17 +136,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 Progress::Closed => return Poll::Ready(Err(Failure::Truncated)),
                 Progress::Finished | Progress::Going => self.poll_drain(cx)?,
             };
-            if let Some(negotiated) = self.negotiated.take_if(|_| written.is_ready()) {
-                // The last flight is with the transport, and a flush of one that has to be waited for
-                // is the first write's.
-                let _ = Pin::new(&mut self.io).poll_flush(cx)?;
-                return Poll::Ready(Ok(negotiated));
-            }
             if self.negotiated.is_some() {
-                return Poll::Pending;
+                ready!(written);
             }
             if written.is_ready() {
                 ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            }
+            if let Some(negotiated) = self.negotiated.take() {
+                return Poll::Ready(Ok(negotiated));
             }
             if ready!(self.incoming.poll_fill(&mut self.io, cx))? == 0 {
                 return Poll::Ready(Err(Failure::Truncated));
@@ -173,7 +170,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             *seen += match record_len(rest) {
                 Ok(Some(length)) if length <= rest.len() => length,
                 Ok(_) => return Ok(progress),
-                // rustls finds it too, and has an alert for it.
+                // rustls finds most of it too, and then has an alert for it.
                 Err(error) => {
                     let all = self.incoming.unread_mut();
                     handshake.advance(all, &mut self.outgoing)?;
@@ -232,9 +229,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             }
             match self.open_next() {
                 Ok(true) => {
-                    // TLS' own answer to what was read, with no application data to carry it.
+                    // TLS' own answer to what was read, with no application data to carry it. What
+                    // was read is told first, whatever comes of it.
                     if self.open.is_none() && self.wants_flush() && !self.deferred {
-                        let _ = self.poll_drain(cx)?;
+                        let _ = self.poll_drain(cx);
                     }
                     continue;
                 }
@@ -296,7 +294,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if bufs.iter().all(|buf| buf.is_empty()) {
             return Poll::Ready(Ok(0));
         }
-        if self.closing {
+        if self.closing || self.failed.is_some() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         ready!(self.poll_make_room(cx))?;

@@ -22,6 +22,7 @@ mod security_page;
 mod tls_admission;
 mod tls_bundle;
 mod tls_handshake;
+mod tls_malformed;
 mod tls_named;
 mod tls_stream;
 mod tls_swap;

@@ -169,15 +169,22 @@ async fn a_client_that_speaks_another_protocol_is_refused() {
     let leaf = root.leaf(CLIENT);
     for alpn in [vec![b"http/1.1".to_vec()], Vec::new()] {
         let mut config = foreign::client(Some(&leaf));
+        let offered = alpn.clone();
         config.alpn_protocols = alpn;
         let server = root.credentials(SERVER);
         let (near, far) = duplex(64 * 1024);
         let connector = TlsConnector::from(Arc::new(config));
-        let (_near, refused) = tokio::join!(
+        let (near, refused) = tokio::join!(
             connector.connect(foreign::name(), near),
             accept(far, &server)
         );
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::NoProtocol);
+        if !offered.is_empty() {
+            let told = near.unwrap_err();
+            let told = told.get_ref().and_then(|error| error.downcast_ref());
+            let alert = rustls::AlertDescription::NoApplicationProtocol;
+            assert_eq!(told, Some(&rustls::Error::AlertReceived(alert)));
+        }
     }
 }
 

@@ -368,3 +368,63 @@ fn lengths_are_those_of_the_standard() {
         );
     }
 }
+
+#[test]
+fn an_answer_that_has_not_left_answers_all_that_is_asked() {
+    let (mut client, mut server) = pair();
+    let mut outgoing = Outgoing::default();
+    let ask = |client: &mut Records, server: &mut Records, outgoing: &mut Outgoing| {
+        let mut request = sealed(client, ContentType::Handshake, &key_update(1));
+        let (_, secrets) = match &mut client.keys {
+            Keys::Client(kernel) => kernel.update_tx_secret().unwrap(),
+            Keys::Server(_) => unreachable!(),
+        };
+        (client.sealer, client.sealed) = (sealer(client.suite, secrets).unwrap(), 0);
+        assert_eq!(server.open(&mut request, outgoing), Ok(Opened::Nothing));
+    };
+    for _ in 0..2 {
+        for _ in 0..10 {
+            ask(&mut client, &mut server, &mut outgoing);
+            let data = sealed(&mut client, ContentType::ApplicationData, b"data");
+            assert!(say(&mut server, data).is_ok());
+        }
+        let answers = records(&mut outgoing.take());
+        assert_eq!(answers.len(), 1);
+        for answer in answers {
+            assert_eq!(say(&mut client, answer), Ok(Opened::Nothing));
+        }
+        assert_eq!(exchange(&mut server, &mut client, b"back"), b"back");
+    }
+
+    server.close(&mut outgoing).unwrap();
+    outgoing.take();
+    ask(&mut client, &mut server, &mut outgoing);
+    server.close(&mut outgoing).unwrap();
+    server.fail(&Error::DecryptError, &mut outgoing);
+    assert!(
+        outgoing.is_empty(),
+        "said after the last thing that may be said"
+    );
+}
+
+#[test]
+fn records_without_content_are_borne_only_so_many_in_a_row() {
+    let (mut client, mut server) = pair();
+    for _ in 0..2 {
+        for _ in 0..MAX_EMPTY {
+            let record = sealed(&mut client, ContentType::ApplicationData, &[]);
+            assert_eq!(say(&mut server, record), Ok(Opened::Nothing));
+        }
+        assert_eq!(exchange(&mut client, &mut server, b"data"), b"data");
+    }
+    for count in 0..=MAX_EMPTY {
+        let record = sealed(&mut client, ContentType::ApplicationData, &[]);
+        assert_eq!(say(&mut server, record).is_ok(), count < MAX_EMPTY);
+    }
+
+    let (mut client, mut server) = pair();
+    let piece = sealed(&mut client, ContentType::Handshake, &[24]);
+    assert_eq!(say(&mut server, piece), Ok(Opened::Nothing));
+    let nothing = sealed(&mut client, ContentType::Handshake, &[]);
+    assert!(say(&mut server, nothing).is_err());
+}
