@@ -2,6 +2,9 @@
 //!
 //! A target is named for what it parses. Its body holds the input to a property; not to panic is the least.
 
+mod copy;
+mod frames;
+
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method};
@@ -19,21 +22,26 @@ use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
 
+pub use copy::copy;
+pub use frames::frames;
+
 /// One target: its name, which is also its corpus' folder, and its body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 17] = [
     ("authority", authority),
     ("baggage", baggage),
     ("certificate", certificate),
     ("cidr", cidr),
+    ("copy", copy),
     ("crl", crl),
     ("decode_address", decode_address),
     ("decode_authorization", decode_authorization),
     ("decode_listener", decode_listener),
     ("discovery", discovery),
     ("forwarded", forwarded),
+    ("frames", frames),
     ("identity", identity),
     ("manifest", manifest),
     ("path_normalize", path_normalize),
