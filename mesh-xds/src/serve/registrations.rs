@@ -28,7 +28,8 @@ impl Registrations {
         }
     }
 
-    /// Waits until the entries differ from what they were when this returned last. It removes those of hosts
+    /// Waits until the entries differ from what they were when this returned last; what is wrong with a host
+    /// that stays unhealthy is no difference. It removes those of hosts
     /// that have not come back within the grace, so without it they stay.
     ///
     /// # Cancel safety
@@ -41,11 +42,12 @@ impl Registrations {
                 registry.handle_timeout(Instant::now());
                 (registry.revision(), registry.poll_timeout())
             });
-            self.shared.settle();
             if revision != self.seen {
                 self.seen = revision;
                 return;
             }
+            // Not before: hosts that have come back and are still to be applied would be taken as gone.
+            self.shared.settle();
             let grace = async {
                 match ends {
                     Some(at) => sleep_until(at).await,
@@ -60,7 +62,9 @@ impl Registrations {
         }
     }
 
-    /// The entries as they are now, by namespace and name.
+    /// The entries as they are now, by namespace and name. Within the
+    /// [`host_return`](super::ServerBuilder::host_return) of a new server those with a probe come with their
+    /// first report.
     pub fn entries(&self) -> Vec<HostEntry> {
         self.shared
             .registry(|registry| registry.entries().cloned().collect())

@@ -20,6 +20,9 @@ const NO_REPORT: &str = "no report yet";
 
 type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
+/// How a host says that its application is, with what is wrong.
+type Report = Result<(), String>;
+
 /// A host, as the node of its stream says it is.
 #[derive(Debug, Clone)]
 pub(super) struct Host {
@@ -111,11 +114,12 @@ pub struct HostEntry {
     locality: Locality,
     weight: Option<u32>,
     ports: Vec<(Arc<str>, u16)>,
-    health: Option<Result<(), String>>,
+    probed: bool,
+    report: Option<Report>,
 }
 
 impl HostEntry {
-    fn new(host: &Host, group: &WorkloadGroup, uid: u64) -> Self {
+    fn new(host: &Host, report: Option<&Report>, group: &WorkloadGroup, uid: u64) -> Self {
         let mut labels = group.labels().clone();
         let own = host.labels.iter();
         let own = own.filter(|(key, _)| &***key != "istio-locality");
@@ -130,7 +134,6 @@ impl HostEntry {
         );
         let given = group.annotations().iter();
         annotations.extend(given.map(|(key, value)| (Arc::clone(key), Arc::clone(value))));
-        let probed = group.is_probed() || host.probed;
         Self {
             name: host.entry_name(),
             group: group.name().clone(),
@@ -149,7 +152,8 @@ impl HostEntry {
                 .unwrap_or_else(|| group.locality().clone()),
             weight: group.weight(),
             ports: group.ports().to_vec(),
-            health: probed.then(|| Err(NO_REPORT.to_owned())),
+            probed: group.is_probed() || host.probed,
+            report: report.cloned(),
         }
     }
 
@@ -212,8 +216,15 @@ impl HostEntry {
     /// How its application is, as it reported last, with what is wrong. `None` for a host without a probe
     /// that has reported nothing: it counts as healthy.
     pub fn health(&self) -> Option<Result<(), &str>> {
-        let health = self.health.as_ref()?;
-        Some(health.as_ref().copied().map_err(String::as_str))
+        match &self.report {
+            Some(report) => Some(report.as_ref().copied().map_err(String::as_str)),
+            None => self.probed.then_some(Err(NO_REPORT)),
+        }
+    }
+
+    /// Whether it has a probe and has not said yet how it is.
+    fn is_unheard(&self) -> bool {
+        self.probed && self.report.is_none()
     }
 }
 
@@ -226,6 +237,14 @@ struct Held {
     left: Option<Instant>,
 }
 
+/// A host that is here, registered or not.
+#[derive(Debug)]
+struct Here {
+    host: Host,
+    /// The last one: hosts report changes alone, so that it has to outlive their entry.
+    report: Option<Report>,
+}
+
 /// All entries.
 #[derive(Debug)]
 pub(super) struct Registry {
@@ -233,8 +252,8 @@ pub(super) struct Registry {
     max_entries: usize,
     groups: BTreeMap<ObjectName, WorkloadGroup>,
     entries: BTreeMap<ObjectName, Held>,
-    /// Those that are here, registered or not.
-    hosts: BTreeMap<u64, Host>,
+    /// By stream.
+    hosts: BTreeMap<u64, Here>,
     next_uid: u64,
     revision: u64,
     host_return: Duration,
@@ -247,6 +266,8 @@ enum Returning {
     /// There have been no groups yet.
     Nobody,
     Until(Instant),
+    /// The end is beyond what a clock can say.
+    Always,
     Over,
 }
 
@@ -270,15 +291,19 @@ impl Registry {
         self.revision
     }
 
+    /// The entries to publish. While hosts may come back, one with a probe that has not reported yet is left
+    /// out: the clients have it as it was, and how it was is more likely than that it is unhealthy.
     pub(super) fn entries(&self) -> impl Iterator<Item = &HostEntry> {
-        self.entries.values().map(|held| &held.entry)
+        let entries = self.entries.values().map(|held| &held.entry);
+        entries.filter(|entry| !self.is_waiting() || !entry.is_unheard())
     }
 
     /// Takes all groups as they are now. Entries go with their group and come back with it; a group that is
     /// another one now counts for new entries only, as in istiod.
     pub(super) fn set_groups(&mut self, groups: Vec<WorkloadGroup>, now: Instant) {
         if self.returning == Returning::Nobody && !groups.is_empty() {
-            self.returning = Returning::Until(now + self.host_return);
+            let end = now.checked_add(self.host_return);
+            self.returning = end.map_or(Returning::Always, Returning::Until);
         }
         let groups = groups
             .into_iter()
@@ -290,15 +315,15 @@ impl Registry {
         if self.entries.len() != before {
             self.revision += 1;
         }
-        let absent = self.hosts.iter().filter(|(_, host)| {
-            let group = self.groups.contains_key(&host.group);
-            group && !self.entries.contains_key(&host.entry_name())
+        let absent = self.hosts.iter().filter(|(_, here)| {
+            let group = self.groups.contains_key(&here.host.group);
+            group && !self.entries.contains_key(&here.host.entry_name())
         });
-        for (stream, host) in absent
-            .map(|(at, host)| (*at, host.clone()))
+        for (stream, host, report) in absent
+            .map(|(at, here)| (*at, here.host.clone(), here.report.clone()))
             .collect::<Vec<_>>()
         {
-            if let Err(refused) = self.enter(stream, &host) {
+            if let Err(refused) = self.enter(stream, &host, report.as_ref()) {
                 tracing::warn!(%refused, "a host is not registered again");
             }
         }
@@ -306,12 +331,14 @@ impl Registry {
 
     /// Registers the host of a stream, or keeps what it has registered before.
     pub(super) fn connect(&mut self, stream: u64, host: Host) -> Result<(), Refused> {
-        self.enter(stream, &host)?;
-        self.hosts.insert(stream, host);
+        self.enter(stream, &host, None)?;
+        let held = self.entries.get(&host.entry_name());
+        let report = held.and_then(|held| held.entry.report.clone());
+        self.hosts.insert(stream, Here { host, report });
         Ok(())
     }
 
-    fn enter(&mut self, stream: u64, host: &Host) -> Result<(), Refused> {
+    fn enter(&mut self, stream: u64, host: &Host, report: Option<&Report>) -> Result<(), Refused> {
         let Some(group) = self.groups.get(&host.group) else {
             return Err(Refused::NoGroup(host.group.clone()));
         };
@@ -334,9 +361,13 @@ impl Registry {
             }
             held.streams.insert(stream);
             held.left = None;
+            // The stream that came last knows best.
+            if let Some(report) = report {
+                held.entry.report = Some(report.clone());
+            }
             return Ok(());
         }
-        let entry = HostEntry::new(host, group, self.next_uid + 1);
+        let entry = HostEntry::new(host, report, group, self.next_uid + 1);
         let mut others = self.entries.values();
         let same = |held: &&Held| {
             held.entry.address == entry.address && held.entry.network == entry.network
@@ -360,22 +391,35 @@ impl Registry {
     }
 
     /// Takes a report of how the application of a host is.
-    pub(super) fn health(&mut self, stream: u64, health: Result<(), String>) {
-        let name = self.hosts.get(&stream).map(Host::entry_name);
-        let held = name.and_then(|name| self.entries.get_mut(&name));
+    pub(super) fn health(&mut self, stream: u64, report: Report) {
+        let Some(here) = self.hosts.get_mut(&stream) else {
+            return;
+        };
+        here.report = Some(report.clone());
+        let name = here.host.entry_name();
+        let waiting = self.is_waiting();
+        let held = self.entries.get_mut(&name);
         let Some(held) = held.filter(|held| held.streams.contains(&stream)) else {
             return;
         };
-        let health = Some(health);
-        if held.entry.health != health {
-            held.entry.health = health;
+        // What is wrong may be told in other words each time, and nobody is sent them.
+        let shown = |entry: &HostEntry| {
+            let hidden = waiting && entry.is_unheard();
+            (!hidden).then(|| entry.health().is_none_or(|health| health.is_ok()))
+        };
+        let before = shown(&held.entry);
+        held.entry.report = Some(report);
+        if shown(&held.entry) != before {
             self.revision += 1;
         }
     }
 
     /// The stream has ended. With its last one a host's entry has the grace left.
     pub(super) fn disconnect(&mut self, stream: u64, now: Instant) {
-        let name = self.hosts.remove(&stream).map(|host| host.entry_name());
+        let name = self
+            .hosts
+            .remove(&stream)
+            .map(|here| here.host.entry_name());
         let held = name.and_then(|name| self.entries.get_mut(&name));
         if let Some(held) = held.filter(|held| held.streams.contains(&stream)) {
             held.streams.remove(&stream);
@@ -386,10 +430,10 @@ impl Registry {
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let ends = self.entries.values().filter_map(|held| held.left);
-        let ends = ends.map(|left| left + self.grace);
+        let ends = ends.filter_map(|left| left.checked_add(self.grace));
         let over = match self.returning {
             Returning::Until(at) => Some(at),
-            Returning::Nobody | Returning::Over => None,
+            Returning::Nobody | Returning::Always | Returning::Over => None,
         };
         ends.chain(over).min()
     }
@@ -405,9 +449,14 @@ impl Registry {
         let grace = self.grace;
         if matches!(self.returning, Returning::Until(at) if now >= at) {
             self.returning = Returning::Over;
+            if self.entries.values().any(|held| held.entry.is_unheard()) {
+                self.revision += 1;
+            }
         }
-        self.entries
-            .retain(|_, held| held.left.is_none_or(|left| now < left + grace));
+        self.entries.retain(|_, held| {
+            let end = held.left.and_then(|left| left.checked_add(grace));
+            end.is_none_or(|end| now < end)
+        });
         if self.entries.len() != before {
             self.revision += 1;
         }

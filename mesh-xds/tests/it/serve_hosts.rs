@@ -19,7 +19,10 @@ use crate::serve::{Stream, Tokens, node_of, open_as, serve};
 const GRACE: Duration = Duration::from_millis(300);
 
 fn server() -> Server {
-    let server = Server::builder(Tokens).registration_grace(GRACE).build();
+    let server = Server::builder(Tokens)
+        .registration_grace(GRACE)
+        .host_return(Duration::ZERO)
+        .build();
     let group = |name: &str| {
         let name = ObjectName::new("default", name);
         WorkloadGroup::new(name).with_service_account("forum")

@@ -1,6 +1,7 @@
 //! Every interleaving of changes, answers, subscriptions and lost streams ends with what there is.
 
 mod order;
+mod registrations;
 mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};

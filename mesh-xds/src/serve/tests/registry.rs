@@ -12,13 +12,13 @@ use crate::model::{Locality, ObjectName, WorkloadGroup};
 use crate::serve::registry::{Host, HostEntry, Refused, Registry};
 
 const GRACE: Duration = Duration::from_secs(10);
-const RETURN: Duration = Duration::from_secs(30);
+pub(super) const RETURN: Duration = Duration::from_secs(30);
 
-fn group(name: &str) -> WorkloadGroup {
+pub(super) fn group(name: &str) -> WorkloadGroup {
     WorkloadGroup::new(ObjectName::new("bank", name)).with_service_account("forum")
 }
 
-fn host(address: &str) -> Host {
+pub(super) fn host(address: &str) -> Host {
     Host {
         group: ObjectName::new("bank", "forum"),
         identity: Identity::new("td", "bank", "forum").unwrap(),
@@ -33,7 +33,9 @@ fn host(address: &str) -> Host {
 
 fn registry(groups: Vec<WorkloadGroup>) -> Registry {
     let mut registry = Registry::new(GRACE, RETURN, 3);
-    registry.set_groups(groups, Instant::now());
+    let now = Instant::now();
+    registry.set_groups(groups, now);
+    registry.handle_timeout(now + RETURN);
     registry
 }
 
@@ -125,7 +127,6 @@ fn who_comes_back_in_time_keeps_the_entry_and_who_does_not_gets_another() {
     let start = Instant::now();
     let at = |seconds: u64| start + Duration::from_secs(seconds);
     let mut registry = registry(vec![group("forum")]);
-    registry.handle_timeout(at(31));
     registry.connect(1, host("10.0.0.1")).unwrap();
     let uid = only(&registry).uid();
     assert_eq!(registry.poll_timeout(), None);
@@ -171,13 +172,13 @@ fn with_a_probe_a_host_is_unhealthy_until_it_says_otherwise() {
             (health, registry.revision() - before)
         };
         let down = "connection refused";
-        assert_eq!(told(Err(down), 1), (Some(Err(down.to_owned())), 1));
         assert_eq!(
             told(Err(down), 1),
             (Some(Err(down.to_owned())), 0),
-            "the same"
+            "still unhealthy"
         );
         assert_eq!(told(Ok(()), 1), (Some(Ok(())), 1));
+        assert_eq!(told(Ok(()), 1), (Some(Ok(())), 0), "the same");
         assert_eq!(told(Err(down), 7), (Some(Ok(())), 0), "of nobody");
         // It lasts through a return.
         registry.disconnect(1, Instant::now());
@@ -188,8 +189,12 @@ fn with_a_probe_a_host_is_unhealthy_until_it_says_otherwise() {
     let mut registry = registry(vec![group("forum")]);
     registry.connect(1, host("10.0.0.1")).unwrap();
     assert_eq!(only(&registry).health(), None);
-    registry.health(1, Err("draining".to_owned()));
-    assert_eq!(only(&registry).health(), Some(Err("draining")));
+    let before = registry.revision();
+    for (report, revision) in [("draining", 1), ("draining, 3 left", 1)] {
+        registry.health(1, Err(report.to_owned()));
+        assert_eq!(only(&registry).health(), Some(Err(report)));
+        assert_eq!(registry.revision() - before, revision, "{report}");
+    }
 }
 
 #[test]
@@ -271,4 +276,59 @@ fn hosts_of_a_server_before_have_a_while_to_come_back() {
     registry.handle_timeout(start + RETURN);
     assert!(!registry.is_waiting());
     assert_eq!(registry.poll_timeout(), None);
+}
+
+#[test]
+fn a_report_outlives_the_group_that_it_was_of() {
+    let groups = || vec![group("forum").with_probe(true)];
+    let mut registry = registry(groups());
+    registry.connect(1, host("10.0.0.1")).unwrap();
+    registry.health(1, Ok(()));
+    registry.set_groups(Vec::new(), Instant::now());
+    registry.set_groups(groups(), Instant::now());
+    assert_eq!(only(&registry).health(), Some(Ok(())));
+    // Also one that came while there was no group, or that another stream of the host has made.
+    registry.set_groups(Vec::new(), Instant::now());
+    registry.health(1, Err("down".to_owned()));
+    registry.set_groups(groups(), Instant::now());
+    assert_eq!(only(&registry).health(), Some(Err("down")));
+    registry.connect(2, host("10.0.0.1")).unwrap();
+    registry.disconnect(1, Instant::now());
+    registry.set_groups(Vec::new(), Instant::now());
+    registry.set_groups(groups(), Instant::now());
+    assert_eq!(only(&registry).health(), Some(Err("down")));
+}
+
+#[test]
+fn a_host_that_comes_back_to_a_new_server_is_not_taken_for_unhealthy() {
+    let start = Instant::now();
+    let mut registry = Registry::new(GRACE, RETURN, 3);
+    registry.set_groups(vec![group("forum").with_probe(true)], start);
+    registry.connect(1, host("10.0.0.1")).unwrap();
+    registry.connect(2, host("10.0.0.2")).unwrap();
+    assert_eq!(registry.entries().count(), 0, "nobody has reported");
+    let revision = registry.revision();
+    registry.health(1, Err("down".to_owned()));
+    assert_eq!(only(&registry).health(), Some(Err("down")));
+    assert!(registry.revision() > revision);
+    // Who says nothing is unhealthy in the end.
+    let revision = registry.revision();
+    registry.handle_timeout(start + RETURN);
+    let last = registry.entries().last().unwrap();
+    assert_eq!(last.address(), IpAddr::from([10, 0, 0, 2]));
+    assert_eq!(last.health(), Some(Err("no report yet")));
+    assert!(registry.revision() > revision);
+}
+
+#[test]
+fn times_beyond_what_a_clock_can_say_never_end() {
+    let now = Instant::now();
+    let mut registry = Registry::new(Duration::MAX, Duration::MAX, 3);
+    registry.set_groups(vec![group("forum")], now);
+    registry.connect(1, host("10.0.0.1")).unwrap();
+    registry.disconnect(1, now);
+    assert_eq!(registry.poll_timeout(), None);
+    registry.handle_timeout(now + RETURN);
+    assert!(registry.is_waiting());
+    assert_eq!(only(&registry).address(), IpAddr::from([10, 0, 0, 1]));
 }
