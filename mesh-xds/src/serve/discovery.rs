@@ -214,7 +214,7 @@ impl<P: Protocol> Running<P> {
             tokio::select! {
                 request = self.requests.next() => match request {
                     None => return None,
-                    Some(Err(status)) => return self.end(status),
+                    Some(Err(status)) => return self.end(of_request(status)),
                     Some(Ok(request)) => {
                         if let Err(status) = self.request(request) {
                             return self.end(status);
@@ -276,6 +276,14 @@ impl<P: Protocol> Running<P> {
     }
 }
 
+/// A request that is too large is OUT_OF_RANGE to tonic, and RESOURCE_EXHAUSTED to grpc-go, so to istiod.
+fn of_request(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message()),
+        _ => status,
+    }
+}
+
 impl From<End> for Status {
     fn from(end: End) -> Self {
         match end {
@@ -298,7 +306,7 @@ impl From<Refused> for Status {
             Refused::NoGroup(_) => Self::failed_precondition(text),
             Refused::Account { .. } => Self::permission_denied(text),
             Refused::Taken { .. } => Self::already_exists(text),
-            Refused::TooMany(_) => Self::resource_exhausted(text),
+            Refused::TooMany(_) | Refused::TooManyOf(..) => Self::resource_exhausted(text),
         }
     }
 }

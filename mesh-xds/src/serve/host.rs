@@ -1,7 +1,7 @@
 //! What a node says of a host that wants to be registered.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use mesh_authz::Identity;
@@ -21,6 +21,9 @@ const MAX_LABEL_VALUE: usize = 63;
 /// Bytes of the name of a group or network.
 const MAX_NAME: usize = 253;
 
+/// Bytes of each part of a locality: they are the values of labels elsewhere.
+const MAX_LOCALITY: usize = 63;
+
 /// The host, if the node names a group.
 pub(super) fn read(node: &Node, identity: &Identity) -> Result<Option<Host>, Status> {
     let Some(group) = name(node, "AUTO_REGISTER_GROUP")? else {
@@ -33,7 +36,7 @@ pub(super) fn read(node: &Node, identity: &Identity) -> Result<Option<Host>, Sta
         address: address(node)?,
         network: name(node, "NETWORK")?.unwrap_or_default().into(),
         labels: labels(node)?,
-        locality: locality(node),
+        locality: locality(node)?,
         tunnel: is_ztunnel || text(node, "ENABLE_HBONE") == Some("true"),
         probed: is_probed(node),
     }))
@@ -47,15 +50,22 @@ fn wrong(key: &str, expected: &str) -> Status {
     Status::invalid_argument(format!("node.metadata.{key}: expected {expected}"))
 }
 
-/// A text that becomes part of a name.
+/// A text that becomes part of a name, so of the characters that the names of objects have.
 fn name<'a>(node: &'a Node, key: &str) -> Result<Option<&'a str>, Status> {
     match value(node, key) {
         None => Ok(None),
-        Some(Kind::StringValue(text)) if text.len() <= MAX_NAME => {
+        Some(Kind::StringValue(text)) if text.len() <= MAX_NAME && text.bytes().all(fits) => {
             Ok(Some(text.as_str()).filter(|text| !text.is_empty()))
         }
-        Some(_) => Err(wrong(key, "a text of at most 253 bytes")),
+        Some(_) => Err(wrong(
+            key,
+            "a name of at most 253 letters, digits, '-', '.' and '_'",
+        )),
     }
+}
+
+fn fits(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':')
 }
 
 /// The first of the node's addresses; if one of them is none, that of the node's id.
@@ -70,8 +80,14 @@ fn address(node: &Node) -> Result<IpAddr, Status> {
         Some(_) => return Err(wrong(KEY, "addresses in one text, with commas")),
     };
     let in_id = || node.id.split('~').nth(1)?.parse().ok();
-    let address = listed.or_else(in_id);
-    address.ok_or_else(|| wrong(KEY, "an address, here or in the node's id"))
+    let address = listed.or_else(in_id).map(|address| address.to_canonical());
+    let address = address.ok_or_else(|| wrong(KEY, "an address, here or in the node's id"))?;
+    let is_broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    if address.is_unspecified() || address.is_multicast() || is_broadcast {
+        let found = format!("an address that one host can have, found {address}");
+        return Err(wrong(KEY, &found));
+    }
+    Ok(address)
 }
 
 fn labels(node: &Node) -> Result<BTreeMap<Arc<str>, Arc<str>>, Status> {
@@ -93,10 +109,24 @@ fn labels(node: &Node) -> Result<BTreeMap<Arc<str>, Arc<str>>, Status> {
     fields.iter().map(label).collect()
 }
 
-fn locality(node: &Node) -> Option<Locality> {
-    let of = node.locality.as_ref()?;
+fn locality(node: &Node) -> Result<Option<Locality>, Status> {
+    let Some(of) = node.locality.as_ref() else {
+        return Ok(None);
+    };
+    for (field, part) in [
+        ("region", &of.region),
+        ("zone", &of.zone),
+        ("sub_zone", &of.sub_zone),
+    ] {
+        // Where all three are one text, slashes separate them.
+        if part.len() > MAX_LOCALITY || part.contains('/') {
+            let expected = format!("at most {MAX_LOCALITY} bytes without '/'");
+            let text = format!("node.locality.{field}: expected {expected}");
+            return Err(Status::invalid_argument(text));
+        }
+    }
     let found = Locality::new(&*of.region, &*of.zone, &*of.sub_zone);
-    (found != Locality::default()).then_some(found)
+    Ok((found != Locality::default()).then_some(found))
 }
 
 fn is_probed(node: &Node) -> bool {

@@ -72,6 +72,8 @@ pub(super) enum Refused {
         by: String,
     },
     TooMany(usize),
+    /// Of one identity.
+    TooManyOf(usize, Identity),
 }
 
 impl fmt::Display for Refused {
@@ -96,6 +98,7 @@ impl fmt::Display for Refused {
                 )
             }
             Self::TooMany(most) => write!(f, "more than {most} hosts"),
+            Self::TooManyOf(most, identity) => write!(f, "more than {most} hosts of {identity}"),
         }
     }
 }
@@ -250,6 +253,7 @@ struct Here {
 pub(super) struct Registry {
     grace: Duration,
     max_entries: usize,
+    max_of_identity: usize,
     groups: BTreeMap<ObjectName, WorkloadGroup>,
     entries: BTreeMap<ObjectName, Held>,
     /// By stream.
@@ -272,12 +276,18 @@ enum Returning {
 }
 
 impl Registry {
-    pub(super) fn new(grace: Duration, host_return: Duration, max_entries: usize) -> Self {
+    pub(super) fn new(
+        grace: Duration,
+        host_return: Duration,
+        max_entries: usize,
+        max_of_identity: usize,
+    ) -> Self {
         Self {
             grace,
             host_return,
             returning: Returning::Nobody,
             max_entries,
+            max_of_identity,
             groups: BTreeMap::new(),
             entries: BTreeMap::new(),
             hosts: BTreeMap::new(),
@@ -299,8 +309,14 @@ impl Registry {
     }
 
     /// Takes all groups as they are now. Entries go with their group and come back with it; a group that is
-    /// another one now counts for new entries only, as in istiod.
-    pub(super) fn set_groups(&mut self, groups: Vec<WorkloadGroup>, now: Instant) {
+    /// another one now counts for new entries only, as in istiod. `occupant` says who else has the address of
+    /// a host that comes back.
+    pub(super) fn set_groups(
+        &mut self,
+        groups: Vec<WorkloadGroup>,
+        now: Instant,
+        occupant: impl Fn(&Host) -> Option<String>,
+    ) {
         if self.returning == Returning::Nobody && !groups.is_empty() {
             let end = now.checked_add(self.host_return);
             self.returning = end.map_or(Returning::Always, Returning::Until);
@@ -323,7 +339,14 @@ impl Registry {
             .map(|(at, here)| (*at, here.host.clone(), here.report.clone()))
             .collect::<Vec<_>>()
         {
-            if let Err(refused) = self.enter(stream, &host, report.as_ref()) {
+            let entered = match occupant(&host) {
+                Some(by) => Err(Refused::Taken {
+                    address: host.address,
+                    by,
+                }),
+                None => self.enter(stream, &host, report.as_ref()),
+            };
+            if let Err(refused) = entered {
                 tracing::warn!(%refused, "a host is not registered again");
             }
         }
@@ -377,6 +400,12 @@ impl Registry {
         }
         if self.entries.len() >= self.max_entries {
             return Err(Refused::TooMany(self.max_entries));
+        }
+        let own = self.entries.values();
+        let own = own.filter(|held| held.identity == host.identity).count();
+        if own >= self.max_of_identity {
+            let identity = host.identity.clone();
+            return Err(Refused::TooManyOf(self.max_of_identity, identity));
         }
         self.next_uid += 1;
         self.revision += 1;

@@ -69,6 +69,7 @@ pub(super) struct Limits {
     pub(super) names_size: usize,
     pub(super) request: usize,
     pub(super) hosts: usize,
+    pub(super) hosts_of_identity: usize,
     pub(super) grace: Duration,
     pub(super) host_return: Duration,
 }
@@ -86,6 +87,7 @@ impl Server {
                 names_size: 4 << 20,
                 request: 4 << 20,
                 hosts: 10_000,
+                hosts_of_identity: 1_000,
                 grace: Duration::from_secs(10),
                 host_return: Duration::from_secs(30),
             },
@@ -116,13 +118,15 @@ impl Server {
     }
 
     /// Sets the groups whose hosts may register, all of them; none at first. A host is registered if it has
-    /// proved to be of the group's namespace and service account, and no other workload has its address. The
-    /// entries of a group that is no more go with it.
+    /// proved to be of the group's namespace and service account, and no other workload or service has its
+    /// address. The entries of a group that is no more go with it.
     pub fn set_workload_groups(&self, groups: Vec<WorkloadGroup>) {
         self.shared
             .change_store(|store| store.set_groups(groups.iter().map(WorkloadGroup::name)));
-        self.shared
-            .change_registry(|registry| registry.set_groups(groups, Instant::now()));
+        self.shared.change_registry(|registry| {
+            let occupant = |host: &Host| self.shared.occupant(host);
+            registry.set_groups(groups, Instant::now(), occupant);
+        });
     }
 
     /// The entries of hosts that register.
@@ -172,6 +176,12 @@ impl Shared {
         }
     }
 
+    /// Who else has the address of a host.
+    fn occupant(&self, host: &Host) -> Option<String> {
+        let entry = host.entry_name();
+        self.read(|store| store.occupant(host.address, &host.network, &entry))
+    }
+
     pub(super) fn registry<T>(&self, with: impl FnOnce(&mut Registry) -> T) -> T {
         with(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -217,12 +227,8 @@ pub(super) struct Registered {
 impl Registered {
     /// Registers the host that the client is.
     pub(super) fn register(&mut self, host: Host) -> Result<(), Refused> {
-        let entry = host.entry_name();
-        let (address, network) = (host.address, &host.network);
-        let taken = self
-            .shared
-            .read(|store| store.occupant(address, network, &entry));
-        if let Some(by) = taken {
+        let (entry, address) = (host.entry_name(), host.address);
+        if let Some(by) = self.shared.occupant(&host) {
             return Err(Refused::Taken { address, by });
         }
         let id = self.status.id;
@@ -313,7 +319,15 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets how long the entry of a host stays that has no stream any more. Default: 10 s, as istiod has it.
+    /// Sets how many hosts of one identity may be registered, so that a stolen one cannot keep out all others.
+    /// Default: 1 000, a tenth of [`max_hosts`](Self::max_hosts); others are answered RESOURCE_EXHAUSTED.
+    pub fn max_hosts_per_identity(mut self, hosts: usize) -> Self {
+        self.limits.hosts_of_identity = hosts;
+        self
+    }
+
+    /// Sets how long the entry of a host stays that has no stream any more. Default: 10 s, as istiod has it; what
+    /// no clock can say is for ever.
     pub fn registration_grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self
@@ -328,7 +342,7 @@ impl ServerBuilder {
     }
 
     /// Sets how large a request may be, in bytes. Default: 4 MiB, as istiod has it; a larger one ends the
-    /// stream with OUT_OF_RANGE.
+    /// stream with RESOURCE_EXHAUSTED, as there.
     pub fn max_request_size(mut self, bytes: usize) -> Self {
         self.limits.request = bytes;
         self
@@ -345,6 +359,7 @@ impl ServerBuilder {
                     self.limits.grace,
                     self.limits.host_return,
                     self.limits.hosts,
+                    self.limits.hosts_of_identity,
                 )),
                 registry_changes: watch::Sender::new(()),
                 authenticator: self.authenticator,

@@ -13,8 +13,8 @@ use mesh_authz::policy::{Action, Expr, Policy, PolicyName, Rule};
 use super::status::Withheld;
 use crate::encode;
 use crate::model::{
-    AttachedPolicy, Batch, BatchReply, InboundListener, NetworkMode, ObjectName, Rejection,
-    ResourceName, Scope, Service, Update, Verdict, Workload,
+    AttachedPolicy, Batch, BatchReply, InboundListener, NetworkAddress, NetworkMode, ObjectName,
+    Rejection, ResourceName, Scope, Service, ServiceName, Update, Verdict, Workload,
 };
 
 /// Names of resources that are gone, by table; who has not heard of older ones has to connect anew.
@@ -36,6 +36,9 @@ pub(super) struct Store {
     authorizations: Table,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
     by_ip: HashMap<IpAddr, BTreeSet<Arc<str>>>,
+    services: HashMap<ServiceName, Arc<Service>>,
+    /// With the network of the address.
+    services_by_ip: HashMap<IpAddr, BTreeSet<(ServiceName, Arc<str>)>>,
     /// Every policy, whole.
     policies: HashMap<PolicyName, Arc<AttachedPolicy>>,
     /// Those of them that bind workloads which do not list them.
@@ -127,7 +130,7 @@ impl Store {
         self.addresses.set(&mut self.revision, name, resource);
     }
 
-    fn set_service(&mut self, service: &Service) {
+    fn set_service(&mut self, service: &Arc<Service>) {
         let value = encode::service(service);
         let addresses = service.addresses().iter();
         let resource = Resource {
@@ -137,6 +140,10 @@ impl Store {
                 .collect(),
             ..Resource::new(value)
         };
+        self.unlink_service(service.name());
+        self.link_service(service);
+        self.services
+            .insert(service.name().clone(), Arc::clone(service));
         let name = service.name().to_string().into();
         self.addresses.set(&mut self.revision, name, resource);
     }
@@ -205,6 +212,7 @@ impl Store {
                 self.addresses.remove(&mut self.revision, uid);
             }
             ResourceName::Service(name) => {
+                self.unlink_service(name);
                 self.addresses.remove(&mut self.revision, &name.to_string());
             }
             ResourceName::Policy(name) => {
@@ -251,21 +259,58 @@ impl Store {
         self.is_waiting() && self.groups.iter().any(of)
     }
 
-    /// The workload, other than the entry of that name, that has an address. Without a network it may be in
-    /// any; addresses of nodes are for many.
+    /// Whether an address that no workload has may be that of a host which is still to come back.
+    pub(super) fn may_come(&self, ip: IpAddr) -> bool {
+        self.is_waiting() && !self.groups.is_empty() && !self.by_ip.contains_key(&ip.to_canonical())
+    }
+
+    /// The workload, other than the entry of that name, or the service that has an address. Without a network
+    /// it may be in any; addresses of nodes are for many.
     pub(super) fn occupant(&self, ip: IpAddr, network: &str, but: &ObjectName) -> Option<String> {
         let own = format!(
             "/networking.istio.io/WorkloadEntry/{}/{}",
             but.namespace(),
             but.name()
         );
-        let uids = self.by_ip.get(&ip.to_canonical())?.iter();
+        let ip = ip.to_canonical();
+        let uids = self.by_ip.get(&ip).into_iter().flatten();
         let mut others = uids
             .filter(|uid| !uid.ends_with(&own))
             .filter_map(|uid| self.workloads.get(uid))
             .filter(|one| network.is_empty() || one.network() == network)
             .filter(|one| one.network_mode() != NetworkMode::HostNetwork);
-        others.next().map(|one| format!("workload {}", one.uid()))
+        if let Some(one) = others.next() {
+            return Some(format!("workload {}", one.uid()));
+        }
+        let services = self.services_by_ip.get(&ip)?;
+        let mut services = services
+            .iter()
+            .filter(|(_, of)| network.is_empty() || **of == *network);
+        services.next().map(|(name, _)| format!("service {name}"))
+    }
+
+    fn link_service(&mut self, service: &Service) {
+        for address in service.addresses() {
+            if let Some(ip) = address.ip() {
+                let names = self.services_by_ip.entry(ip.to_canonical()).or_default();
+                names.insert((service.name().clone(), address.network().into()));
+            }
+        }
+    }
+
+    fn unlink_service(&mut self, name: &ServiceName) {
+        let Some(service) = self.services.remove(name) else {
+            return;
+        };
+        for ip in service.addresses().iter().filter_map(NetworkAddress::ip) {
+            let ip = ip.to_canonical();
+            if let Some(names) = self.services_by_ip.get_mut(&ip) {
+                names.retain(|(other, _)| other != name);
+                if names.is_empty() {
+                    self.services_by_ip.remove(&ip);
+                }
+            }
+        }
     }
 
     /// Whether the listener of an address may have become another one since a revision.

@@ -64,7 +64,7 @@ pub(super) struct Type {
     has: HashMap<Arc<str>, Arc<str>>,
     pub(super) seen: u64,
     pub(super) ask: Ask,
-    /// Hosts that the client has from a server before this one, and that may come back.
+    /// Hosts that the client has from a server before this one, or listeners of them, that may come back.
     awaited: BTreeSet<String>,
     /// Policies that are gone, or bind less by themselves, since a revision; the client is told once it
     /// knows which workloads list them.
@@ -375,7 +375,9 @@ impl Type {
         for (name, version) in &ask.known {
             self.has
                 .insert(name.as_str().into(), version.as_str().into());
+            self.awaited.insert(name.clone());
         }
+        self.awaited.retain(|name| self.names.contains(name));
         self.has.retain(|name, _| {
             let wanted = self.names.contains(&**name);
             if !wanted {
@@ -391,11 +393,17 @@ impl Type {
                 continue;
             }
             let Some(value) = store.listener(name, owner) else {
+                // That of a host which is still to come back stays with who has it.
+                if self.awaited.contains(name) && ip.is_some_and(|ip| store.may_come(ip)) {
+                    continue;
+                }
+                self.awaited.remove(name);
                 if self.has.remove(&**name).is_some() || asked {
                     push.removed.insert(name.clone());
                 }
                 continue;
             };
+            self.awaited.remove(name);
             let version = version(&value);
             // Who asks anew has it no more, unless it says so.
             let anew = asked && !ask.known.contains_key(name);

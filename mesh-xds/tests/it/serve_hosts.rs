@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use http::Uri;
 use mesh_xds::file::{Loader, Settings};
-use mesh_xds::model::{Batch, Health, Locality, ObjectName, Update, Workload, WorkloadGroup};
+use mesh_xds::model::{
+    Batch, Health, Locality, NetworkAddress, ObjectName, Service, ServiceName, Update, Workload,
+    WorkloadGroup,
+};
 use mesh_xds::serve::{HostEntry, Registrations, Server};
 use tonic::{Code, Status};
 
@@ -128,10 +131,19 @@ async fn who_may_not_register_has_no_stream() {
     let server = server();
     let other = Workload::new("Kubernetes//Pod/default/other", "default", "other");
     let other = other.with_addresses(vec![[10, 0, 0, 7].into()]);
-    server.apply(Batch::new(vec![other.into()], Vec::new()));
+    let service = Service::new(ServiceName::new("default", "vip.example"));
+    let service = service.with_addresses(vec![NetworkAddress::new("", [10, 0, 0, 8].into())]);
+    server.apply(Batch::new(vec![other.into(), service.into()], Vec::new()));
     let uri = serve(&server, None).await;
     let forum = "default/forum";
     let with = |key, kind| put(node("sidecar", &[]), key, kind);
+    let located = |zone: &str| Node {
+        locality: Some(WireLocality {
+            zone: zone.to_owned(),
+            ..WireLocality::default()
+        }),
+        ..node("sidecar", &[])
+    };
     let list = Kind::ListValue(ListValue {
         values: vec![text("10.0.0.1")],
     });
@@ -158,6 +170,48 @@ async fn who_may_not_register_has_no_stream() {
         ),
         (
             forum,
+            node("sidecar", &[("INSTANCE_IPS", "::ffff:10.0.0.7")]),
+            Code::AlreadyExists,
+            "10.0.0.7 is that of workload",
+        ),
+        (
+            forum,
+            node("sidecar", &[("INSTANCE_IPS", "10.0.0.8")]),
+            Code::AlreadyExists,
+            "10.0.0.8 is that of service default/vip.example",
+        ),
+        (
+            forum,
+            node("sidecar", &[("INSTANCE_IPS", "0.0.0.0")]),
+            Code::InvalidArgument,
+            "INSTANCE_IPS: expected an address that one host can have, found 0.0.0.0",
+        ),
+        (
+            forum,
+            node("sidecar", &[("INSTANCE_IPS", "ff02::1")]),
+            Code::InvalidArgument,
+            "found ff02::1",
+        ),
+        (
+            forum,
+            node("sidecar", &[("NETWORK", "a/b")]),
+            Code::InvalidArgument,
+            "node.metadata.NETWORK: expected a name",
+        ),
+        (
+            forum,
+            located(&"z".repeat(64)),
+            Code::InvalidArgument,
+            "node.locality.zone: expected at most 63 bytes",
+        ),
+        (
+            forum,
+            located("a/b"),
+            Code::InvalidArgument,
+            "node.locality.zone",
+        ),
+        (
+            forum,
             with("INSTANCE_IPS", list.clone()),
             Code::InvalidArgument,
             "INSTANCE_IPS: expected addresses in one text",
@@ -181,6 +235,30 @@ async fn who_may_not_register_has_no_stream() {
         assert!(message.contains(words), "{message}");
     }
     assert_eq!(server.registrations().entries(), []);
+}
+
+#[tokio::test]
+async fn a_host_whose_address_is_somebody_elses_by_now_does_not_come_back() {
+    let server = server();
+    let uri = serve(&server, None).await;
+    let _stream = join(&uri, node("sidecar", &[])).await.unwrap();
+    assert_eq!(server.registrations().entries().len(), 1);
+    server.set_workload_groups(Vec::new());
+    let other = Workload::new("Kubernetes//Pod/default/other", "default", "other");
+    let other = other.with_addresses(vec![[10, 0, 0, 9].into()]);
+    server.apply(Batch::new(vec![other.into()], Vec::new()));
+    let group = WorkloadGroup::new(ObjectName::new("default", "forum"));
+    server.set_workload_groups(vec![group]);
+    assert_eq!(server.registrations().entries(), []);
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_is_told_as_istiod_does() {
+    let server = Server::builder(Tokens).max_request_size(1 << 10).build();
+    let uri = serve(&server, None).await;
+    let long = node("sidecar", &[("LONG", &"x".repeat(2 << 10))]);
+    let (code, message) = refused(&uri, "default/forum", long).await;
+    assert_eq!(code, Code::ResourceExhausted, "{message}");
 }
 
 #[tokio::test]

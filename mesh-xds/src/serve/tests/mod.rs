@@ -1,5 +1,6 @@
 //! Every interleaving of changes, answers, subscriptions and lost streams ends with what there is.
 
+mod listeners;
 mod order;
 mod registrations;
 mod registry;

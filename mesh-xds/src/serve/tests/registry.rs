@@ -32,9 +32,9 @@ pub(super) fn host(address: &str) -> Host {
 }
 
 fn registry(groups: Vec<WorkloadGroup>) -> Registry {
-    let mut registry = Registry::new(GRACE, RETURN, 3);
+    let mut registry = Registry::new(GRACE, RETURN, 3, 3);
     let now = Instant::now();
-    registry.set_groups(groups, now);
+    registry.set_groups(groups, now, |_| None);
     registry.handle_timeout(now + RETURN);
     registry
 }
@@ -247,10 +247,10 @@ fn entries_go_with_their_group_and_come_back_with_it() {
     registry.connect(2, host("10.0.0.2")).unwrap();
     registry.disconnect(2, Instant::now());
     let revision = registry.revision();
-    registry.set_groups(vec![group("other")], Instant::now());
+    registry.set_groups(vec![group("other")], Instant::now(), |_| None);
     assert_eq!(registry.entries().count(), 0);
     assert!(registry.revision() > revision);
-    registry.set_groups(vec![group("forum")], Instant::now());
+    registry.set_groups(vec![group("forum")], Instant::now(), |_| None);
     assert_eq!(
         only(&registry).name().name(),
         "forum-10.0.0.1",
@@ -258,18 +258,18 @@ fn entries_go_with_their_group_and_come_back_with_it() {
     );
     // A group that is another one now counts for those who come.
     let labelled = group("forum").with_labels(labels(&[("version", "v2")]));
-    registry.set_groups(vec![labelled], Instant::now());
+    registry.set_groups(vec![labelled], Instant::now(), |_| None);
     assert!(!only(&registry).labels().contains_key("version"));
 }
 
 #[test]
 fn hosts_of_a_server_before_have_a_while_to_come_back() {
     let start = Instant::now();
-    let mut registry = Registry::new(GRACE, RETURN, 3);
+    let mut registry = Registry::new(GRACE, RETURN, 3, 3);
     assert!(registry.is_waiting());
     assert_eq!(registry.poll_timeout(), None, "no groups yet");
-    registry.set_groups(vec![group("forum")], start);
-    registry.set_groups(vec![group("forum")], start + GRACE);
+    registry.set_groups(vec![group("forum")], start, |_| None);
+    registry.set_groups(vec![group("forum")], start + GRACE, |_| None);
     assert_eq!(registry.poll_timeout(), Some(start + RETURN));
     registry.handle_timeout(start + RETURN - Duration::from_millis(1));
     assert!(registry.is_waiting());
@@ -284,26 +284,26 @@ fn a_report_outlives_the_group_that_it_was_of() {
     let mut registry = registry(groups());
     registry.connect(1, host("10.0.0.1")).unwrap();
     registry.health(1, Ok(()));
-    registry.set_groups(Vec::new(), Instant::now());
-    registry.set_groups(groups(), Instant::now());
+    registry.set_groups(Vec::new(), Instant::now(), |_| None);
+    registry.set_groups(groups(), Instant::now(), |_| None);
     assert_eq!(only(&registry).health(), Some(Ok(())));
     // Also one that came while there was no group, or that another stream of the host has made.
-    registry.set_groups(Vec::new(), Instant::now());
+    registry.set_groups(Vec::new(), Instant::now(), |_| None);
     registry.health(1, Err("down".to_owned()));
-    registry.set_groups(groups(), Instant::now());
+    registry.set_groups(groups(), Instant::now(), |_| None);
     assert_eq!(only(&registry).health(), Some(Err("down")));
     registry.connect(2, host("10.0.0.1")).unwrap();
     registry.disconnect(1, Instant::now());
-    registry.set_groups(Vec::new(), Instant::now());
-    registry.set_groups(groups(), Instant::now());
+    registry.set_groups(Vec::new(), Instant::now(), |_| None);
+    registry.set_groups(groups(), Instant::now(), |_| None);
     assert_eq!(only(&registry).health(), Some(Err("down")));
 }
 
 #[test]
 fn a_host_that_comes_back_to_a_new_server_is_not_taken_for_unhealthy() {
     let start = Instant::now();
-    let mut registry = Registry::new(GRACE, RETURN, 3);
-    registry.set_groups(vec![group("forum").with_probe(true)], start);
+    let mut registry = Registry::new(GRACE, RETURN, 3, 3);
+    registry.set_groups(vec![group("forum").with_probe(true)], start, |_| None);
     registry.connect(1, host("10.0.0.1")).unwrap();
     registry.connect(2, host("10.0.0.2")).unwrap();
     assert_eq!(registry.entries().count(), 0, "nobody has reported");
@@ -323,12 +323,30 @@ fn a_host_that_comes_back_to_a_new_server_is_not_taken_for_unhealthy() {
 #[test]
 fn times_beyond_what_a_clock_can_say_never_end() {
     let now = Instant::now();
-    let mut registry = Registry::new(Duration::MAX, Duration::MAX, 3);
-    registry.set_groups(vec![group("forum")], now);
+    let mut registry = Registry::new(Duration::MAX, Duration::MAX, 3, 3);
+    registry.set_groups(vec![group("forum")], now, |_| None);
     registry.connect(1, host("10.0.0.1")).unwrap();
     registry.disconnect(1, now);
     assert_eq!(registry.poll_timeout(), None);
     registry.handle_timeout(now + RETURN);
     assert!(registry.is_waiting());
     assert_eq!(only(&registry).address(), IpAddr::from([10, 0, 0, 1]));
+}
+
+#[test]
+fn one_identity_leaves_places_for_others() {
+    let mut registry = Registry::new(GRACE, RETURN, 3, 1);
+    let open = WorkloadGroup::new(ObjectName::new("bank", "forum"));
+    registry.set_groups(vec![open], Instant::now(), |_| None);
+    registry.connect(1, host("10.0.0.1")).unwrap();
+    let refused = registry.connect(2, host("10.0.0.2")).unwrap_err();
+    let told = "more than 1 hosts of spiffe://td/ns/bank/sa/forum";
+    assert_eq!(refused.to_string(), told);
+    let other = Host {
+        identity: Identity::new("td", "bank", "other").unwrap(),
+        ..host("10.0.0.2")
+    };
+    registry.connect(2, other).unwrap();
+    // Its own entry is none more.
+    registry.connect(3, host("10.0.0.1")).unwrap();
 }
