@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mesh_authz::Identity;
 use mesh_hbone::tls::{Bundle, Credentials};
@@ -34,6 +34,9 @@ pub(crate) struct MeshInner {
     pub(crate) id: WorkloadId,
     pub(crate) identity: Identity,
     certificate: Certificate,
+    /// Whether the source speaks for this workload, and if not why. Known from the first configuration on and
+    /// the same ever after: connections and requests ask neither the gate nor the board again.
+    spoken_for: OnceLock<Result<(), String>>,
     /// What the workload's layers and listeners enforce.
     pub(crate) enforcement: Enforcement,
     /// Policies that the workload lists and that are not here yet.
@@ -217,6 +220,7 @@ impl MeshInner {
             id,
             identity,
             certificate,
+            spoken_for: OnceLock::new(),
             enforcement: Enforcement::new(),
             missing: watch::Sender::new(Missings::no_record()),
             registry: Arc::new(Registry::new(limit)),
@@ -310,9 +314,24 @@ impl MeshInner {
     ///
     /// There is none, or it has expired.
     pub(crate) fn credentials(&self) -> Result<Credentials, Error> {
-        match &self.certificate.borrow().credentials {
-            Some(credentials) => self.valid(credentials.clone()),
+        match self.current() {
+            Some(credentials) => self.valid(credentials),
             None => Err(Error::new(ErrorKind::NotReady).with_detail("no certificate yet")),
+        }
+    }
+
+    fn current(&self) -> Option<Credentials> {
+        self.certificate.borrow().credentials.clone()
+    }
+
+    fn usable(
+        &self,
+        spoken_for: &Result<(), String>,
+        credentials: Credentials,
+    ) -> Result<Credentials, Error> {
+        match spoken_for {
+            Ok(()) => self.valid(credentials),
+            Err(why) => Err(Error::new(ErrorKind::Config).with_detail(why.clone())),
         }
     }
 
@@ -331,6 +350,12 @@ impl MeshInner {
 
     /// Waits for the first configuration and certificate.
     pub(crate) async fn ready(&self) -> Result<Credentials, Error> {
+        // Once both are here neither goes away again.
+        if let Some(spoken_for) = self.spoken_for.get()
+            && let Some(credentials) = self.current()
+        {
+            return self.usable(spoken_for, credentials);
+        }
         let deadline = deadline(self.settings().start_timeout);
         let mut gate = self.node.inner.gate.subscribe();
         let mut certificate = self.certificate.clone();
@@ -373,10 +398,10 @@ impl MeshInner {
             Ok(known) => {
                 let (_, credentials) = known?;
                 // Nothing is configured before the source has said for whom it speaks.
-                match self.node.inner.board.refusal(&self.id) {
-                    Some(why) => Err(Error::new(ErrorKind::Config).with_detail(why)),
-                    None => self.valid(credentials),
-                }
+                let board = &self.node.inner.board;
+                let spoken_for =
+                    (self.spoken_for).get_or_init(|| board.refusal(&self.id).map_or(Ok(()), Err));
+                self.usable(spoken_for, credentials)
             }
             Err(_) => {
                 Err(Error::new(ErrorKind::NotReady).with_detail(self.node.readiness().to_string()))
@@ -404,22 +429,39 @@ impl MeshInner {
     }
 
     /// Waits for the workload's own record as well; not where the source says that what it gave is all
-    /// there is.
+    /// there is. The error is cheap: a client may have it for each of its requests.
     pub(crate) async fn record_known(&self) -> Result<Arc<WorkloadRecord>, Error> {
+        let found = self.find_record().await;
+        found.ok_or_else(|| Error::new(ErrorKind::NoRecord).with_detail(self.id.to_string()))
+    }
+
+    /// As [`record_known`](Self::record_known), for who begins to listen: the error says what may be the reason.
+    pub(crate) async fn record_to_listen(&self) -> Result<Arc<WorkloadRecord>, Error> {
+        let found = self.find_record().await;
+        found.ok_or_else(|| {
+            let node = &self.node.inner;
+            let near = (node.snapshot.load()).names_near(&self.id.namespace, &self.id.name);
+            // A slip in a manifest is the likeliest reason.
+            let mut known = node.problems();
+            known.extend(node.warnings());
+            no_record(&self.id, &near, &known)
+        })
+    }
+
+    async fn find_record(&self) -> Option<Arc<WorkloadRecord>> {
+        let node = &self.node.inner;
+        if let Some(record) = self.record(&node.snapshot.load()) {
+            return Some(Arc::clone(record));
+        }
         let deadline = deadline(self.settings().start_timeout);
-        let mut published = self.node.inner.published();
+        let mut published = node.published();
         loop {
             published.borrow_and_update();
-            if let Some(record) = self.record(&self.node.inner.snapshot.load()) {
-                return Ok(Arc::clone(record));
+            if let Some(record) = self.record(&node.snapshot.load()) {
+                return Some(Arc::clone(record));
             }
-            let node = &self.node.inner;
             if node.is_whole() || timeout_at(deadline, published.changed()).await.is_err() {
-                let near = (node.snapshot.load()).names_near(&self.id.namespace, &self.id.name);
-                // A slip in a manifest is the likeliest reason.
-                let mut known = node.problems();
-                known.extend(node.warnings());
-                return Err(no_record(&self.id, &near, &known));
+                return None;
             }
         }
     }
@@ -505,3 +547,6 @@ impl fmt::Display for WorkloadId {
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ impl MeshInner {
             return Ok(None);
         }
         self.ready().await?;
-        let record = self.record_known().await?;
+        let record = self.record_to_listen().await?;
         let Some(own) = record.addresses().first() else {
             return Ok(None);
         };

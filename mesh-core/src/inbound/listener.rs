@@ -182,7 +182,7 @@ impl Mesh {
     ) -> Result<MeshListener, Error> {
         let mesh = &self.inner;
         mesh.ready().await?;
-        let record = mesh.record_known().await?;
+        let record = mesh.record_to_listen().await?;
         if let Some(expected) = record.identity()
             && *expected != mesh.identity
         {

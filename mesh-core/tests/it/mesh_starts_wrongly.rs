@@ -97,6 +97,10 @@ async fn a_workload_that_the_files_have_not_got_is_told_at_once() {
     assert_eq!(kind, ErrorKind::NoRecord);
     assert!(text.contains("near it: reviews-v1"), "{text}");
     assert!(seconds <= 1, "{seconds}");
+    // What may come of every request says only whose record there is none of.
+    let error = server.connect("details:9080").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRecord);
+    assert_eq!(error.detail(), Some("default/review-v1"));
 }
 
 #[tokio::test(start_paused = true)]
