@@ -315,3 +315,57 @@ async fn a_body_of_unknown_length_is_counted_while_it_is_read() {
     response.unwrap().into_body().collect().await.unwrap();
     assert_eq!(sum(&metrics, "istio_request_bytes"), HEAD + 5000);
 }
+
+/// A body whose client says how long it is, and sends nothing.
+struct Boast(u64);
+
+impl http_body::Body for Boast {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        std::task::Poll::Pending
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.0)
+    }
+}
+
+#[tokio::test]
+async fn a_length_that_was_only_said_does_not_count_where_nobody_read() {
+    let metrics = Metrics::new();
+    let answers =
+        service_fn(async |_: Request<Boast>| Ok::<_, Infallible>(Response::new(String::new())));
+    let layer = InboundLayer::new(Policies::fixed(policy(Action::Allow, vec![])))
+        .observe(ObserveLayer::new(metrics.clone()))
+        .for_connection(plaintext());
+    let request = Request::get("http://h/").body(Boast(u64::MAX)).unwrap();
+    let response = layer.layer(answers).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 403);
+    drop(response.into_body().collect().await);
+    assert_eq!(sum(&metrics, "istio_request_bytes"), HEAD);
+
+    // The application's answer is no proof of what it read.
+    let metrics = Metrics::new();
+    let request = Request::get("http://h/").body(Boast(u64::MAX)).unwrap();
+    let response = observed(&metrics, answers).oneshot(request).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    assert_eq!(sum(&metrics, "istio_request_bytes"), HEAD + (1 << 32));
+}
+
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn a_body_that_can_be_counted_is_not_believed() {
+    let metrics = Metrics::new();
+    let request = Request::get("http://h/").body(axum::body::Body::new(Boast(u64::MAX)));
+    let service = service_fn(async |_: Request<axum::body::Body>| {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    let response = observed(&metrics, service).oneshot(request.unwrap()).await;
+    response.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(sum(&metrics, "istio_request_bytes"), HEAD);
+}

@@ -34,6 +34,8 @@ pub(super) struct Record {
 /// What is known once the response has begun.
 struct Answer {
     status: StatusCode,
+    /// Whether the service gave it, and no layer in its place.
+    by_service: bool,
     grpc_status: Option<u32>,
     flag: Option<ResponseFlag>,
     /// Bytes of the response so far.
@@ -96,6 +98,7 @@ impl Record {
             .and_then(|length| length.to_str().ok()?.parse().ok());
         self.answer = Some(Answer {
             status,
+            by_service: local.is_none(),
             grpc_status: grpc_status(response.headers()),
             flag: local.and_then(|local| local.kind().reply().flag()),
             bytes: size::of_response_head(response),
@@ -112,7 +115,8 @@ impl Record {
         if let Some(status) = trailers.and_then(grpc_status) {
             answer.grpc_status = Some(status);
         }
-        answer.bytes += data as u64 + trailers.map_or(0, size::of_headers);
+        let frame = (data as u64).saturating_add(trailers.map_or(0, size::of_headers));
+        answer.bytes = answer.bytes.saturating_add(frame);
         if let Some(left) = &mut answer.left {
             *left = left.saturating_sub(data as u64);
         }
@@ -136,6 +140,7 @@ impl Record {
                 status: ours.map_or(StatusCode::INTERNAL_SERVER_ERROR, |error| {
                     error.reply().status()
                 }),
+                by_service: false,
                 grpc_status: None,
                 flag: None,
                 bytes: 0,
@@ -171,7 +176,8 @@ impl Record {
     }
 
     fn outcome(&self) -> RequestOutcome {
-        let request = self.request + self.body.bytes();
+        let by_service = self.answer.as_ref().is_some_and(|answer| answer.by_service);
+        let request = self.request.saturating_add(self.body.bytes(by_service));
         let response = self.answer.as_ref().map_or(0, |answer| answer.bytes);
         self.unsized_outcome().with_sizes(request, response)
     }

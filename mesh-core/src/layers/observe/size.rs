@@ -6,47 +6,64 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http_body::Body;
 
+/// The most that is believed of a length that was only said: a peer can say what it likes, and sums must not
+/// wrap around.
+const MAX_SAID: u64 = 1 << 32;
+
 /// The size of a request's body.
 pub(super) enum BodySize {
-    /// As it was said when it began.
+    /// As its client said when it began; nobody knows how much was read.
     Said(u64),
     /// As far as it was read.
     Counted(Arc<AtomicU64>),
 }
 
 impl BodySize {
-    pub(super) fn bytes(&self) -> u64 {
+    /// What was read. A length that was said counts if it was for the application, and not for a
+    /// layer that refused without reading.
+    pub(super) fn bytes(&self, answered_by_service: bool) -> u64 {
         match self {
-            Self::Said(bytes) => *bytes,
+            Self::Said(bytes) if answered_by_service => *bytes,
+            Self::Said(_) => 0,
             Self::Counted(bytes) => bytes.load(Ordering::Relaxed),
         }
     }
 
-    /// Finds the size, or begins to count. A service takes its requests with the body that it was written for, so
-    /// a body can be counted only where its type can hold another: axum's and tonic's can. Others of
-    /// unknown length (hyper's own, chunked or of HTTP/2 without a length) count as nothing.
+    /// Begins to count, or takes the size that was said. A service takes its requests with the body that it was
+    /// written for, so a body can be counted only where its type can hold another: axum's and tonic's can. Others
+    /// (hyper's own) are as large as was said, and nothing where that was not said.
     pub(super) fn of<B: Body + 'static>(body: B) -> (B, Self) {
-        if let Some(bytes) = body.size_hint().exact() {
-            return (body, Self::Said(bytes));
+        let said = body.size_hint().exact();
+        if said == Some(0) {
+            return (body, Self::Said(0));
         }
-        let count = Arc::new(AtomicU64::new(0));
         let mut slot = Some(body);
-        let any: &mut dyn Any = &mut slot;
-        #[cfg(feature = "axum")]
-        if let Some(slot) = any.downcast_mut::<Option<axum::body::Body>>() {
-            *slot = (slot.take())
-                .map(|body| axum::body::Body::new(counted::Counted::new(body, Arc::clone(&count))));
-        }
-        #[cfg(feature = "tonic")]
-        if let Some(slot) = any.downcast_mut::<Option<tonic::body::Body>>() {
-            *slot = (slot.take()).map(|body| {
-                tonic::body::Body::new(counted::Counted::new(body, Arc::clone(&count)))
-            });
-        }
-        let _ = any;
+        let count = count(&mut slot);
         let body = slot.expect("what is taken out is put back");
-        (body, Self::Counted(count))
+        let size = match count {
+            Some(count) => Self::Counted(count),
+            None => Self::Said(said.unwrap_or(0).min(MAX_SAID)),
+        };
+        (body, size)
     }
+}
+
+/// Wraps a body that can hold another.
+fn count(slot: &mut dyn Any) -> Option<Arc<AtomicU64>> {
+    #[cfg(feature = "axum")]
+    if let Some(slot) = slot.downcast_mut::<Option<axum::body::Body>>() {
+        let (body, count) = counted::Counted::new(slot.take()?);
+        *slot = Some(axum::body::Body::new(body));
+        return Some(count);
+    }
+    #[cfg(feature = "tonic")]
+    if let Some(slot) = slot.downcast_mut::<Option<tonic::body::Body>>() {
+        let (body, count) = counted::Counted::new(slot.take()?);
+        *slot = Some(tonic::body::Body::new(body));
+        return Some(count);
+    }
+    let _ = slot;
+    None
 }
 
 #[cfg(any(feature = "axum", feature = "tonic"))]
@@ -72,8 +89,10 @@ mod counted {
     }
 
     impl<B> Counted<B> {
-        pub(super) fn new(inner: B, count: Arc<AtomicU64>) -> Self {
-            Self { inner, count }
+        pub(super) fn new(inner: B) -> (Self, Arc<AtomicU64>) {
+            let count = Arc::new(AtomicU64::new(0));
+            let told = Arc::clone(&count);
+            (Self { inner, count }, told)
         }
     }
 
