@@ -376,7 +376,8 @@ impl<W, C, I> Builder<W, C, I> {
     /// Sets how much of a request's body [`Mesh::http_client`] keeps until the request is answered, in bytes: 65 536
     /// unless set, what linkerd keeps; 0 keeps nothing. With what is kept a request is sent again
     /// that its server refused before it looked at it (`REFUSED_STREAM`, `GOAWAY`); one of which more
-    /// was read fails. At most 64 frames are kept, shared with the body and not copied.
+    /// was read fails. At most 64 frames are kept: those up to 1 KiB as copies, larger ones shared with the body, and
+    /// so with the whole buffer that a frame is a slice of.
     #[must_use]
     pub fn replay_buffer(mut self, bytes: usize) -> Self {
         self.settings.replay_buffer = bytes;

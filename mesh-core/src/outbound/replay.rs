@@ -1,8 +1,9 @@
 //! A request's body that can be sent from its beginning again, as far as it is kept.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -19,18 +20,26 @@ pub(super) type AppBody = UnsyncBoxBody<Bytes, BoxError>;
 /// How many frames are kept at most: each costs some memory beside its bytes.
 const MAX_FRAMES: usize = 64;
 
+/// Frames up to this size are kept as copies: a few bytes may be a slice of a large buffer, which they would hold
+/// in memory.
+const COPIED: usize = 1024;
+
 /// Keeps what attempts read of a body, while it is no more than the bound.
 ///
-/// Only the latest attempt reads on; what it reads that is not kept is gone, and the body with it. Frames are
-/// shared, not copied.
+/// Only the latest attempt reads on; what it reads that is not kept is gone, and the body with it. Large frames
+/// are shared, not copied. The application's body lives no longer than the last attempt to send it, and is
+/// never polled under the lock.
 pub(super) struct Replay {
     shared: Arc<Mutex<Shared>>,
+    sent: Arc<AtomicU64>,
     empty: bool,
     hint: SizeHint,
 }
 
 struct Shared {
-    rest: AppBody,
+    rest: Rest,
+    /// What the rest said when it was polled last.
+    hint: SizeHint,
     kept: Vec<Kept>,
     /// How many of them the latest attempt has taken.
     given: usize,
@@ -38,12 +47,21 @@ struct Shared {
     room: usize,
     /// Whether all that was read is kept.
     whole: bool,
-    /// Whether there is no more to read.
-    ended: bool,
     /// The attempt that may read.
     attempt: u32,
-    /// How many bytes of the body the latest attempt has taken, trailers included.
-    sent: u64,
+    /// Wakes the latest attempt while the one before still polls the rest.
+    waiting: Option<Waker>,
+}
+
+/// What was not read yet of the application's body.
+enum Rest {
+    Here(AppBody),
+    /// An attempt polls it.
+    Polled,
+    /// There is no more.
+    Ended,
+    /// It failed, or a frame of it is gone that the latest attempt needs.
+    Lost,
 }
 
 #[derive(Clone)]
@@ -55,6 +73,8 @@ enum Kept {
 /// The body of one attempt.
 pub(super) struct RequestBody {
     shared: Arc<Mutex<Shared>>,
+    /// How many bytes of the body the latest attempt has taken, trailers included.
+    sent: Arc<AtomicU64>,
     attempt: u32,
     begun: bool,
     empty: bool,
@@ -66,17 +86,18 @@ impl Replay {
     pub(super) fn new(body: AppBody, bound: usize) -> Self {
         let (empty, hint) = (body.is_end_stream(), body.size_hint());
         let shared = Shared {
-            rest: body,
+            rest: if empty { Rest::Ended } else { Rest::Here(body) },
+            hint,
             kept: Vec::new(),
             given: 0,
             room: bound,
             whole: true,
-            ended: empty,
             attempt: 0,
-            sent: 0,
+            waiting: None,
         };
         Self {
             shared: Arc::new(Mutex::new(shared)),
+            sent: Arc::default(),
             empty,
             hint,
         }
@@ -91,9 +112,10 @@ impl Replay {
         }
         shared.attempt += 1;
         shared.given = 0;
-        shared.sent = 0;
+        self.sent.store(0, Ordering::Relaxed);
         Some(RequestBody {
             shared: Arc::clone(&self.shared),
+            sent: Arc::clone(&self.sent),
             attempt: shared.attempt,
             begun: false,
             empty: self.empty,
@@ -107,19 +129,19 @@ impl Replay {
         lock(&self.shared).settle();
     }
 
-    /// Tells how much of the body was sent.
+    /// Tells how much of the body was sent. Holds nothing of it.
     pub(super) fn sent(&self) -> Sent {
-        Sent(Arc::clone(&self.shared))
+        Sent(Arc::clone(&self.sent))
     }
 }
 
 /// How much of a request's body its latest attempt sent.
-pub(super) struct Sent(Arc<Mutex<Shared>>);
+pub(super) struct Sent(Arc<AtomicU64>);
 
 impl Sent {
     /// In bytes, so far.
     pub(super) fn bytes(&self) -> u64 {
-        lock(&self.0).sent
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -137,24 +159,106 @@ impl Shared {
         }
     }
 
-    /// Keeps a frame that the latest attempt is given, which has taken all that is kept.
-    fn keep(&mut self, frame: &Frame<Bytes>) {
-        if !self.whole {
-            return;
-        }
+    /// Keeps a frame that was read after all that is kept; whether it could.
+    fn keep(&mut self, frame: &Frame<Bytes>) -> bool {
         let size = size_of_frame(frame);
         let kept = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) if data.len() <= COPIED => Kept::Data(Bytes::copy_from_slice(data)),
             (Some(data), _) => Kept::Data(data.clone()),
             (None, Some(trailers)) => Kept::Trailers(trailers.clone()),
             // Nobody knows how to send it again.
-            (None, None) => return self.settle(),
+            (None, None) => return false,
         };
-        if size > self.room || self.kept.len() == MAX_FRAMES {
-            return self.settle();
+        if !self.whole || size > self.room || self.kept.len() == MAX_FRAMES {
+            return false;
         }
         self.room -= size;
         self.kept.push(kept);
-        self.given += 1;
+        true
+    }
+
+    /// What nobody will send, to be dropped without the lock.
+    fn abandon(&mut self) -> (Rest, Vec<Kept>) {
+        self.given = 0;
+        let rest = std::mem::replace(&mut self.rest, Rest::Lost);
+        (rest, std::mem::take(&mut self.kept))
+    }
+}
+
+/// The rest while it is polled without the lock. Dropped by a panic, it is lost.
+struct Polling<'a> {
+    shared: &'a Mutex<Shared>,
+    attempt: u32,
+    finished: bool,
+}
+
+impl Polling<'_> {
+    /// Notes what came of it; whether the attempt is still the latest, to be given the frame.
+    fn finish(
+        mut self,
+        rest: AppBody,
+        polled: &Poll<Option<Result<Frame<Bytes>, BoxError>>>,
+    ) -> bool {
+        self.finished = true;
+        let hint = rest.size_hint();
+        let ended = rest.is_end_stream();
+        let mut rest = Some(rest);
+        let mut shared = lock(self.shared);
+        let latest = shared.attempt == self.attempt;
+        shared.hint = hint;
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let kept = shared.keep(frame);
+                match (kept, latest) {
+                    (true, true) => shared.given += 1,
+                    // The attempt that waits is given it from there.
+                    (true, false) => {}
+                    (false, true) => shared.settle(),
+                    (false, false) => shared.rest = Rest::Lost,
+                }
+            }
+            Poll::Ready(Some(Err(_))) => {
+                shared.settle();
+                shared.rest = Rest::Lost;
+            }
+            Poll::Ready(None) => shared.rest = Rest::Ended,
+            Poll::Pending => {}
+        }
+        // Unless all who could read on have gone meanwhile.
+        if matches!(shared.rest, Rest::Polled) {
+            shared.rest = match rest.take() {
+                Some(rest) if !ended => Rest::Here(rest),
+                done => {
+                    rest = done;
+                    Rest::Ended
+                }
+            };
+        }
+        let waiting = shared.waiting.take();
+        drop(shared);
+        // The application's code runs without the lock, its body's end as well.
+        drop(rest);
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+        latest
+    }
+}
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let waiting = {
+            let mut shared = lock(self.shared);
+            shared.settle();
+            shared.rest = Rest::Lost;
+            shared.waiting.take()
+        };
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
     }
 }
 
@@ -183,8 +287,14 @@ fn size_of_frame(frame: &Frame<Bytes>) -> usize {
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    // A body that panicked is not read again: its attempt has failed.
+    // Nothing of the application's runs while it is locked.
     shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RequestBody {
+    fn again(what: &'static str) -> BoxError {
+        Error::new(ErrorKind::Internal).with_detail(what).into()
+    }
 }
 
 impl Body for RequestBody {
@@ -195,59 +305,95 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        const OVERTAKEN: &str = "the request has been sent again";
         let this = &mut *self;
-        let shared = &mut *lock(&this.shared);
+        let mut shared = lock(&this.shared);
         if shared.attempt != this.attempt {
-            let again = Error::new(ErrorKind::Internal)
-                .with_detail("the request has been sent again")
-                .into();
-            return Poll::Ready(Some(Err(again)));
+            return Poll::Ready(Some(Err(Self::again(OVERTAKEN))));
         }
         this.begun = true;
-        let frame = match shared.kept.get(shared.given).cloned() {
-            Some(kept) => {
-                shared.given += 1;
-                shared.let_go();
-                Some(Ok(kept.frame()))
+        if let Some(kept) = shared.kept.get(shared.given).cloned() {
+            shared.given += 1;
+            shared.let_go();
+            let frame = kept.frame();
+            this.sent
+                .fetch_add(size_of_frame(&frame) as u64, Ordering::Relaxed);
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let mut rest = match std::mem::replace(&mut shared.rest, Rest::Polled) {
+            Rest::Here(rest) => rest,
+            Rest::Polled => {
+                shared.waiting = Some(cx.waker().clone());
+                return Poll::Pending;
             }
-            None if shared.ended => None,
-            None => {
-                let frame = ready!(Pin::new(&mut shared.rest).poll_frame(cx));
-                match &frame {
-                    Some(Ok(frame)) => shared.keep(frame),
-                    Some(Err(_)) => shared.settle(),
-                    None => shared.ended = true,
-                }
-                frame
+            Rest::Ended => {
+                shared.rest = Rest::Ended;
+                return Poll::Ready(None);
+            }
+            Rest::Lost => {
+                shared.rest = Rest::Lost;
+                return Poll::Ready(Some(Err(Self::again("a part of the body is gone"))));
             }
         };
-        if let Some(Ok(frame)) = &frame {
-            shared.sent += size_of_frame(frame) as u64;
+        drop(shared);
+        let polling = Polling {
+            shared: &this.shared,
+            attempt: this.attempt,
+            finished: false,
+        };
+        let polled = Pin::new(&mut rest).poll_frame(cx);
+        if !polling.finish(rest, &polled) {
+            return Poll::Ready(Some(Err(Self::again(OVERTAKEN))));
         }
-        Poll::Ready(frame)
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            this.sent
+                .fetch_add(size_of_frame(frame) as u64, Ordering::Relaxed);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        if !self.begun {
-            return self.empty;
-        }
         let shared = lock(&self.shared);
-        shared.given == shared.kept.len() && (shared.ended || shared.rest.is_end_stream())
+        if shared.attempt != self.attempt {
+            return false;
+        }
+        match self.begun {
+            false => self.empty,
+            true => shared.given == shared.kept.len() && matches!(shared.rest, Rest::Ended),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
+        let shared = lock(&self.shared);
+        if shared.attempt != self.attempt {
+            return SizeHint::default();
+        }
         if !self.begun {
             return self.hint;
         }
-        let shared = lock(&self.shared);
         let left: usize = shared.kept.iter().skip(shared.given).map(Kept::data).sum();
-        let rest = shared.rest.size_hint();
+        let rest = match shared.rest {
+            Rest::Ended => SizeHint::with_exact(0),
+            _ => shared.hint,
+        };
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(left as u64));
         if let Some(upper) = rest.upper() {
             hint.set_upper(upper.saturating_add(left as u64));
         }
         hint
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        // Nobody will send it: the application's side of the body may know.
+        let unsent = {
+            let mut shared = lock(&self.shared);
+            let last = shared.attempt == self.attempt && !shared.whole;
+            last.then(|| shared.abandon())
+        };
+        drop(unsent);
     }
 }
 

@@ -62,7 +62,8 @@ proptest! {
             let (bytes, _, failed) = read(&mut attempt, frames);
             prop_assert!(!failed);
             prop_assert!(expected.starts_with(&bytes));
-            prop_assert_eq!(replay.sent().bytes() as usize >= bytes.len(), true);
+            let ending = if frames > sizes.len() && trailers { "endhere".len() } else { 0 };
+            prop_assert_eq!(replay.sent().bytes() as usize, bytes.len() + ending);
             furthest = furthest.max(frames.min(sizes.len() + usize::from(trailers)));
             let with_trailers = if furthest > sizes.len() { "endhere".len() } else { 0 };
             let kept = sizes.iter().take(furthest).sum::<usize>() + with_trailers;
@@ -108,4 +109,115 @@ fn an_empty_body_is_one_from_the_start() {
     assert!(attempt.is_end_stream());
     assert_eq!(attempt.size_hint().exact(), Some(0));
     assert!(replay.attempt().is_some());
+}
+
+/// A body that goes on as long as somebody holds the other end.
+struct Channel(tokio::sync::mpsc::Receiver<Bytes>);
+
+impl Body for Channel {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.0
+            .poll_recv(cx)
+            .map(|data| data.map(|data| Ok(Frame::data(data))))
+    }
+}
+
+#[test]
+fn a_body_ends_with_the_attempt_to_send_it_whoever_still_asks_how_much_was_sent() {
+    let (sender, receiver) = tokio::sync::mpsc::channel(2);
+    sender.try_send(Bytes::from_static(b"abc")).unwrap();
+    let replay = Replay::new(Channel(receiver).boxed_unsync(), 100);
+    let overtaken = replay.attempt().unwrap();
+    let mut attempt = replay.attempt().unwrap();
+    let sent = replay.sent();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut attempt).poll_frame(&mut cx).is_ready());
+    assert!(Pin::new(&mut attempt).poll_frame(&mut cx).is_pending());
+    replay.settle();
+    assert!(!sender.is_closed(), "it is still being sent");
+    drop(attempt);
+    assert!(sender.is_closed());
+    assert_eq!(sent.bytes(), 3);
+    drop((overtaken, replay));
+}
+
+#[test]
+fn an_overtaken_attempt_never_looks_complete() {
+    for sizes in [&[][..], &[3]] {
+        let replay = Replay::new(body(sizes, false), 100);
+        let mut overtaken = replay.attempt().unwrap();
+        read(&mut overtaken, 5);
+        let mut attempt = replay.attempt().unwrap();
+        read(&mut attempt, 5);
+        assert!(attempt.is_end_stream());
+        assert!(!overtaken.is_end_stream());
+        assert_eq!(overtaken.size_hint().exact(), None);
+    }
+}
+
+/// A body that asks how much of it was sent, and what its latest attempt looks like, while it is polled.
+struct Asks(Arc<Mutex<Option<(Sent, Replay)>>>);
+
+impl Body for Asks {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let asked = self.0.lock().unwrap().take();
+        let Some((sent, replay)) = asked else {
+            return Poll::Ready(None);
+        };
+        assert_eq!(sent.bytes(), 0);
+        // Overtaken while it polls: the next attempt waits, and is given what is read here.
+        let mut next = replay.attempt().unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut next).poll_frame(&mut cx).is_pending());
+        let rest = (next, replay);
+        NEXT.with(|slot| slot.replace(Some(rest)));
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data")))))
+    }
+}
+
+thread_local! {
+    static NEXT: std::cell::RefCell<Option<(RequestBody, Replay)>> = const { std::cell::RefCell::new(None) };
+}
+
+#[test]
+fn a_body_is_polled_without_the_lock_and_a_new_attempt_gets_what_the_old_one_read() {
+    let slot = Arc::new(Mutex::new(None));
+    let replay = Replay::new(Asks(Arc::clone(&slot)).boxed_unsync(), 100);
+    let mut attempt = replay.attempt().unwrap();
+    *slot.lock().unwrap() = Some((replay.sent(), replay));
+    let (bytes, _, failed) = read(&mut attempt, 1);
+    assert!(bytes.is_empty() && failed, "it was overtaken");
+    let (mut next, _replay) = NEXT.take().unwrap();
+    assert_eq!(read(&mut next, 5), (b"data".to_vec(), false, false));
+}
+
+#[test]
+fn a_small_frame_does_not_keep_the_buffer_that_it_is_a_slice_of() {
+    struct Large(#[expect(dead_code, reason = "counted")] Arc<()>);
+    impl AsRef<[u8]> for Large {
+        fn as_ref(&self) -> &[u8] {
+            &[7; 100_000]
+        }
+    }
+    let held = Arc::new(());
+    let frame = Bytes::from_owner(Large(Arc::clone(&held))).slice(..10);
+    let frames = [Ok::<_, Infallible>(Frame::data(frame))];
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    let replay = Replay::new(body.map_err(Into::into).boxed_unsync(), 100);
+    let mut attempt = replay.attempt().unwrap();
+    assert_eq!(read(&mut attempt, 5).0, [7; 10]);
+    assert_eq!(Arc::strong_count(&held), 1);
+    assert_eq!(read(&mut replay.attempt().unwrap(), 5).0, [7; 10]);
 }
