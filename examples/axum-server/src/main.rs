@@ -1,4 +1,4 @@
-//! An axum server in the mesh. `axum-server` serves until Ctrl-C; `axum-server --once` also calls
+//! An axum server in the mesh. `axum-server` serves until Ctrl-C or SIGTERM; `axum-server --once` also calls
 //! itself as another workload, shows the answer, and exits. In Kubernetes, by `k8s.yaml`, it joins istiod.
 
 mod config;
@@ -50,8 +50,9 @@ async fn by_files(args: &Args, router: Router) -> Result<(), BoxError> {
     let mesh = node.workload("default", "hello", "hello")?;
     let http = mesh.listen_http(PORT).await?;
     if !args.once {
+        let told = told_to_end()?;
         print("hello is up on 127.0.10.1:8080, for members of the mesh; Ctrl-C ends\n");
-        return serve(&mesh, http, router, tokio::signal::ctrl_c()).await;
+        return serve(&mesh, http, router, told).await;
     }
     let caller = node.workload("default", "caller", "caller")?.http_client();
     let calls = async move {
@@ -65,23 +66,36 @@ async fn by_files(args: &Args, router: Router) -> Result<(), BoxError> {
         }
         Ok::<_, BoxError>(())
     };
-    serve(&mesh, http, router, calls).await
+    serve(&mesh, http, router, calls).await?
 }
 
 /// Serves until something has ended, and lets requests end that are under way.
-async fn serve<E: Into<BoxError>>(
+async fn serve<T>(
     mesh: &Mesh,
     http: HttpListener,
     router: Router,
-    until: impl Future<Output = Result<(), E>>,
-) -> Result<(), BoxError> {
+    until: impl Future<Output = T>,
+) -> Result<T, BoxError> {
     let server =
         axum::serve(http.listener, http.layer.wrap(router)).with_graceful_shutdown(mesh.draining());
     let server = tokio::spawn(server.into_future());
-    let outcome = until.await.map_err(Into::into);
+    let outcome = until.await;
     mesh.shutdown(Duration::from_secs(5)).await;
     server.await??;
-    outcome
+    Ok(outcome)
+}
+
+/// Until Ctrl-C, or until SIGTERM: what Kubernetes sends some time before it kills. Both are heard from this call on.
+fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 fn print(text: &str) {

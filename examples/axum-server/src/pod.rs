@@ -8,7 +8,7 @@ use mesh_core::{ErrorKind, Mesh, config::Xds};
 use tokio::net::TcpListener;
 
 use crate::config::Pod;
-use crate::{BoxError, PORT, print, serve};
+use crate::{BoxError, PORT, print, serve, told_to_end};
 
 /// Istio's ports: whoever scrapes or probes a Pod looks there.
 const METRICS: u16 = 15020;
@@ -48,8 +48,9 @@ pub(crate) async fn run(pod: Pod, router: Router) -> Result<(), BoxError> {
         tokio::spawn(page.serve(listener));
     }
     let http = mesh.listen_http(PORT).await.map_err(|error| hint(&error))?;
+    let told = told_to_end()?;
     print(&format!("hello is up on {own}:{PORT}\n"));
-    serve(&mesh, http, router, tokio::signal::ctrl_c()).await
+    serve(&mesh, http, router, told).await
 }
 
 /// What people trip over in a cluster.

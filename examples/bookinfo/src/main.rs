@@ -43,6 +43,7 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
+    let told = told_to_end()?;
     let cluster = Cluster::start(args.source().await?, cluster::Ports::AsConfigured).await?;
     let page = cluster.page().unwrap_or_default();
     config::say("");
@@ -61,7 +62,7 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
     config::say("  Each hop below is a tunnel with mutual TLS. Ctrl-C ends.");
     config::say("");
     cluster.print_hops();
-    tokio::signal::ctrl_c().await?;
+    told.await;
     config::say("draining");
     cluster.shutdown().await;
     Ok(())
@@ -75,15 +76,29 @@ async fn listen(admin: SocketAddr) -> Result<TcpListener, BoxError> {
 
 /// One service in this process, until Ctrl-C.
 async fn serve(args: &Args, service: &str) -> Result<(), BoxError> {
+    let told = told_to_end()?;
     let cluster = Cluster::start_one(args.source().await?, service).await?;
     match cluster.page() {
         Some(page) => config::say(&format!("{service} is up: {page}; Ctrl-C ends")),
         None => config::say(&format!("{service} is up; Ctrl-C ends")),
     }
     cluster.print_hops();
-    tokio::signal::ctrl_c().await?;
+    told.await;
     cluster.shutdown().await;
     Ok(())
+}
+
+/// Until Ctrl-C, or until SIGTERM: what Kubernetes sends some time before it kills. Both are heard from this call on.
+fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// An error with what caused it.

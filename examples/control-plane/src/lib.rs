@@ -43,8 +43,9 @@ pub async fn run(args: &Args) -> Result<(), BoxError> {
     }
 }
 
-/// Serves until Ctrl-C.
+/// Serves until Ctrl-C or SIGTERM.
 async fn stay_up(args: &Args) -> Result<(), BoxError> {
+    let told = told_to_end()?;
     let running = serve(&args.serve, &args.state, &args.trust_domain).await?;
     args::say(&format!(
         "serving {} resources on {}",
@@ -59,8 +60,21 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
         ));
         tokio::spawn(pages::serve(listener, running.server.clone()));
     }
-    tokio::signal::ctrl_c().await?;
+    told.await;
     Ok(())
+}
+
+/// Until Ctrl-C, or until SIGTERM: what Kubernetes sends some time before it kills. Both are heard from this call on.
+fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// A control plane that serves, for as long as the runtime lives.

@@ -112,8 +112,9 @@ async fn main() -> Result<(), BoxError> {
         )
         .await?;
     } else {
+        let told = told_to_end()?;
         print("greeter is up on 127.0.14.1:50051, for members of the mesh; Ctrl-C ends\n");
-        tokio::signal::ctrl_c().await?;
+        told.await;
     }
     mesh.shutdown(Duration::from_secs(5)).await;
     server.await??;
@@ -144,4 +145,17 @@ where
 fn print(text: &str) {
     use std::io::Write;
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Until Ctrl-C, or until SIGTERM: what Kubernetes sends some time before it kills. Both are heard from this call on.
+fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }

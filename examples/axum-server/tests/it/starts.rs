@@ -73,7 +73,7 @@ impl Cluster {
             .unwrap();
         let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         Program {
-            _child: child,
+            child,
             output: BufReader::new(Box::new(output)),
             errors: BufReader::new(Box::new(errors)),
         }
@@ -99,7 +99,7 @@ impl Cluster {
 type Lines = BufReader<Box<dyn tokio::io::AsyncRead + Send + Unpin>>;
 
 struct Program {
-    _child: Child,
+    child: Child,
     output: Lines,
     errors: Lines,
 }
@@ -119,6 +119,23 @@ async fn says(lines: &mut Lines, parts: &[&str]) -> String {
     };
     let found = timeout(PATIENCE, reads).await.ok().flatten();
     found.unwrap_or_else(|| panic!("expected {parts:?}, it said: {all}"))
+}
+
+#[tokio::test]
+async fn a_pod_that_kubernetes_ends_drains_and_ends_well() {
+    let cluster = Cluster::new("127.0.10.28").await;
+    let mut program = cluster.start_well();
+    says(&mut program.output, &["hello is up on 127.0.10.28:8080"]).await;
+    let id = program.child.id().expect("still up");
+    let kill = Command::new("sh")
+        .arg("-c")
+        .arg(format!("kill -TERM {id}"))
+        .status()
+        .await;
+    assert!(kill.unwrap().success());
+    let ended = timeout(PATIENCE, program.child.wait()).await;
+    let ended = ended.expect("the end").unwrap();
+    assert!(ended.success(), "{ended}");
 }
 
 #[tokio::test]
