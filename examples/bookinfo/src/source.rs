@@ -1,6 +1,6 @@
 //! Where the services have configuration and certificates from: files and a development CA, or a control plane.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -128,9 +128,12 @@ impl Joining {
         // Where certificates are short, tokens are too: renewals then go by the certificate.
         let life = self.validity.unwrap_or(TOKEN_LIFE);
         let content = self.running.token(NAMESPACE, account, life);
+        // Beside it, then renamed: whoever reads the old one just now reads all of it.
+        let beside = token.with_extension("new");
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(true).mode(0o600);
-        options.open(&token)?.write_all(content.as_bytes())?;
+        options.open(&beside)?.write_all(content.as_bytes())?;
+        fs::rename(&beside, &token)?;
         let at = self.running.address();
         let control_plane = ControlPlane::new(format!("{NAME}:{}", at.port()))
             // Nobody resolves that name here.

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, value_parser};
 use tracing_subscriber::EnvFilter;
 
 use crate::BoxError;
@@ -52,8 +52,8 @@ pub(crate) struct Serve {
     #[arg(long)]
     pub(crate) http: Option<SocketAddr>,
 
-    /// After how many seconds, a tenth more or less, clients have to connect anew.
-    #[arg(long, default_value_t = MAX_CONNECTION_AGE)]
+    /// After how many seconds, a tenth more or less, clients have to connect anew; at least 1.
+    #[arg(long, default_value_t = MAX_CONNECTION_AGE, value_parser = value_parser!(u64).range(1..))]
     pub(crate) max_connection_age: u64,
 
     /// For how many seconds the entry of a host stays that has no stream any more.
@@ -175,4 +175,29 @@ pub fn init_logging() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_end_as_they_begin_are_refused() {
+        let age = |seconds: &str| {
+            let given = [
+                "control-plane",
+                "--config",
+                "x",
+                "--max-connection-age",
+                seconds,
+            ];
+            Args::try_parse_from(given)
+        };
+        let error = age("0").unwrap_err().to_string();
+        assert!(
+            error.contains("--max-connection-age") && error.contains("1.."),
+            "{error}"
+        );
+        age("1").unwrap();
+    }
 }
