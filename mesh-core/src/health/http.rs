@@ -14,10 +14,12 @@ fn request(authority: &str, path: &str, headers: &[(String, String)]) -> String 
     };
     let host = given("host").unwrap_or(authority);
     let agent = given("user-agent").unwrap_or("istio-probe/1.0");
-    let mut text =
-        format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {agent}\r\naccept: */*\r\n");
+    let accept = given("accept").unwrap_or("*/*");
+    let mut text = format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {agent}\r\naccept: {accept}\r\n"
+    );
     for (name, value) in headers {
-        let ours = ["host", "user-agent", "connection"];
+        let ours = ["host", "user-agent", "accept", "connection"];
         if !ours.iter().any(|own| name.eq_ignore_ascii_case(own)) {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -129,12 +131,18 @@ mod tests {
             header("Host", "forum"),
             header("X-A", "1"),
             header("Connection", "keep-alive"),
+            header("Accept", "text/plain"),
         ];
         let text = request("10.0.0.1:80", "/", &given);
         assert!(
             text.contains("\r\nhost: forum\r\n") && text.contains("\r\nX-A: 1\r\n"),
             "{text}"
         );
+        assert!(
+            text.contains("\r\naccept: text/plain\r\n") && !text.contains("*/*"),
+            "{text}"
+        );
+        assert_eq!(text.to_ascii_lowercase().matches("accept:").count(), 1);
         assert!(
             !text.contains("10.0.0.1") && !text.contains("keep-alive"),
             "{text}"

@@ -72,9 +72,18 @@ impl CutReason {
 impl Cut {
     /// Ends the connection. The first reason stays.
     pub(crate) fn cut(&self, reason: CutReason) {
-        let _ = self
-            .reason
-            .compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire);
+        self.win(reason);
+        self.end();
+    }
+
+    /// Whether it is the first reason.
+    fn win(&self, reason: CutReason) -> bool {
+        self.reason
+            .compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    fn end(&self) {
         self.end_wire();
         self.reader.wake();
         self.writer.wake();
@@ -82,10 +91,11 @@ impl Cut {
 
     /// Ends the connection, and says for the log what the reason was in particular.
     pub(crate) fn cut_because(&self, reason: CutReason, why: String) {
-        if self.reason().is_none() {
+        // Before anybody is woken who would log it.
+        if self.win(reason) {
             let _ = self.why.set(why);
         }
-        self.cut(reason);
+        self.end();
     }
 
     /// What the reason was in particular.

@@ -84,14 +84,15 @@ impl Prover {
 
 /// What failed, on one line. What this crate knows of it goes before what lies between.
 pub(super) fn text(error: &XdsError) -> String {
-    let (mut text, mut next) = match own_error(error) {
+    /// A chain longer than this is a loop, or nothing anybody reads.
+    const MAX: usize = 16;
+    let (mut text, first) = match own_error(error) {
         Some(own) => (own.detail().to_owned(), own.source()),
         None => (error.to_string(), error.source()),
     };
-    while let Some(source) = next {
+    for source in std::iter::successors(first, |error| (*error).source()).take(MAX) {
         text.push_str(": ");
         text.push_str(&source.to_string());
-        next = source.source();
     }
     text
 }
