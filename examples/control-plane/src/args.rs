@@ -15,6 +15,9 @@ const MAX_CONNECTION_AGE: u64 = 1800;
 /// As istiod has it.
 const REGISTRATION_GRACE: u64 = 10;
 
+/// Twice the longest wait of a client between its attempts.
+const HOST_RETURN: u64 = 30;
+
 /// A control plane on one machine: discovery and certificates out of files.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
@@ -60,6 +63,10 @@ pub(crate) struct Serve {
     #[arg(long, default_value_t = REGISTRATION_GRACE)]
     pub(crate) registration_grace: u64,
 
+    /// For how many seconds after the start hosts are waited for that were here before it.
+    #[arg(long, default_value_t = HOST_RETURN)]
+    pub(crate) host_return: u64,
+
     /// Start, join a client, print what it was served, and exit: 0 when it was all of it, 1 otherwise.
     #[arg(long)]
     pub(crate) once: bool,
@@ -74,6 +81,7 @@ impl Serve {
             http: None,
             max_connection_age: MAX_CONNECTION_AGE,
             registration_grace: REGISTRATION_GRACE,
+            host_return: HOST_RETURN,
             once: false,
         }
     }

@@ -1,5 +1,6 @@
 //! The files, loaded at once and then watched, and the hosts that register: what is served is made of both.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,6 +22,7 @@ pub(crate) fn load_and_watch(
         files: Vec::new(),
         registrations: server.registrations(),
         problems: Problems::default(),
+        told: Told::default(),
         server,
     };
     loop {
@@ -98,18 +100,31 @@ struct Source {
     files: Vec<(PathBuf, Vec<u8>)>,
     registrations: Registrations,
     problems: Problems,
+    told: Told,
     server: Server,
 }
 
+/// What was printed of what is still wrong.
+#[derive(Debug, Default)]
+struct Told(BTreeSet<String>);
+
+impl Told {
+    /// What of all that is wrong now was not wrong before.
+    fn news(&mut self, now: Vec<String>) -> Vec<String> {
+        let before = std::mem::replace(&mut self.0, now.iter().cloned().collect());
+        now.into_iter()
+            .filter(|line| !before.contains(line))
+            .collect()
+    }
+}
+
 impl Source {
-    /// Says what is wrong, and what of it stands.
+    /// Says what is wrong, and what of it stands. Hosts come and go: what was wrong before is not said again.
     fn load(&mut self) {
         let mut files = self.files.clone();
         files.extend(self.registrations.entries().iter().map(hosts::document));
         let loaded = self.loader.load(files);
-        for warning in loaded.warnings() {
-            args::complain(&warning.to_string());
-        }
+        let mut wrong: Vec<_> = loaded.warnings().iter().map(ToString::to_string).collect();
         let (batch, problems, skipped) = loaded.into_parts();
         for kind in skipped {
             tracing::info!(kind, "a kind that has nothing to say");
@@ -129,9 +144,26 @@ impl Source {
         let groups = self.loader.workload_groups().cloned();
         self.server.set_workload_groups(groups.collect());
         let problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
-        for problem in &*problems {
-            args::complain(problem);
+        wrong.extend(problems.iter().cloned());
+        for line in self.told.news(wrong) {
+            args::complain(&line);
         }
         self.problems.set(problems.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_wrong_before_is_not_said_again() {
+        let lines = |of: &[&str]| of.iter().map(|&one| one.to_owned()).collect::<Vec<_>>();
+        let mut told = Told::default();
+        assert_eq!(told.news(lines(&["a", "b"])), ["a", "b"]);
+        assert_eq!(told.news(lines(&["a", "b"])), lines(&[]));
+        assert_eq!(told.news(lines(&["b", "c"])), ["c"]);
+        // It has been right meanwhile.
+        assert_eq!(told.news(lines(&["a", "c"])), ["a"]);
     }
 }

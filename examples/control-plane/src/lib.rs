@@ -140,6 +140,7 @@ async fn serve(args: &Serve, folder: &Path, trust_domain: &str) -> Result<Runnin
     let server = Server::builder(state.tokens)
         .ca(ca)
         .registration_grace(Duration::from_secs(args.registration_grace))
+        .host_return(Duration::from_secs(args.host_return))
         .build();
     let problems = files::load_and_watch(&args.config()?, trust_domain, server.clone())?;
     let listener = bind("--listen", args.listen).await?;

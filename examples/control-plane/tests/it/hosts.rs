@@ -127,7 +127,9 @@ async fn refusal(caller: &Mesh) -> Option<(u16, &'static str)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone() {
-    let plane = Plane::start(1, MANIFESTS, &["--registration-grace", "1"]).await;
+    // No host was here before it.
+    let arguments = ["--registration-grace", "1", "--host-return", "0"];
+    let plane = Plane::start(1, MANIFESTS, &arguments).await;
     let caller = join(&plane.configure("caller", plane.ip(3)));
     caller.ready().await.unwrap();
     let files = plane.configure_as("forum", "forum", plane.ip(2), &["--autoregister"]);

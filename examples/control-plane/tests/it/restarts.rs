@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mesh_core::Mesh;
+use mesh_core::config::AppHealth;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -57,6 +58,9 @@ spec:
       app: echo
   template:
     serviceAccount: echo
+  probe:
+    tcpSocket:
+      port: 7000
 ---
 apiVersion: v1
 kind: Pod
@@ -144,6 +148,8 @@ async fn no_connection_fails_while_the_control_plane_is_killed_twenty_times() {
     server.ready().await.unwrap();
     caller.ready().await.unwrap();
     tokio::spawn(echo(server.clone()));
+    // Whoever starts anew has heard nothing of it.
+    server.report_health(AppHealth::Healthy);
     until("it answers", async || once(&caller).await.is_ok()).await;
 
     let (stop, done) = (
