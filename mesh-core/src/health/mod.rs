@@ -126,7 +126,8 @@ impl Probe {
     }
 
     /// A program with its arguments, without a shell: exit status 0 is healthy. It is killed when it takes
-    /// longer than the [time-out](Self::timeout).
+    /// longer than the [time-out](Self::timeout); programs that it has started itself are not, so a script ends by
+    /// `exec` of what takes long, or sees to its own.
     pub fn exec(command: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self::new(Check::Exec(command.into_iter().map(Into::into).collect()))
     }

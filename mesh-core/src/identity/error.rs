@@ -84,13 +84,10 @@ impl Error {
                 kind,
                 detail: detail.into(),
                 source: None,
+                // Of others only their source knows.
                 lasting: matches!(
                     kind,
-                    ErrorKind::Settings
-                        | ErrorKind::NoCrypto
-                        | ErrorKind::Insecure
-                        | ErrorKind::WrongIdentity
-                        | ErrorKind::WrongTrustDomain
+                    ErrorKind::Settings | ErrorKind::NoCrypto | ErrorKind::Insecure
                 ),
             }),
         }

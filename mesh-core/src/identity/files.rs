@@ -135,8 +135,8 @@ struct Reloads {
     poll: Duration,
     clock: Clock,
     hasher: RandomState,
-    /// What the last read found.
-    seen: Option<u64>,
+    /// What the last read found, and how many before it in a row.
+    seen: Option<(u64, u32)>,
     /// What the last item was made of.
     told: Option<u64>,
     /// When the bundle that was given last expires, until that has been said.
@@ -197,7 +197,11 @@ impl Reloads {
         hash: u64,
         contents: Result<Contents, Error>,
     ) -> Option<Result<Bundle, Error>> {
-        let at_rest = self.seen.replace(hash) == Some(hash);
+        let unchanged = match self.seen {
+            Some((last, times)) if last == hash => times.saturating_add(1),
+            _ => 0,
+        };
+        self.seen = Some((hash, unchanged));
         if self.told == Some(hash) {
             return None;
         }
@@ -213,16 +217,34 @@ impl Reloads {
                     Error::new(error.kind(), detail)
                 })
             });
-        // Nobody waits half a second to start; what is not whole yet shows at the next read.
-        if !at_rest && (self.told.is_some() || bundle.is_err()) {
+        // Nobody waits half a second to start; what is not whole yet shows at the next reads. Files that are replaced
+        // one by one do not belong together for a while, and whoever waits for them is not to give up.
+        let needed = match &bundle {
+            Ok(_) => u32::from(self.told.is_some()),
+            Err(error) if is_of_files(error) => LASTING_AFTER,
+            Err(_) => 1,
+        };
+        if unchanged < needed {
             return None;
         }
+        let bundle = bundle.map_err(|error| match is_of_files(&error) {
+            true => error.lasting(),
+            false => error,
+        });
         self.told = Some(hash);
         if let Ok(bundle) = &bundle {
             self.expires = Some(bundle.not_after());
         }
         Some(bundle)
     }
+}
+
+/// How many reads in a row have to find what the one before them found, until what is wrong with it lasts.
+const LASTING_AFTER: u32 = 2;
+
+/// Whether it is wrong with what the files hold, so that only a change of them helps.
+fn is_of_files(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::WrongIdentity)
 }
 
 impl Paths {
@@ -270,12 +292,8 @@ impl Paths {
     }
 
     fn parse(&self, all: &Contents) -> Result<Bundle, Error> {
-        Bundle::from_pem(&all.chain, &all.key, &all.roots, &all.crls).map_err(|error| {
-            // Two reads in a row found the same.
-            Error::new(ErrorKind::Invalid, self.to_string())
-                .with_source(error)
-                .lasting()
-        })
+        Bundle::from_pem(&all.chain, &all.key, &all.roots, &all.crls)
+            .map_err(|error| Error::new(ErrorKind::Invalid, self.to_string()).with_source(error))
     }
 }
 

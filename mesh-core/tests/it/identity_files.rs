@@ -184,6 +184,27 @@ async fn a_certificate_of_somebody_else_is_an_error_that_names_both() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn files_that_are_replaced_one_by_one_are_no_lasting_error() {
+    let (authority, wall) = (Authority::new(), wall_clock());
+    let here = authority.folder.path();
+    authority.write(here, &reviews(), wall(), HOUR);
+    let roots = fs::read(authority.path("ca.crt")).unwrap();
+    fs::write(authority.path("ca.crt"), "").unwrap();
+    let files = authority.files().clock(wall);
+    let mut certificates = files.poll_interval(Duration::from_secs(1)).watch(reviews());
+    // Two reads find no roots yet.
+    nothing_for(Duration::from_millis(1900), &mut certificates).await;
+    fs::write(authority.path("ca.crt"), &roots).unwrap();
+    certificates.next().await.unwrap().unwrap();
+
+    // So it stays: only a change of the files helps.
+    fs::write(authority.path("ca.crt"), "").unwrap();
+    let error = certificates.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.is_lasting());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expiry_without_a_new_certificate_is_said_once() {
     let (authority, wall) = (Authority::new(), wall_clock());
     authority.write(authority.folder.path(), &reviews(), wall(), HOUR);

@@ -183,7 +183,7 @@ impl DevCa {
                 "{identity}: this authority vouches for the trust domain {}; set both to the same",
                 self.trust_domain
             );
-            return Err(Error::new(ErrorKind::WrongTrustDomain, detail));
+            return Err(Error::new(ErrorKind::WrongTrustDomain, detail).lasting());
         }
         let root = self.root().await?;
         root.issue(&identity, self.settings.clock.now(), self.validity)
