@@ -25,8 +25,9 @@
 //!   of a ServiceEntry that has no labels at all.
 //! * A container's port without `protocol` is TCP, as Kubernetes fills it in.
 //!
-//! Other kinds have nothing to say, or not yet, and are named once. A kind of `security.istio.io` that is not
-//! known is refused.
+//! Other kinds have nothing to say, or not yet, and are named once. With a kind of `security.istio.io`
+//! that is not known, or one of its kinds in another group, the whole file is refused: nobody can tell which policy
+//! the slip was meant to be.
 //!
 //! # ztunnel's form
 //!

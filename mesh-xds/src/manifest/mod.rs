@@ -75,8 +75,6 @@ enum Kind {
     RequestAuthentication,
     Gateway,
     HttpRoute,
-    /// A kind of `security.istio.io` that is not known: passing it over could widen access.
-    UnknownSecurity,
 }
 
 const SECURITY: &str = "security.istio.io";
@@ -100,7 +98,6 @@ impl Kind {
             (SECURITY, "AuthorizationPolicy") => (Self::AuthorizationPolicy, SECURITY_VERSIONS),
             (SECURITY, "PeerAuthentication") => (Self::PeerAuthentication, SECURITY_VERSIONS),
             (SECURITY, "RequestAuthentication") => (Self::RequestAuthentication, SECURITY_VERSIONS),
-            (SECURITY, _) => (Self::UnknownSecurity, SECURITY_VERSIONS),
             ("gateway.networking.k8s.io", "Gateway") => (Self::Gateway, SECURITY_VERSIONS),
             ("gateway.networking.k8s.io", "HTTPRoute") => (Self::HttpRoute, SECURITY_VERSIONS),
             _ => return None,
@@ -122,6 +119,22 @@ pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Res
         return Ok(());
     }
     let Some((known, versions)) = Kind::find(group, &kind) else {
+        // Nobody can tell which policy a slip in its kind was meant to be, nor which it replaces.
+        if group == SECURITY {
+            return Err(document.invalid_below(
+                "kind",
+                format_args!(
+                    "{kind} of {SECURITY} is not known, and passing it over could widen access; \
+                     expected AuthorizationPolicy, PeerAuthentication or RequestAuthentication"
+                ),
+            ));
+        }
+        if Kind::find(SECURITY, &kind).is_some() {
+            return Err(version_at.invalid(format_args!(
+                "{kind} of {api_version:?} is not known, and passing it over could widen access; \
+                 expected {SECURITY}/v1"
+            )));
+        }
         found.push(Found::Skipped(kind));
         return Ok(());
     };
@@ -154,10 +167,7 @@ impl Kind {
     fn is_security(self) -> bool {
         matches!(
             self,
-            Self::AuthorizationPolicy
-                | Self::PeerAuthentication
-                | Self::RequestAuthentication
-                | Self::UnknownSecurity
+            Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication
         )
     }
 }
@@ -222,16 +232,6 @@ impl Item<'_> {
             ),
             Kind::Gateway => Object::Gateway(gateway::Gateway::read(meta, &self.at, &mut fields)?),
             Kind::HttpRoute => Object::HttpRoute(route::read(&meta, &mut fields)?),
-            Kind::UnknownSecurity => {
-                return Err(self.at.invalid_below(
-                    "kind",
-                    format_args!(
-                        "{} of {SECURITY} is not known, and passing it over could widen access; \
-                         expected AuthorizationPolicy, PeerAuthentication or RequestAuthentication",
-                        self.kind_name
-                    ),
-                ));
-            }
         })
     }
 

@@ -368,8 +368,7 @@ impl Kind {
             | Self::HttpRoute
             | Self::AuthorizationPolicy
             | Self::PeerAuthentication
-            | Self::RequestAuthentication
-            | Self::UnknownSecurity => &PLAIN,
+            | Self::RequestAuthentication => &PLAIN,
         }
     }
 }

@@ -238,6 +238,31 @@ fn objects_with_file_line_and_field() {
     }
 }
 
+/// The policy that was there is not removed by a slip in its kind, and nothing begins without it.
+#[test]
+fn a_slip_in_the_kind_of_a_policy_refuses_the_file() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\nstatus: {podIP: 10.0.0.1}\n";
+    let with = |policy: &str| format!("{policy}---\n{pod}");
+    let good = policy("spec: {action: DENY, rules: [{}]}");
+    for slip in [
+        good.replace("AuthorizationPolicy", "AuthorisationPolicy"),
+        good.replace("security.istio.io", "security.istio.oi"),
+        good.replace("security.istio.io/v1", "v1"),
+    ] {
+        let file = |text: &str| vec![("mesh.yaml".into(), with(text).into_bytes())];
+        let mut loader = Loader::new(Settings::default());
+        loader.load(file(&good));
+        let loaded = loader.load(file(&slip));
+        assert!(loaded.batch().is_empty(), "{slip}");
+        let problems: Vec<_> = loaded.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("could widen access"), "{problems:?}");
+
+        let loaded = Loader::new(Settings::default()).load(file(&slip));
+        assert!(loaded.batch().is_empty() && !loaded.is_complete(), "{slip}");
+    }
+}
+
 #[test]
 fn files_whose_objects_cannot_be_told_apart() {
     for (text, expected) in [
