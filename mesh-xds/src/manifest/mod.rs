@@ -44,7 +44,6 @@ pub(crate) enum Object {
 /// One object of a file, before it is read.
 pub(crate) struct Item<'a> {
     kind: Kind,
-    kind_name: Arc<str>,
     namespace: Arc<str>,
     name: Arc<str>,
     key: String,
@@ -149,7 +148,6 @@ pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Res
     found.push(Found::Item(Item {
         kind: known,
         key: format!("{kind} {namespace}/{name}"),
-        kind_name: kind,
         namespace,
         name,
         wrong_version,
