@@ -480,6 +480,7 @@ async fn keep_certificate(
     sender: watch::Sender<CertificateState>,
 ) -> Result<(), Error> {
     let name = certificate_name(&identity);
+    let mut last_error = None;
     loop {
         let next = tokio::select! {
             next = bundles.next() => next,
@@ -492,14 +493,16 @@ async fn keep_certificate(
         let Some(next) = next else {
             // Why its last item was an error says more.
             if sender.borrow().hopeless.is_none() {
-                let ended =
-                    identity::Error::new(identity::ErrorKind::Unavailable, "its source has ended");
+                let ended = last_error.unwrap_or_else(|| {
+                    identity::Error::new(identity::ErrorKind::Unavailable, "its source has ended")
+                });
+                let reason = report(&ended);
                 // A good certificate is one until it expires.
                 if sender.borrow().credentials.is_none() {
-                    node.gate.pend(&name, &ended);
+                    node.gate.pend(&name, &reason);
                 }
                 sender.send_modify(|state| {
-                    state.error = Some(ended.to_string().into());
+                    state.error = Some(reason.into());
                     state.hopeless = Some(ended);
                 });
             }
@@ -524,6 +527,7 @@ async fn keep_certificate(
                     .with_source(error)
             })
         });
+        last_error = outcome.as_ref().err().cloned();
         match outcome {
             Ok(credentials) => {
                 node.gate.done(&name);
