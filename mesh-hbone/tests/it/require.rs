@@ -32,6 +32,16 @@ pub(crate) fn data(test: &str) -> Option<PathBuf> {
     folder
 }
 
+/// A file or folder of that test data which is not in every copy of it; without it `test` skips everywhere.
+pub(crate) fn data_in(test: &str, path: &str) -> Option<PathBuf> {
+    let found = data(test)?.join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    say(test, &format!("the test data has no {path}"));
+    None
+}
+
 /// A peer's program, from a variable named `PEER_…`; without it `test` skips everywhere.
 pub(crate) fn peer(test: &str, name: &str) -> Option<PathBuf> {
     let program = variable(name).map(PathBuf::from);

@@ -32,7 +32,8 @@
 //! # ztunnel's form
 //!
 //! `workloads`, `services` and `policies` with ztunnel's keys, unknown ones refused; a workload may
-//! have `hbonePort`. Where ztunnel would leave parts of an identity empty, `trustDomain` and `serviceAccount` default to
+//! have `hbonePort`. String matches are mappings of one key (`{Exact: text}`) or, as ztunnel's own parser wants them, tags
+//! (`!Exact text`). Where ztunnel would leave parts of an identity empty, `trustDomain` and `serviceAccount` default to
 //! the trust domain of the [`Settings`] and `default`.
 //!
 //! # What goes wrong

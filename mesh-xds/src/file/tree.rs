@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::Spanned;
+use serde_saphyr::{Spanned, Tagged};
 
 use super::problem::Invalid;
 
@@ -123,12 +123,23 @@ fn narrow(line: u64) -> u32 {
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self {
-            line: narrow(spanned.referenced.line()),
-            value: spanned.value,
-        })
+        let spanned = Spanned::<Tagged<Value>>::deserialize(deserializer)?;
+        let line = narrow(spanned.referenced.line());
+        let Tagged(value, tag) = spanned.value;
+        let value = match tag.as_deref().and_then(variant) {
+            Some(variant) => Value::Map(vec![(variant.into(), Self { line, value })]),
+            None => value,
+        };
+        Ok(Self { line, value })
     }
+}
+
+/// The name in a tag of an application's own. `!Exact text` is how serde_yaml, which istio/ztunnel reads its file with,
+/// has the variant of an enum: it means what `{Exact: text}` does. Other tags (`!!str`) are YAML's.
+fn variant(tag: &str) -> Option<&str> {
+    let name = tag.strip_prefix('!')?;
+    let upper = name.starts_with(|first: char| first.is_ascii_uppercase());
+    (upper && name.bytes().all(|byte| byte.is_ascii_alphanumeric())).then_some(name)
 }
 
 impl<'de> Deserialize<'de> for Value {

@@ -5,6 +5,7 @@ mod decode_listeners;
 mod decode_policies;
 mod decode_rbac_goldens;
 mod generated;
+mod istio_samples;
 mod istiod_notes;
 mod istiod_recordings;
 mod manifests;

@@ -402,3 +402,25 @@ fn what_is_wrong_is_named() {
         );
     }
 }
+
+/// As istio/ztunnel's own serializer writes it, and as its examples have it.
+#[test]
+fn string_matches_may_be_written_as_tags() {
+    let policies = |exact: &str, presence: &str| {
+        load(&format!(
+            "policies:\n- name: p\n  namespace: ns\n  scope: Namespace\n  action: Allow\n  rules:\n  - - - principals:\n        - \
+             {exact}\n        notNamespaces:\n        - {presence}\n"
+        ))
+    };
+    let mapped = policies("{Exact: td/ns/a/sa/b}", "{Presence: []}");
+    assert_eq!(policies("!Exact td/ns/a/sa/b", "!Presence []"), mapped);
+    assert_eq!(policies("!Exact 'td/ns/a/sa/b'", "!Presence {}"), mapped);
+    let wrong = problem(
+        "policies:\n- name: p\n  namespace: ns\n  scope: Namespace\n  action: Deny\n  rules:\n  - - - principals:\n        - !Exactly a\n",
+    );
+    assert!(wrong.contains("local.yaml:8: "), "{wrong}");
+    assert!(
+        wrong.contains("expected one of Exact, Prefix, Suffix, Presence"),
+        "{wrong}"
+    );
+}

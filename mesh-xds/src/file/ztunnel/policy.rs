@@ -99,7 +99,7 @@ fn service_account(at: &Cursor<'_>) -> Result<ServiceAccount> {
     Ok(account)
 }
 
-/// `{Exact: s}`, `{Prefix: s}`, `{Suffix: s}` or `{Presence: []}`.
+/// `{Exact: s}`, `{Prefix: s}`, `{Suffix: s}` or `{Presence: []}`; `!Exact s` is the same.
 fn string_match(at: &Cursor<'_>) -> Result<StringMatch> {
     let expected = "expected one of Exact, Prefix, Suffix, Presence as the only key";
     let entries = at.entries()?;
