@@ -201,8 +201,8 @@ where
     .await
 }
 
-/// Like [`bidirectional_counted`], on streams of its own: if one fails, both are reset, so that neither
-/// peer takes what it has for everything. Dropping the future resets what a drop resets: a [`Tunnel`].
+/// Like [`bidirectional_counted`], on streams of its own: if one fails, or the future is dropped, both are
+/// reset, so that neither peer takes what it has for everything.
 ///
 /// # Errors
 ///
@@ -210,22 +210,47 @@ where
 ///
 /// # Cancel safety
 ///
-/// Not cancel safe: the streams are dropped with the future.
-pub async fn bidirectional_or_reset<A, B>(
-    mut a: A,
-    mut b: B,
+/// Not cancel safe: the streams are reset and dropped with the future.
+pub fn bidirectional_or_reset<A, B>(
+    a: A,
+    b: B,
     counters: &Counters,
-) -> Result<Copied, CopyError>
+) -> impl Future<Output = Result<Copied, CopyError>>
 where
     A: AsyncRead + AsyncWrite + Reset + Unpin,
     B: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let result = bidirectional_counted(&mut a, &mut b, counters).await;
-    if result.is_err() {
-        a.reset();
-        b.reset();
+    // From here on, as the future may be dropped before its first poll.
+    let streams = Unfinished { a, b, whole: false };
+    streams.copy(counters)
+}
+
+/// Two streams that are reset unless all was copied.
+struct Unfinished<A: Reset, B: Reset> {
+    a: A,
+    b: B,
+    whole: bool,
+}
+
+impl<A, B> Unfinished<A, B>
+where
+    A: AsyncRead + AsyncWrite + Reset + Unpin,
+    B: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    async fn copy(mut self, counters: &Counters) -> Result<Copied, CopyError> {
+        let result = bidirectional_counted(&mut self.a, &mut self.b, counters).await;
+        self.whole = result.is_ok();
+        result
     }
-    result
+}
+
+impl<A: Reset, B: Reset> Drop for Unfinished<A, B> {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.a.reset();
+            self.b.reset();
+        }
+    }
 }
 
 enum Failure {

@@ -159,17 +159,17 @@ async fn a_reset_of_the_tunnel_becomes_a_tcp_reset() {
 }
 
 #[tokio::test]
-async fn a_copy_that_is_dropped_resets_the_tunnel() {
+async fn a_copy_that_is_dropped_resets_both() {
     let (near, mut far, _sender) = tunnel(Config::default()).await;
-    let (_app, local) = tcp().await;
+    let (mut app, local) = tcp().await;
     let copy =
         tokio::spawn(
             async move { bidirectional_or_reset(local, near, &Counters::default()).await },
         );
-    tokio::task::yield_now().await;
+    far.write_all(b"part").await.unwrap();
+    app.read_exact(&mut [0; 4]).await.unwrap();
     copy.abort();
-    assert_eq!(
-        far.read_u8().await.unwrap_err().kind(),
-        ErrorKind::ConnectionReset
-    );
+    for error in [far.read_u8().await, app.read_u8().await] {
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
 }
