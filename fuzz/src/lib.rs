@@ -4,6 +4,13 @@
 
 mod copy;
 mod frames;
+mod policy;
+
+// What policies mean, as the tests of mesh-authz have it.
+#[path = "../../mesh-authz/tests/it/interpreter.rs"]
+mod interpreter;
+#[path = "../../mesh-authz/tests/it/subjects.rs"]
+mod subjects;
 
 use std::sync::Arc;
 
@@ -24,12 +31,13 @@ use rustls_pki_types::{
 
 pub use copy::copy;
 pub use frames::frames;
+pub use policy::policy;
 
 /// One target: its name, which is also its corpus' folder, and its body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     ("authority", authority),
     ("baggage", baggage),
     ("certificate", certificate),
@@ -46,6 +54,7 @@ pub const TARGETS: [Target; 17] = [
     ("manifest", manifest),
     ("path_normalize", path_normalize),
     ("path_template", path_template),
+    ("policy", policy),
     ("ztunnel_yaml", ztunnel_yaml),
 ];
 

@@ -12,10 +12,11 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::generate::{
-    ACCOUNTS, BLOCKS, Connection, DOMAINS, HEADERS, HOSTS, METHODS, NAMESPACES, PATHS, PORTS,
-    Request, SNIS, TEMPLATES, VALUES, config, known_connection, request,
+    ACCOUNTS, BLOCKS, DOMAINS, HEADERS, HOSTS, METHODS, NAMESPACES, PATHS, PORTS, SNIS, TEMPLATES,
+    VALUES, config, known_connection, request,
 };
 use crate::interpreter::{in_block, template_matches};
+use crate::subjects::{Connection, Request};
 
 /// A list that is usually empty, of values and of patterns made of them.
 fn patterns(values: &'static [&'static str]) -> impl Strategy<Value = Vec<String>> {

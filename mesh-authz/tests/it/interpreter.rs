@@ -1,5 +1,6 @@
 //! The documented semantics of the vocabulary, as plainly as they can be written: each decision walks
 //! all policies, each condition is evaluated in three-valued logic. Knows nothing of the engine.
+//! Also a module of the fuzz target `policy`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use mesh_authz::matcher::{PathMatch, StringMatch};
 use mesh_authz::policy::{Action, Expr, Matcher, Policy};
 use mesh_authz::{Attribute, Reason};
 
-use crate::generate::{Connection, Request};
+use crate::subjects::{Connection, Request};
 
 /// How a decision is to be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,4 +18,5 @@ mod require;
 mod scale;
 mod spiffe_ids;
 mod strings;
+mod subjects;
 mod ztunnel_clauses;

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_authz::{Attribute, Attributes, Identity};
 
 use super::rbac::{Filter, Form, Node, Text};
-use crate::generate::{Connection, Request};
+use crate::subjects::{Connection, Request};
 
 #[derive(Debug)]
 pub(super) struct Sample {
