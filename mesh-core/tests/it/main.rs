@@ -139,10 +139,17 @@ mod layers_tokens;
 mod listener_limits;
 #[cfg(all(
     feature = "dev-ca",
-    feature = "istiod",
+    any(feature = "istiod", all(feature = "http", feature = "metrics")),
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod memory_network;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_cancels;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",
@@ -264,6 +271,15 @@ mod mesh_world;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod node_fails_closed;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+#[path = "../../../mesh-hbone/tests/it/polls.rs"]
+#[allow(dead_code, reason = "the tests of mesh-hbone use all of it")]
+mod polls;
 mod require;
 #[cfg(all(
     feature = "dev-ca",

@@ -2,6 +2,7 @@
 #![cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 
 mod authority;
+mod cancellation;
 mod certificates;
 mod close_matrix;
 mod connection_end;
@@ -16,6 +17,7 @@ mod foreign;
 mod frame_bounds;
 mod hostile;
 mod peers;
+mod polls;
 mod pool;
 mod require;
 mod security_page;
