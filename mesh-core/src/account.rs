@@ -22,7 +22,7 @@ pub(crate) fn peer(record: &WorkloadRecord) -> Peer {
     .with_canonical_revision(Arc::clone(record.canonical_revision()))
     .with_cluster(Arc::clone(record.cluster_id()))
     .with_locality(Arc::clone(record.region()), Arc::clone(record.zone()))
-    .with_instance(Arc::clone(record.name()))
+    .with_instance(record.name())
 }
 
 pub(crate) fn service(record: &ServiceRecord) -> DestinationService {

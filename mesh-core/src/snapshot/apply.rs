@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use mesh_xds::model::{
     Batch, NetworkMode, Rejection, ResourceName, Service, ServiceName, Update, Verdict, Workload,
+    WorkloadPlace, WorkloadProfile,
 };
 
 use super::endpoints::{Endpoint, Shape};
-use super::index::{CidrTable, insert_into, remove_from};
-use super::record::{Addresses, Profile, Rare, ServiceRecord, WorkloadParts, WorkloadRecord};
+use super::index::{CidrTable, Ledger, Made, insert_into, remove_from};
+use super::record::{Addresses, Place, Profile, Rare, ServiceRecord, WorkloadRecord};
 use super::{Snapshot, Tables};
 
 /// What applying a batch gave.
@@ -83,23 +84,23 @@ impl Snapshot {
         let mut tables = Tables::clone(&self.tables);
         tables.version += 1;
         let mut changes = Changes::default();
+        let mut sharing = Sharing::default();
         if !batch.removed().is_empty() {
             let replaced: HashSet<ResourceName> =
                 batch.updates().iter().map(Update::name).collect();
             let removed = batch.removed().iter();
             for name in removed.filter(|name| !replaced.contains(name)) {
-                tables.remove(name, &mut changes);
+                tables.remove(name, &mut sharing, &mut changes);
             }
         }
-        let verdicts =
-            batch
-                .updates()
-                .iter()
-                .map(|update| match tables.put(update, &mut changes) {
-                    Ok(()) => Verdict::accepted(update.name()),
-                    Err(rejection) => Verdict::rejected(update.name(), rejection),
-                });
+        let verdicts = batch.updates().iter().map(|update| {
+            match tables.put(update, &mut sharing, &mut changes) {
+                Ok(()) => Verdict::accepted(update.name()),
+                Err(rejection) => Verdict::rejected(update.name(), rejection),
+            }
+        });
         let verdicts = verdicts.collect();
+        tables.settle(sharing);
         Applied {
             snapshot: Self {
                 tables: Arc::new(tables),
@@ -110,10 +111,31 @@ impl Snapshot {
     }
 }
 
+/// What the workloads of a batch share.
+#[derive(Default)]
+struct Sharing {
+    places: Made<WorkloadPlace, Place>,
+    profiles: Made<WorkloadProfile, Profile>,
+    place_uses: Ledger<Place>,
+    profile_uses: Ledger<Profile>,
+}
+
+impl Sharing {
+    fn count(&mut self, record: &WorkloadRecord, change: isize) {
+        self.place_uses.add(&record.place, change);
+        self.profile_uses.add(&record.profile, change);
+    }
+}
+
 impl Tables {
-    fn put(&mut self, update: &Update, changes: &mut Changes) -> Result<(), Rejection> {
+    fn put(
+        &mut self,
+        update: &Update,
+        sharing: &mut Sharing,
+        changes: &mut Changes,
+    ) -> Result<(), Rejection> {
         match update {
-            Update::Workload(workload) => self.put_workload(workload, changes),
+            Update::Workload(workload) => self.put_workload(workload, sharing, changes),
             Update::Service(service) => self.put_service(service, changes),
             Update::Policy(policy) => self.put_policy(policy, changes),
             Update::RequestAuthentication(rule) => self.put_authentication(rule, changes),
@@ -123,9 +145,9 @@ impl Tables {
         }
     }
 
-    fn remove(&mut self, name: &ResourceName, changes: &mut Changes) {
+    fn remove(&mut self, name: &ResourceName, sharing: &mut Sharing, changes: &mut Changes) {
         match name {
-            ResourceName::Workload(uid) => self.remove_workload(uid, changes),
+            ResourceName::Workload(uid) => self.remove_workload(uid, sharing, changes),
             ResourceName::Service(name) => self.remove_service(name, changes),
             ResourceName::Policy(_) | ResourceName::RequestAuthentication(_) => {
                 self.remove_attachment(name, changes);
@@ -138,46 +160,49 @@ impl Tables {
     fn put_workload(
         &mut self,
         workload: &Workload,
+        sharing: &mut Sharing,
         changes: &mut Changes,
     ) -> Result<(), Rejection> {
-        let parts = WorkloadParts::new(workload)?;
+        WorkloadRecord::check(workload)?;
+        let profile = match sharing.profiles.get(workload.profile()) {
+            Some(profile) => profile,
+            None => {
+                let profile = self.share_profile(Profile::of(workload)?);
+                sharing.profiles.insert(workload.profile(), &profile);
+                profile
+            }
+        };
+        let place = match sharing.places.get(workload.place()) {
+            Some(place) => place,
+            None => {
+                let (place, _) = self.places.share(Place::of(workload));
+                sharing.places.insert(workload.place(), &place);
+                place
+            }
+        };
         let old = self.workload(workload.uid()).cloned();
-        let uid = match &old {
-            Some(old) => Arc::clone(&old.uid),
-            None => workload.uid().into(),
-        };
-        let place = match &old {
-            Some(old) if *old.place == parts.place => Arc::clone(&old.place),
-            _ => self.places.acquire(parts.place).0,
-        };
-        let profile = match &old {
-            Some(old) if *old.profile == parts.profile => Arc::clone(&old.profile),
-            _ => self.acquire_profile(parts.profile),
-        };
+        let uid = old.as_ref().map_or(workload.shared_uid(), |old| &old.uid);
         let listed = self.listed_since(old.as_deref(), &profile);
-        let rare = Rare::new(workload.hostname(), listed);
         let record = Arc::new(WorkloadRecord {
-            uid,
-            name: workload.name().into(),
+            uid: Arc::clone(uid),
             addresses: Addresses::new(workload.addresses()),
-            rare,
+            rare: Rare::new(workload, listed),
             place,
             profile,
             capacity: workload.capacity(),
             hbone_port: workload.hbone_port(),
             health: workload.health(),
         });
+        sharing.count(&record, 1);
         if let Some(old) = old {
             if *old == *record {
+                sharing.count(&record, -1);
                 return Ok(());
             }
-            self.unindex_workload(&old);
-            if !Arc::ptr_eq(&old.place, &record.place) {
-                self.places.release(&old.place);
+            if !stands_where(&old, &record) {
+                self.unindex_workload(&old);
             }
-            if !Arc::ptr_eq(&old.profile, &record.profile) {
-                self.release_profile(&old.profile);
-            }
+            sharing.count(&old, -1);
         }
         changes.workloads.push(Arc::clone(&record.uid));
         self.index_workload(&record);
@@ -185,20 +210,32 @@ impl Tables {
         Ok(())
     }
 
-    fn remove_workload(&mut self, uid: &str, changes: &mut Changes) {
+    fn remove_workload(&mut self, uid: &str, sharing: &mut Sharing, changes: &mut Changes) {
         let Some(record) = self.workload(uid).cloned() else {
             return;
         };
         self.workloads.remove(&record);
         self.unindex_workload(&record);
-        self.places.release(&record.place);
-        self.release_profile(&record.profile);
+        sharing.count(&record, -1);
         changes.workloads.push(Arc::clone(&record.uid));
+    }
+
+    /// Lets go of what no workload shares any more.
+    fn settle(&mut self, sharing: Sharing) {
+        self.places.settle(sharing.place_uses);
+        for unused in self.profiles.settle(sharing.profile_uses) {
+            if unused.lists_any() {
+                self.attachments_mut().unrefer(listed_names(&unused));
+            }
+        }
     }
 
     /// Since which version a workload has listed each of the names: the same workload keeps the age of a
     /// name that it lists on, whatever else of it changes; a replica's list says nothing of its own.
     fn listed_since(&self, old: Option<&WorkloadRecord>, profile: &Arc<Profile>) -> Box<[u64]> {
+        if !profile.lists_any() {
+            return Box::default();
+        }
         if let Some(old) = old
             && Arc::ptr_eq(&old.profile, profile)
         {
@@ -214,19 +251,13 @@ impl Tables {
             .collect()
     }
 
-    fn acquire_profile(&mut self, profile: Profile) -> Arc<Profile> {
-        let (profile, new) = self.profiles.acquire(profile);
+    fn share_profile(&mut self, profile: Profile) -> Arc<Profile> {
+        let (profile, new) = self.profiles.share(profile);
         if new && profile.lists_any() {
             let names = listed_names(&profile);
             self.attachments_mut().refer(names);
         }
         profile
-    }
-
-    fn release_profile(&mut self, profile: &Profile) {
-        if self.profiles.release(profile) && profile.lists_any() {
-            self.attachments_mut().unrefer(listed_names(profile));
-        }
     }
 
     fn index_workload(&mut self, record: &Arc<WorkloadRecord>) {
@@ -372,6 +403,22 @@ impl Tables {
             changes.attachments();
         }
     }
+}
+
+/// Whether a new record takes the old one's place in every index, so that none has to be left first.
+fn stands_where(old: &WorkloadRecord, new: &WorkloadRecord) -> bool {
+    let (a, b) = (&old.profile, &new.profile);
+    let profiles = Arc::ptr_eq(a, b)
+        || (a.protocol == b.protocol
+            && a.network_mode == b.network_mode
+            && a.namespace == b.namespace
+            && a.application_tunnel == b.application_tunnel
+            && a.memberships == b.memberships);
+    profiles
+        && old.place == new.place
+        && old.addresses == new.addresses
+        && old.name() == new.name()
+        && old.hostname() == new.hostname()
 }
 
 /// The order of [`WorkloadRecord::listed`].

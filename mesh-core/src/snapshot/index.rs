@@ -2,18 +2,18 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_xds::model::Visibility;
 use rpds::HashTrieMapSync;
 
+use super::Services;
 use super::record::{ServiceRecord, WorkloadRecord};
 use super::weighted::{Order, WeightedTree};
-use super::{Services, Workloads};
 
 /// Workloads that claim the same thing, the one to prefer first.
 #[derive(Clone, Copy, Default)]
@@ -154,90 +154,93 @@ impl<K: Eq + Hash, V> Default for Grouped<K, V> {
     }
 }
 
-/// Workloads by network and address. Nearly every address has one workload, which needs no tree.
+/// Workloads by network and address; of one address, the one to prefer first.
 #[derive(Clone)]
 pub(super) struct AddressTable {
-    /// The one to prefer.
-    first: HashTrieMapSync<Arc<str>, HashTrieMapSync<Ipv6Addr, Arc<WorkloadRecord>>>,
-    /// All of them, where there are several.
-    contested: Grouped<Ipv6Addr, Workloads>,
+    networks: HashTrieMapSync<Arc<str>, WeightedTree<Located, ByAddress>>,
+}
+
+/// A workload at one of its addresses, which is here so that a search need not go where the workload is.
+#[derive(Clone)]
+struct Located {
+    address: Key,
+    workload: Arc<WorkloadRecord>,
+}
+
+/// The two halves of an address: of one form for both families, and in as few bytes as it has.
+type Key = (u64, u64);
+
+#[derive(Clone, Copy, Default)]
+struct ByAddress;
+
+impl Order<Located> for ByAddress {
+    fn compare(&self, a: &Located, b: &Located) -> Ordering {
+        a.address
+            .cmp(&b.address)
+            .then_with(|| a.workload.precedence().cmp(&b.workload.precedence()))
+    }
 }
 
 impl AddressTable {
     /// The workload to prefer of those that have the address.
     pub(super) fn get(&self, network: &str, ip: IpAddr) -> Option<&Arc<WorkloadRecord>> {
-        self.first.get(network)?.get(&key(ip))
+        let address = key(ip);
+        let found = self
+            .networks
+            .get(network)?
+            .first_from(|located| located.address < address)?;
+        (found.address == address).then_some(&found.workload)
     }
 
     pub(super) fn insert(&mut self, network: &Arc<str>, ip: IpAddr, workload: Arc<WorkloadRecord>) {
-        let first = match self.get(network, ip).map(Arc::clone) {
-            None => workload,
-            Some(other) => {
-                self.contested.insert(network, key(ip), Arc::clone(&other));
-                self.contested
-                    .insert(network, key(ip), Arc::clone(&workload));
-                self.best_of_several(network, ip).unwrap_or(workload)
-            }
+        let located = Located {
+            address: key(ip),
+            workload,
         };
-        if let Some(table) = self.first.get_mut(&**network) {
-            table.insert_mut(key(ip), first);
+        if let Some(table) = self.networks.get_mut(&**network) {
+            table.insert(located, 0);
         } else {
-            let table = HashTrieMapSync::new_sync().insert(key(ip), first);
-            self.first.insert_mut(Arc::clone(network), table);
+            let mut table = WeightedTree::default();
+            table.insert(located, 0);
+            self.networks.insert_mut(Arc::clone(network), table);
         }
     }
 
     pub(super) fn remove(&mut self, network: &str, ip: IpAddr, workload: &Arc<WorkloadRecord>) {
-        self.contested.remove(network, &key(ip), workload);
-        let rest = self.best_of_several(network, ip);
-        let several = self.contested.get(network, &key(ip)).map(WeightedTree::len);
-        if let (Some(last), Some(1)) = (&rest, several) {
-            self.contested.remove(network, &key(ip), last);
-        }
-        let Some(table) = self.first.get_mut(network) else {
+        let Some(table) = self.networks.get_mut(network) else {
             return;
         };
-        match rest {
-            Some(rest) => table.insert_mut(key(ip), rest),
-            None if table
-                .get(&key(ip))
-                .is_some_and(|one| one.uid == workload.uid) =>
-            {
-                table.remove_mut(&key(ip));
-            }
-            None => {}
-        }
+        table.remove(&Located {
+            address: key(ip),
+            workload: Arc::clone(workload),
+        });
         if table.is_empty() {
-            self.first.remove_mut(network);
+            self.networks.remove_mut(network);
         }
-    }
-
-    fn best_of_several(&self, network: &str, ip: IpAddr) -> Option<Arc<WorkloadRecord>> {
-        let several = self.contested.get(network, &key(ip))?;
-        several.first_from(|_| false).cloned()
     }
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.first.is_empty() && self.contested.groups.is_empty()
+        self.networks.is_empty()
     }
 }
 
 impl Default for AddressTable {
     fn default() -> Self {
         Self {
-            first: HashTrieMapSync::new_sync(),
-            contested: Grouped::default(),
+            networks: HashTrieMapSync::new_sync(),
         }
     }
 }
 
-/// One form for both families takes 16 bytes less: an address is canonical, so none is mapped already.
-fn key(ip: IpAddr) -> Ipv6Addr {
-    match ip {
+/// An address is canonical, so none of IPv4 is mapped already.
+fn key(ip: IpAddr) -> Key {
+    let six = match ip {
         IpAddr::V4(four) => four.to_ipv6_mapped(),
         IpAddr::V6(six) => six,
-    }
+    };
+    let bits = u128::from(six);
+    ((bits >> 64) as u64, bits as u64)
 }
 
 /// Adds an item to the tree under a key.
@@ -353,30 +356,31 @@ pub(super) struct Interner<T: Eq + Hash> {
 }
 
 impl<T: Eq + Hash> Interner<T> {
-    /// The shared value, one use more, and whether it is new.
-    pub(super) fn acquire(&mut self, value: T) -> (Arc<T>, bool) {
+    /// The shared value, and whether it is new. Its uses are counted by a [`Ledger`], which is
+    /// [settled](Self::settle) after it.
+    pub(super) fn share(&mut self, value: T) -> (Arc<T>, bool) {
         if let Some((shared, _)) = self.uses.get_key_value(&value) {
-            let shared = Arc::clone(shared);
-            if let Some(uses) = self.uses.get_mut(&value) {
-                *uses += 1;
-            }
-            return (shared, false);
+            return (Arc::clone(shared), false);
         }
         let shared = Arc::new(value);
-        self.uses.insert_mut(Arc::clone(&shared), 1);
+        self.uses.insert_mut(Arc::clone(&shared), 0);
         (shared, true)
     }
 
-    /// One use less; whether it was the last.
-    pub(super) fn release(&mut self, value: &T) -> bool {
-        let Some(uses) = self.uses.get_mut(value) else {
-            return false;
-        };
-        *uses -= 1;
-        if *uses > 0 {
-            return false;
+    /// Counts what changed, and tells which values nobody uses any more.
+    pub(super) fn settle(&mut self, ledger: Ledger<T>) -> Vec<Arc<T>> {
+        let mut unused = Vec::new();
+        for (value, change) in ledger.changes.into_values() {
+            let Some(uses) = self.uses.get_mut(&value) else {
+                continue;
+            };
+            *uses = uses.saturating_add_signed(change);
+            if *uses == 0 {
+                self.uses.remove_mut(&value);
+                unused.push(value);
+            }
         }
-        self.uses.remove_mut(value)
+        unused
     }
 
     #[cfg(test)]
@@ -390,5 +394,89 @@ impl<T: Eq + Hash> Default for Interner<T> {
         Self {
             uses: HashTrieMapSync::new_sync(),
         }
+    }
+}
+
+/// How many records more or less use shared values after a batch: one look-up by value for each, however many
+/// records there are.
+pub(super) struct Ledger<T> {
+    changes: ByPointer<(Arc<T>, isize)>,
+}
+
+impl<T> Ledger<T> {
+    pub(super) fn add(&mut self, value: &Arc<T>, change: isize) {
+        let of = self.changes.entry(pointer(value));
+        of.or_insert_with(|| (Arc::clone(value), 0)).1 += change;
+    }
+}
+
+impl<T> Default for Ledger<T> {
+    fn default() -> Self {
+        Self {
+            changes: ByPointer::default(),
+        }
+    }
+}
+
+/// What was made of values that sources share, for as long as a batch is applied.
+pub(super) struct Made<S, T> {
+    made: ByPointer<(Arc<S>, Arc<T>)>,
+    last: Option<(Arc<S>, Arc<T>)>,
+}
+
+impl<S, T> Made<S, T> {
+    pub(super) fn get(&mut self, of: &Arc<S>) -> Option<Arc<T>> {
+        if let Some((last, made)) = &self.last
+            && Arc::ptr_eq(last, of)
+        {
+            return Some(Arc::clone(made));
+        }
+        let found = self.made.get(&pointer(of))?;
+        self.last = Some(found.clone());
+        Some(Arc::clone(&found.1))
+    }
+
+    pub(super) fn insert(&mut self, of: &Arc<S>, made: &Arc<T>) {
+        let pair = (Arc::clone(of), Arc::clone(made));
+        self.made.insert(pointer(of), pair.clone());
+        self.last = Some(pair);
+    }
+}
+
+impl<S, T> Default for Made<S, T> {
+    fn default() -> Self {
+        Self {
+            made: ByPointer::default(),
+            last: None,
+        }
+    }
+}
+
+/// Values by the address of something that they keep alive.
+type ByPointer<V> = HashMap<usize, V, BuildHasherDefault<PointerHasher>>;
+
+fn pointer<T>(of: &Arc<T>) -> usize {
+    Arc::as_ptr(of).addr()
+}
+
+/// Nobody chooses where things are allocated: spreading the bits is enough.
+#[derive(Default)]
+struct PointerHasher(u64);
+
+impl Hasher for PointerHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_usize(usize::from(*byte));
+        }
+    }
+
+    fn write_usize(&mut self, value: usize) {
+        // 2^64 divided by the golden ratio.
+        let spread = (self.0 ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ (spread >> 32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }

@@ -73,13 +73,13 @@ impl Snapshot {
             .filter_map(|other| {
                 let distance = distance(name, other);
                 let related = distance * 2 <= name.len().max(other.len());
-                (related || other.starts_with(name)).then(|| (distance, Arc::clone(other)))
+                (related || other.starts_with(name)).then_some((distance, other))
             })
             .collect();
         near.sort();
         near.dedup();
         near.truncate(NEAR_NAMES);
-        near.into_iter().map(|(_, name)| name).collect()
+        near.into_iter().map(|(_, name)| name.into()).collect()
     }
 
     /// The service with this name.

@@ -1,8 +1,8 @@
 //! A persistent ordered set whose items have weights: `span(prefix) -> Range<u64>`, `at(offset) -> item`.
 //!
-//! A size-balanced binary tree (Hirai and Yamamoto, "Balancing weight-balanced trees", 2011) in which
-//! each node also carries the sum of the weights below it. Copies share nodes; a change copies the
-//! path to it, or nothing at all where no copy shares the path.
+//! A B+ tree in which each child's entry also carries how many items are below it and the sum of their
+//! weights. Copies share nodes; a change copies the path to it, or nothing at all where no copy shares the
+//! path. Items stand side by side in their leaf: a node for each would take several times their memory.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,10 +10,10 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Neither side may be more than this many times as large as the other.
-const DELTA: usize = 3;
-/// Rotates once where the inner grandchild is less than this many times as large as the outer.
-const GAMMA: usize = 2;
+/// Items of a leaf, and children of an inner node, at most.
+const MAX: usize = 32;
+/// A node with fewer joins its neighbour, where both fit in one.
+const MIN: usize = 8;
 
 /// The order of a tree's items; it must be total, and stay the same while the tree lives.
 pub(super) trait Order<T> {
@@ -22,20 +22,29 @@ pub(super) trait Order<T> {
 
 #[derive(Clone)]
 pub(super) struct WeightedTree<T, O> {
-    root: Link<T>,
+    root: Option<Child<T>>,
     order: O,
 }
 
-type Link<T> = Option<Arc<Node<T>>>;
-
-#[derive(Clone)]
-struct Node<T> {
-    item: T,
-    weight: u32,
+/// A node with what its parent knows of it.
+struct Child<T> {
+    node: Arc<Node<T>>,
+    /// The first item below.
+    first: T,
     size: u32,
     sum: u64,
-    left: Link<T>,
-    right: Link<T>,
+}
+
+/// Neither is ever empty, and all leaves are at one depth.
+enum Node<T> {
+    Leaf(Leaf<T>),
+    Inner(Vec<Child<T>>),
+}
+
+struct Leaf<T> {
+    items: Vec<T>,
+    /// One for each item, or none at all where all are 0.
+    weights: Vec<u32>,
 }
 
 impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
@@ -48,7 +57,7 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
     }
 
     pub(super) fn len(&self) -> usize {
-        size(&self.root)
+        self.root.as_ref().map_or(0, |root| root.size as usize)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -57,12 +66,22 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
 
     /// The sum of all weights.
     pub(super) fn total(&self) -> u64 {
-        sum(&self.root)
+        self.root.as_ref().map_or(0, |root| root.sum)
     }
 
     /// Puts an item in its place; gives back the one that was there.
     pub(super) fn insert(&mut self, item: T, weight: u32) -> Option<T> {
-        insert(&mut self.root, item, weight, &self.order)
+        let Some(root) = &mut self.root else {
+            self.root = Some(Child::of(Node::Leaf(Leaf::one(item, weight))));
+            return None;
+        };
+        let (replaced, split) = root.insert(item, weight, &self.order);
+        if let Some(right) = split
+            && let Some(left) = self.root.take()
+        {
+            self.root = Some(Child::of(Node::Inner(vec![left, right])));
+        }
+        replaced
     }
 
     /// Takes the item out that compares equal.
@@ -70,7 +89,16 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
         let order = &self.order;
         // Looked for first, so that nothing is copied for an item that is not there.
         self.find(|other| order.compare(other, item))?;
-        remove(&mut self.root, &|other| order.compare(other, item))
+        let root = self.root.as_mut()?;
+        let removed = root.remove(&|other| order.compare(other, item));
+        if root.size == 0 {
+            self.root = None;
+        } else {
+            while let Some(only) = self.root.as_ref().and_then(Child::only_child) {
+                self.root = Some(only);
+            }
+        }
+        removed
     }
 
     /// The first item for which `probe` (the item's order relative to what is sought) is equal.
@@ -81,17 +109,24 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
 
     /// The first item that is not `before`, which must hold for a leading run of the items.
     pub(super) fn first_from(&self, before: impl Fn(&T) -> bool) -> Option<&T> {
+        let mut node = &*self.root.as_ref()?.node;
         let mut found = None;
-        let mut link = &self.root;
-        while let Some(node) = link {
-            if before(&node.item) {
-                link = &node.right;
-            } else {
-                found = Some(&node.item);
-                link = &node.left;
+        loop {
+            match node {
+                Node::Leaf(leaf) => {
+                    let at = leaf.items.partition_point(&before);
+                    return leaf.items.get(at).or(found);
+                }
+                Node::Inner(children) => {
+                    let after = children.partition_point(|child| before(&child.first));
+                    found = children.get(after).map(|child| &child.first).or(found);
+                    let Some(at) = after.checked_sub(1) else {
+                        return found;
+                    };
+                    node = &children[at].node;
+                }
             }
         }
-        found
     }
 
     /// The stretch of the line of weights, laid end to end in order, that belongs to the items for
@@ -104,57 +139,86 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
 
     /// The item whose weight covers this place on the line of weights. Never one of weight 0.
     pub(super) fn at(&self, mut offset: u64) -> Option<&T> {
-        let mut link = &self.root;
-        while let Some(node) = link {
-            let left = sum(&node.left);
-            if offset < left {
-                link = &node.left;
-                continue;
+        let mut child = self.root.as_ref().filter(|root| offset < root.sum)?;
+        loop {
+            match &*child.node {
+                Node::Leaf(leaf) => {
+                    let weights = leaf.weights.iter().map(|weight| u64::from(*weight));
+                    return leaf.items.get(place(weights, &mut offset)?);
+                }
+                Node::Inner(children) => {
+                    let sums = children.iter().map(|child| child.sum);
+                    child = children.get(place(sums, &mut offset)?)?;
+                }
             }
-            offset -= left;
-            if offset < u64::from(node.weight) {
-                return Some(&node.item);
-            }
-            offset -= u64::from(node.weight);
-            link = &node.right;
         }
-        None
     }
 
     pub(super) fn iter(&self) -> Iter<'_, T> {
-        let mut iter = Iter { stack: Vec::new() };
-        iter.descend(&self.root);
-        iter
+        self.iter_from(|_| false)
     }
 
     /// The items from the first that is not `before`, which must hold for a leading run of the items.
     pub(super) fn iter_from(&self, before: impl Fn(&T) -> bool) -> Iter<'_, T> {
-        let mut iter = Iter { stack: Vec::new() };
-        let mut link = &self.root;
-        while let Some(node) = link {
-            if before(&node.item) {
-                link = &node.right;
-            } else {
-                iter.stack.push(node);
-                link = &node.left;
-            }
+        let mut iter = Iter {
+            inner: Vec::new(),
+            leaf: [].iter(),
+        };
+        let mut next = self.root.as_ref();
+        while let Some(child) = next {
+            next = match &*child.node {
+                Node::Leaf(leaf) => {
+                    let at = leaf.items.partition_point(&before);
+                    iter.leaf = leaf.items[at..].iter();
+                    None
+                }
+                Node::Inner(children) => {
+                    let after = children.partition_point(|child| before(&child.first));
+                    let mut rest = children[after.saturating_sub(1)..].iter();
+                    let next = rest.next();
+                    iter.inner.push(rest);
+                    next
+                }
+            };
         }
         iter
     }
 
     fn weight_before(&self, before: impl Fn(&T) -> bool) -> u64 {
         let mut weight = 0;
-        let mut link = &self.root;
-        while let Some(node) = link {
-            if before(&node.item) {
-                weight += sum(&node.left) + u64::from(node.weight);
-                link = &node.right;
-            } else {
-                link = &node.left;
+        let Some(root) = &self.root else {
+            return 0;
+        };
+        let mut node = &*root.node;
+        loop {
+            match node {
+                Node::Leaf(leaf) => {
+                    let at = leaf.items.partition_point(&before);
+                    let weights = leaf.weights.iter().take(at);
+                    return weight + weights.map(|weight| u64::from(*weight)).sum::<u64>();
+                }
+                Node::Inner(children) => {
+                    let after = children.partition_point(|child| before(&child.first));
+                    let Some(at) = after.checked_sub(1) else {
+                        return weight;
+                    };
+                    weight += children[..at].iter().map(|child| child.sum).sum::<u64>();
+                    node = &children[at].node;
+                }
             }
         }
-        weight
     }
+}
+
+/// Which of these stretches covers the offset, which becomes one into the stretch.
+fn place(widths: impl Iterator<Item = u64>, offset: &mut u64) -> Option<usize> {
+    for (at, width) in widths.enumerate() {
+        if *offset < width {
+            return Some(at);
+        }
+        *offset -= width;
+    }
+    None
 }
 
 impl<T: fmt::Debug + Clone, O: Order<T>> fmt::Debug for WeightedTree<T, O> {
@@ -165,156 +229,321 @@ impl<T: fmt::Debug + Clone, O: Order<T>> fmt::Debug for WeightedTree<T, O> {
 
 /// Items in order.
 pub(super) struct Iter<'a, T> {
-    /// The nodes to visit whose left sides are done, innermost last.
-    stack: Vec<&'a Node<T>>,
-}
-
-impl<'a, T> Iter<'a, T> {
-    fn descend(&mut self, mut link: &'a Link<T>) {
-        while let Some(node) = link {
-            self.stack.push(node);
-            link = &node.left;
-        }
-    }
+    /// What is left of the inner nodes on the way to the leaf, innermost last.
+    inner: Vec<std::slice::Iter<'a, Child<T>>>,
+    leaf: std::slice::Iter<'a, T>,
 }
 
 impl<'a, T> Iterator for Iter<'a, T> {
     type Item = &'a T;
 
     fn next(&mut self) -> Option<&'a T> {
-        let node = self.stack.pop()?;
-        self.descend(&node.right);
-        Some(&node.item)
-    }
-}
-
-impl<T> Node<T> {
-    fn leaf(item: T, weight: u32) -> Self {
-        Self {
-            item,
-            weight,
-            size: 1,
-            sum: u64::from(weight),
-            left: None,
-            right: None,
-        }
-    }
-
-    fn update(&mut self) {
-        self.size = (size(&self.left) + size(&self.right) + 1) as u32;
-        self.sum = sum(&self.left) + sum(&self.right) + u64::from(self.weight);
-    }
-}
-
-fn size<T>(link: &Link<T>) -> usize {
-    link.as_ref().map_or(0, |node| node.size as usize)
-}
-
-fn sum<T>(link: &Link<T>) -> u64 {
-    link.as_ref().map_or(0, |node| node.sum)
-}
-
-fn insert<T: Clone, O: Order<T>>(link: &mut Link<T>, item: T, weight: u32, order: &O) -> Option<T> {
-    let Some(shared) = link else {
-        *link = Some(Arc::new(Node::leaf(item, weight)));
-        return None;
-    };
-    let node = Arc::make_mut(shared);
-    let replaced = match order.compare(&item, &node.item) {
-        Ordering::Less => insert(&mut node.left, item, weight, order),
-        Ordering::Greater => insert(&mut node.right, item, weight, order),
-        Ordering::Equal => {
-            node.weight = weight;
-            Some(mem::replace(&mut node.item, item))
-        }
-    };
-    rebalance(shared);
-    replaced
-}
-
-fn remove<T: Clone>(link: &mut Link<T>, probe: &impl Fn(&T) -> Ordering) -> Option<T> {
-    let shared = link.as_mut()?;
-    let node = Arc::make_mut(shared);
-    let removed = match probe(&node.item) {
-        Ordering::Greater => remove(&mut node.left, probe)?,
-        Ordering::Less => remove(&mut node.right, probe)?,
-        Ordering::Equal => {
-            let Some((next, weight)) = pop_first(&mut node.right) else {
-                let left = node.left.take();
-                let item = node.item.clone();
-                *link = left;
+        loop {
+            if let Some(item) = self.leaf.next() {
                 return Some(item);
+            }
+            let Some(child) = self.inner.last_mut()?.next() else {
+                self.inner.pop();
+                continue;
             };
-            node.weight = weight;
-            mem::replace(&mut node.item, next)
+            match &*child.node {
+                Node::Leaf(leaf) => self.leaf = leaf.items.iter(),
+                Node::Inner(children) => self.inner.push(children.iter()),
+            }
         }
-    };
-    rebalance(shared);
-    Some(removed)
-}
-
-fn pop_first<T: Clone>(link: &mut Link<T>) -> Option<(T, u32)> {
-    let shared = link.as_mut()?;
-    let node = Arc::make_mut(shared);
-    if node.left.is_none() {
-        let first = (node.item.clone(), node.weight);
-        *link = node.right.take();
-        return Some(first);
-    }
-    let first = pop_first(&mut node.left);
-    rebalance(shared);
-    first
-}
-
-/// Restores the balance and the sums of a node whose sides differ by one change.
-fn rebalance<T: Clone>(shared: &mut Arc<Node<T>>) {
-    let node = Arc::make_mut(shared);
-    let (left, right) = (size(&node.left) + 1, size(&node.right) + 1);
-    if right > DELTA * left {
-        if let Some(child) = node.right.as_mut()
-            && size(&child.left) + 1 >= GAMMA * (size(&child.right) + 1)
-        {
-            rotate_right(child);
-        }
-        rotate_left(shared);
-    } else if left > DELTA * right {
-        if let Some(child) = node.left.as_mut()
-            && size(&child.right) + 1 >= GAMMA * (size(&child.left) + 1)
-        {
-            rotate_left(child);
-        }
-        rotate_right(shared);
-    } else {
-        node.update();
     }
 }
 
-fn rotate_left<T: Clone>(shared: &mut Arc<Node<T>>) {
-    let node = Arc::make_mut(shared);
-    let Some(mut right) = node.right.take() else {
-        return;
-    };
-    let upper = Arc::make_mut(&mut right);
-    node.right = upper.left.take();
-    node.update();
-    mem::swap(shared, &mut right);
-    let upper = Arc::make_mut(shared);
-    upper.left = Some(right);
-    upper.update();
+impl<T: Clone> Clone for Child<T> {
+    fn clone(&self) -> Self {
+        Self {
+            node: Arc::clone(&self.node),
+            first: self.first.clone(),
+            size: self.size,
+            sum: self.sum,
+        }
+    }
 }
 
-fn rotate_right<T: Clone>(shared: &mut Arc<Node<T>>) {
-    let node = Arc::make_mut(shared);
-    let Some(mut left) = node.left.take() else {
+impl<T: Clone> Clone for Node<T> {
+    /// Nodes are copied to be changed: with room for one more.
+    fn clone(&self) -> Self {
+        match self {
+            Self::Leaf(leaf) => Self::Leaf(Leaf {
+                items: roomy(&leaf.items),
+                weights: match leaf.weights.is_empty() {
+                    true => Vec::new(),
+                    false => roomy(&leaf.weights),
+                },
+            }),
+            Self::Inner(children) => Self::Inner(roomy(children)),
+        }
+    }
+}
+
+fn roomy<T: Clone>(items: &[T]) -> Vec<T> {
+    let mut copy = Vec::with_capacity((items.len() + 1).next_power_of_two().min(MAX + 1));
+    copy.extend_from_slice(items);
+    copy
+}
+
+impl<T: Clone> Child<T> {
+    /// Of a node that is not empty.
+    fn of(node: Node<T>) -> Self {
+        let first = node.first().clone();
+        let (size, sum) = node.measure();
+        Self {
+            node: Arc::new(node),
+            first,
+            size,
+            sum,
+        }
+    }
+
+    /// What an inner node with one child leads to.
+    fn only_child(&self) -> Option<Self> {
+        match &*self.node {
+            Node::Inner(children) if children.len() == 1 => children.first().cloned(),
+            _ => None,
+        }
+    }
+
+    /// The item that was there, and the right part where the node is in two now.
+    fn insert<O: Order<T>>(
+        &mut self,
+        item: T,
+        weight: u32,
+        order: &O,
+    ) -> (Option<T>, Option<Self>) {
+        let (mut replaced, mut split) = (None, None);
+        let at = match Arc::make_mut(&mut self.node) {
+            Node::Leaf(leaf) => {
+                match from_the_end(&leaf.items, |other| order.compare(other, &item)) {
+                    Ok(at) => {
+                        leaf.set_weight(at, weight);
+                        replaced = Some(mem::replace(&mut leaf.items[at], item));
+                        at
+                    }
+                    Err(at) => {
+                        split = leaf.insert_or_split(at, item, weight).map(Node::Leaf);
+                        at
+                    }
+                }
+            }
+            Node::Inner(children) => {
+                let found = from_the_end(children, |child| order.compare(&child.first, &item));
+                let at = found.unwrap_or_else(|at| at.saturating_sub(1));
+                let right;
+                (replaced, right) = children[at].insert(item, weight, order);
+                split = right
+                    .and_then(|right| insert_or_split(children, at + 1, right))
+                    .map(Node::Inner);
+                at
+            }
+        };
+        self.refresh(at == 0);
+        (replaced, split.map(Self::of))
+    }
+
+    /// Takes out what is there; the node may be empty then.
+    fn remove(&mut self, probe: &impl Fn(&T) -> Ordering) -> Option<T> {
+        let node = Arc::make_mut(&mut self.node);
+        let (removed, at) = match node {
+            Node::Leaf(leaf) => {
+                let at = leaf.items.binary_search_by(probe).ok()?;
+                (leaf.remove(at), at)
+            }
+            Node::Inner(children) => {
+                let after = children.partition_point(|child| probe(&child.first).is_le());
+                let at = after.checked_sub(1)?;
+                let removed = children[at].remove(probe)?;
+                tidy(children, at);
+                (removed, at)
+            }
+        };
+        if node.len() == 0 {
+            self.size = 0;
+            self.sum = 0;
+        } else {
+            // A neighbour may have joined from the left.
+            self.refresh(at <= 1);
+        }
+        Some(removed)
+    }
+
+    /// Knows its node again after that changed.
+    fn refresh(&mut self, first: bool) {
+        if first {
+            self.first = self.node.first().clone();
+        }
+        (self.size, self.sum) = self.node.measure();
+    }
+}
+
+/// A search that looks at the end first: resources mostly come in order.
+fn from_the_end<T>(items: &[T], compare: impl Fn(&T) -> Ordering) -> Result<usize, usize> {
+    let last = items.len() - 1;
+    match compare(&items[last]) {
+        Ordering::Less => Err(last + 1),
+        Ordering::Equal => Ok(last),
+        Ordering::Greater => items[..last].binary_search_by(compare),
+    }
+}
+
+/// Removes a child that is empty, and joins one that is small with a neighbour where both fit in one node.
+fn tidy<T: Clone>(children: &mut Vec<Child<T>>, at: usize) {
+    if children[at].size == 0 {
+        children.remove(at);
+        return;
+    }
+    if children[at].node.len() >= MIN || children.len() == 1 {
+        return;
+    }
+    let left = at.saturating_sub(1);
+    let fits = |left: usize| {
+        let pair = children.get(left..=left + 1)?;
+        let len = pair[0].node.len() + pair[1].node.len();
+        (len <= MAX).then_some(left)
+    };
+    let Some(left) = fits(left).or_else(|| fits(at)) else {
         return;
     };
-    let upper = Arc::make_mut(&mut left);
-    node.left = upper.right.take();
-    node.update();
-    mem::swap(shared, &mut left);
-    let upper = Arc::make_mut(shared);
-    upper.right = Some(left);
-    upper.update();
+    let right = children.remove(left + 1);
+    let child = &mut children[left];
+    let right = Arc::unwrap_or_clone(right.node);
+    match (Arc::make_mut(&mut child.node), right) {
+        (Node::Leaf(left), Node::Leaf(right)) => left.append(right),
+        (Node::Inner(left), Node::Inner(mut right)) => left.append(&mut right),
+        _ => debug_assert!(false, "leaves are at one depth"),
+    }
+    child.refresh(true);
+}
+
+impl<T: Clone> Node<T> {
+    fn first(&self) -> &T {
+        match self {
+            Self::Leaf(leaf) => &leaf.items[0],
+            Self::Inner(children) => &children[0].first,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.items.len(),
+            Self::Inner(children) => children.len(),
+        }
+    }
+
+    /// How many items are below, and the sum of their weights.
+    fn measure(&self) -> (u32, u64) {
+        match self {
+            Self::Leaf(leaf) => {
+                let weights = leaf.weights.iter().map(|weight| u64::from(*weight));
+                (leaf.items.len() as u32, weights.sum())
+            }
+            Self::Inner(children) => (
+                children.iter().map(|child| child.size).sum(),
+                children.iter().map(|child| child.sum).sum(),
+            ),
+        }
+    }
+}
+
+/// How many items a full node keeps when one more comes to `at`. Where it comes to the end, as all do that are in
+/// order, the node stays full.
+fn kept(at: usize) -> usize {
+    match at {
+        MAX => MAX,
+        _ => MAX / 2,
+    }
+}
+
+/// Gives the right part of what is too many for one node.
+fn insert_or_split<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
+    if items.len() < MAX {
+        items.insert(at, item);
+        return None;
+    }
+    let kept = kept(at);
+    let mut right = items.split_off(kept);
+    match at.checked_sub(kept) {
+        Some(at) => right.insert(at, item),
+        None => items.insert(at, item),
+    }
+    Some(right)
+}
+
+impl<T> Leaf<T> {
+    fn one(item: T, weight: u32) -> Self {
+        let mut leaf = Self {
+            items: Vec::with_capacity(1),
+            weights: Vec::new(),
+        };
+        leaf.insert(0, item, weight);
+        leaf
+    }
+
+    /// Gives each item a weight of its own, if one is not 0.
+    fn weigh(&mut self, weight: u32) {
+        if weight != 0 && self.weights.is_empty() {
+            self.weights.reserve_exact(self.items.capacity());
+            self.weights.resize(self.items.len(), 0);
+        }
+    }
+
+    fn set_weight(&mut self, at: usize, weight: u32) {
+        self.weigh(weight);
+        if let Some(own) = self.weights.get_mut(at) {
+            *own = weight;
+        }
+    }
+
+    fn insert(&mut self, at: usize, item: T, weight: u32) {
+        let weighs = weight != 0 || !self.weights.is_empty();
+        self.weigh(weight);
+        if weighs {
+            self.weights.insert(at, weight);
+        }
+        self.items.insert(at, item);
+    }
+
+    fn remove(&mut self, at: usize) -> T {
+        if at < self.weights.len() {
+            self.weights.remove(at);
+        }
+        self.items.remove(at)
+    }
+
+    /// Gives the right part of what is too much for one leaf.
+    fn insert_or_split(&mut self, at: usize, item: T, weight: u32) -> Option<Self> {
+        if self.items.len() < MAX {
+            self.insert(at, item, weight);
+            return None;
+        }
+        let kept = kept(at);
+        let mut right = Self {
+            items: self.items.split_off(kept),
+            weights: match self.weights.is_empty() {
+                true => Vec::new(),
+                false => self.weights.split_off(kept),
+            },
+        };
+        match at.checked_sub(kept) {
+            Some(at) => right.insert(at, item, weight),
+            None => self.insert(at, item, weight),
+        }
+        Some(right)
+    }
+
+    fn append(&mut self, mut right: Self) {
+        let weighs = !self.weights.is_empty() || !right.weights.is_empty();
+        if weighs {
+            self.weights.resize(self.items.len(), 0);
+            right.weights.resize(right.items.len(), 0);
+            self.weights.append(&mut right.weights);
+        }
+        self.items.append(&mut right.items);
+    }
 }
 
 #[cfg(test)]

@@ -218,7 +218,6 @@ fn same(a: &WorkloadRecord, b: &WorkloadRecord) -> bool {
     let names = |one: &WorkloadRecord| {
         let parts = [
             one.uid(),
-            one.name(),
             one.namespace(),
             one.trust_domain(),
             one.service_account(),
@@ -231,6 +230,7 @@ fn same(a: &WorkloadRecord, b: &WorkloadRecord) -> bool {
         (
             parts.map(Arc::clone),
             labels.map(Arc::clone),
+            one.name().to_owned(),
             one.hostname().cloned(),
             one.identity().cloned(),
         )

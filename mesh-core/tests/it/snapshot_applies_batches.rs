@@ -200,7 +200,7 @@ fn removals_come_before_updates_and_a_name_in_both_is_replaced() {
         .snapshot
         .workload_at("", "10.0.0.1".parse().unwrap())
         .unwrap();
-    assert_eq!(&**left.name(), "ratings-v2");
+    assert_eq!(left.name(), "ratings-v2");
 }
 
 #[test]

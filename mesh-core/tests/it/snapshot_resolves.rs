@@ -132,7 +132,7 @@ fn a_service_by_address_and_by_any_of_its_names() {
         let route = found(&snapshot, target);
         tunnel_is(&route, "10.0.0.1:15008", "10.0.0.1:9080", &["ratings-v1"]);
         assert_eq!(route.service().unwrap().name(), &name("ratings"));
-        assert_eq!(&**route.workload().unwrap().name(), "ratings-v1");
+        assert_eq!(route.workload().unwrap().name(), "ratings-v1");
         assert!(!route.is_through_waypoint());
     }
 }
@@ -256,7 +256,7 @@ fn through_the_services_waypoint() {
             tunnel_is(&route, "10.0.0.9:15008", "10.1.0.1:80", &["waypoint-1"]);
             assert!(route.is_through_waypoint());
             assert_eq!(route.service().unwrap().name(), &name("ratings"));
-            assert_eq!(&**route.workload().unwrap().name(), "waypoint-1");
+            assert_eq!(route.workload().unwrap().name(), "waypoint-1");
         }
     }
 }

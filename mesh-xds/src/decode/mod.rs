@@ -27,6 +27,7 @@ mod authorization;
 mod field;
 mod listener;
 mod rbac;
+mod replicas;
 mod service;
 mod text;
 mod workload;
@@ -41,6 +42,7 @@ use crate::model::{Rejection, ResourceName, ServiceName, Update};
 use crate::proto::istio::workload::{Address, address};
 use crate::proto::{envoy, istio, type_url};
 use field::{Field, Problem};
+pub(crate) use replicas::Replicas;
 
 /// A kind of resource that has a place in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -144,6 +146,30 @@ impl Decoder {
         update.map_err(|problem| Rejection::new(problem.to_string()))
     }
 
+    /// Reads resources one after the other, sharing what workloads have in common.
+    pub fn reader(self) -> Reader {
+        Reader {
+            decoder: self,
+            replicas: Replicas::default(),
+        }
+    }
+
+    /// As [`decode`](Self::decode), with what was read before.
+    pub(crate) fn decode_with(
+        &self,
+        replicas: &mut Replicas,
+        kind: ResourceType,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<Option<Update>, Rejection> {
+        if kind == ResourceType::Address
+            && let Some(workload) = replicas.workload(bytes, name)
+        {
+            return Ok(Some(workload.into()));
+        }
+        self.decode(kind, name, bytes)
+    }
+
     fn address(&self, bytes: &[u8], name: &str) -> Result<Update, Problem> {
         let address: Address = parse(bytes)?;
         match address.r#type {
@@ -177,6 +203,31 @@ impl Decoder {
             Field::root("name").is_named(&listener.name, name)?;
         }
         Ok(listener::inbound(&listener)?.map(Update::from))
+    }
+}
+
+/// Reads the resources of a response: of workloads, what replicas have in common and what those of a node have is
+/// decoded once, and shared by those that follow. At most 16 384 of each are remembered.
+#[derive(Debug, Default)]
+pub struct Reader {
+    decoder: Decoder,
+    replicas: Replicas,
+}
+
+impl Reader {
+    /// As [`Decoder::decode`]: the same of the same bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::decode`].
+    pub fn decode(
+        &mut self,
+        kind: ResourceType,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<Option<Update>, Rejection> {
+        self.decoder
+            .decode_with(&mut self.replicas, kind, name, bytes)
     }
 }
 

@@ -201,12 +201,60 @@ fn service() -> impl Strategy<Value = Service> {
     })
 }
 
+#[test]
+fn a_reader_shares_what_replicas_have_in_common() {
+    let pod = |number: u8| {
+        Workload::new(format!("c//Pod/ns/a-{number}"), "ns", format!("a-{number}"))
+            .with_addresses(vec![IpAddr::from([10, 0, 0, number])])
+            .with_service_account("a")
+            .with_node(format!("node-{}", number % 2))
+    };
+    let mut reader = Decoder::new().reader();
+    let pods: Vec<_> = (0..4)
+        .map(|number| {
+            let value = super::workload(&pod(number), |_| false);
+            let update = reader.decode(ResourceType::Address, "", &value);
+            match update.expect("it is read") {
+                Some(Update::Workload(workload)) => workload,
+                other => panic!("{other:?}"),
+            }
+        })
+        .collect();
+    for (number, read) in pods.iter().enumerate() {
+        assert_eq!(**read, pod(number as u8));
+        assert!(Arc::ptr_eq(read.profile(), pods[0].profile()));
+        assert!(Arc::ptr_eq(read.place(), pods[number % 2].place()));
+        assert!(!Arc::ptr_eq(read.place(), pods[(number + 1) % 2].place()));
+    }
+}
+
 proptest! {
     #[test]
     fn a_workload_survives_the_wire(workload in workload()) {
         let value = super::workload(&workload, |_| false);
         let read = decode(ResourceType::Address, workload.uid(), &value);
         prop_assert_eq!(read, Update::from(workload));
+    }
+
+    /// Whatever was read before, and whatever the bytes are.
+    #[test]
+    fn a_reader_reads_each_resource_as_it_reads_alone(
+        workloads in vec(workload(), 1..4),
+        picks in vec((0..4_usize, option::of((any::<prop::sample::Index>(), any::<u8>()))), 0..12),
+    ) {
+        let mut reader = Decoder::new().reader();
+        for (at, damage) in picks {
+            let workload = &workloads[at % workloads.len()];
+            let mut value = super::workload(workload, |_| false).to_vec();
+            if let Some((at, byte)) = damage {
+                let at = at.index(value.len());
+                value[at] = byte;
+            }
+            for name in ["", workload.uid(), "another"] {
+                let alone = Decoder::new().decode(ResourceType::Address, name, &value);
+                prop_assert_eq!(reader.decode(ResourceType::Address, name, &value), alone);
+            }
+        }
     }
 
     #[test]

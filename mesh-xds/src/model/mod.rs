@@ -55,5 +55,5 @@ pub use service::{
 pub use update::{Batch, BatchReply, Rejection, ResourceName, Update, Verdict};
 pub use workload::{
     ApplicationProtocol, ApplicationTunnel, HBONE_PORT, Health, Locality, Membership, NetworkMode,
-    TunnelProtocol, Workload, WorkloadType,
+    TunnelProtocol, Workload, WorkloadPlace, WorkloadProfile, WorkloadType,
 };

@@ -35,7 +35,7 @@ impl Update {
     /// The name under which the resource is kept, replaced and removed.
     pub fn name(&self) -> ResourceName {
         match self {
-            Self::Workload(workload) => ResourceName::Workload(workload.uid().into()),
+            Self::Workload(workload) => ResourceName::Workload(Arc::clone(workload.shared_uid())),
             Self::Service(service) => ResourceName::Service(service.name().clone()),
             Self::Policy(policy) => ResourceName::Policy(policy.policy().name().clone()),
             Self::RequestAuthentication(rule) => {

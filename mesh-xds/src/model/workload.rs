@@ -13,22 +13,40 @@ pub const HBONE_PORT: u16 = 15008;
 
 /// One instance of an application, with its identity, its place and what it is an endpoint of
 /// (the `Workload` message of Istio's `workload.proto`, without its wire form).
+///
+/// What replicas have in common is in [`Profile`](WorkloadProfile) and [`Place`](WorkloadPlace), which clones share, and
+/// those that were decoded together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     uid: Arc<str>,
-    namespace: Arc<str>,
-    name: Arc<str>,
+    /// Unless it is the last part of the uid, as a pod's is.
+    name: Option<Arc<str>>,
     addresses: Vec<IpAddr>,
-    network: Arc<str>,
-    network_mode: NetworkMode,
-    protocol: TunnelProtocol,
+    hostname: Option<Arc<str>>,
+    place: Arc<WorkloadPlace>,
+    profile: Arc<WorkloadProfile>,
+    capacity: u32,
     hbone_port: u16,
-    trust_domain: Arc<str>,
-    service_account: Arc<str>,
-    hostname: Arc<str>,
-    node: Arc<str>,
+    health: Health,
+}
+
+/// Where a workload is, which those of one node have in common. Equal ones may be one value, or several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadPlace {
+    network: Arc<str>,
     cluster_id: Arc<str>,
     locality: Locality,
+    node: Arc<str>,
+}
+
+/// What the replicas of a workload have in common. Equal ones may be one value, or several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadProfile {
+    namespace: Arc<str>,
+    network_mode: NetworkMode,
+    protocol: TunnelProtocol,
+    trust_domain: Arc<str>,
+    service_account: Arc<str>,
     canonical_name: Arc<str>,
     canonical_revision: Arc<str>,
     workload_type: WorkloadType,
@@ -37,8 +55,6 @@ pub struct Workload {
     application_tunnel: Option<ApplicationTunnel>,
     authorization_policies: Vec<PolicyName>,
     request_authentications: Vec<ObjectName>,
-    health: Health,
-    capacity: u32,
     waypoint: Option<GatewayAddress>,
     network_gateway: Option<GatewayAddress>,
     services: Vec<Membership>,
@@ -52,21 +68,18 @@ impl Workload {
         name: impl Into<Arc<str>>,
     ) -> Self {
         let empty: Arc<str> = Arc::default();
-        Self {
-            uid: uid.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-            addresses: Vec::new(),
+        let place = WorkloadPlace {
             network: Arc::clone(&empty),
-            network_mode: NetworkMode::default(),
-            protocol: TunnelProtocol::default(),
-            hbone_port: HBONE_PORT,
-            trust_domain: "cluster.local".into(),
-            service_account: "default".into(),
-            hostname: Arc::clone(&empty),
-            node: Arc::clone(&empty),
             cluster_id: "Kubernetes".into(),
             locality: Locality::default(),
+            node: Arc::clone(&empty),
+        };
+        let profile = WorkloadProfile {
+            namespace: namespace.into(),
+            network_mode: NetworkMode::default(),
+            protocol: TunnelProtocol::default(),
+            trust_domain: "cluster.local".into(),
+            service_account: "default".into(),
             canonical_name: Arc::clone(&empty),
             canonical_revision: Arc::clone(&empty),
             workload_type: WorkloadType::default(),
@@ -75,12 +88,53 @@ impl Workload {
             application_tunnel: None,
             authorization_policies: Vec::new(),
             request_authentications: Vec::new(),
-            health: Health::default(),
-            capacity: 1,
             waypoint: None,
             network_gateway: None,
             services: Vec::new(),
+        };
+        let (uid, name) = (uid.into(), name.into());
+        Self {
+            name: (last_part(&uid) != &*name).then_some(name),
+            uid,
+            addresses: Vec::new(),
+            hostname: None,
+            place: Arc::new(place),
+            profile: Arc::new(profile),
+            capacity: 1,
+            hbone_port: HBONE_PORT,
+            health: Health::default(),
         }
+    }
+
+    /// Makes a workload that shares its place with one and its profile with another.
+    #[cfg(feature = "client")]
+    pub(crate) fn replica(
+        uid: &str,
+        name: &str,
+        place: Arc<WorkloadPlace>,
+        profile: Arc<WorkloadProfile>,
+    ) -> Self {
+        Self {
+            uid: uid.into(),
+            name: (last_part(uid) != name).then(|| name.into()),
+            addresses: Vec::new(),
+            hostname: None,
+            place,
+            profile,
+            capacity: 1,
+            hbone_port: HBONE_PORT,
+            health: Health::default(),
+        }
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> &Arc<WorkloadPlace> {
+        &self.place
+    }
+
+    /// What it has in common with its replicas.
+    pub fn profile(&self) -> &Arc<WorkloadProfile> {
+        &self.profile
     }
 
     /// The identity that the workload must prove.
@@ -89,7 +143,11 @@ impl Workload {
     ///
     /// [`InvalidIdentity`] when namespace, trust domain or service account cannot stand in a SPIFFE id.
     pub fn identity(&self) -> Result<Identity, InvalidIdentity> {
-        Identity::new(&self.trust_domain, &self.namespace, &self.service_account)
+        Identity::new(
+            &self.profile.trust_domain,
+            &self.profile.namespace,
+            &self.profile.service_account,
+        )
     }
 
     /// Whether it should get traffic of the given service: as the membership says, else as it says itself.
@@ -102,14 +160,24 @@ impl Workload {
         &self.uid
     }
 
+    /// The [`uid`](Self::uid), to be kept without a copy of it.
+    pub fn shared_uid(&self) -> &Arc<str> {
+        &self.uid
+    }
+
+    /// The [`name`](Self::name), unless it is the last part of the uid.
+    pub fn own_name(&self) -> Option<&Arc<str>> {
+        self.name.as_ref()
+    }
+
     /// The Kubernetes namespace.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.profile.namespace
     }
 
     /// The pod's or the WorkloadEntry's own name.
     pub fn name(&self) -> &str {
-        &self.name
+        self.name.as_deref().unwrap_or_else(|| last_part(&self.uid))
     }
 
     /// The addresses it answers on; none when only [`hostname`](Self::hostname) tells where it is.
@@ -119,17 +187,17 @@ impl Workload {
 
     /// The network that the addresses are of; empty is the default network.
     pub fn network(&self) -> &str {
-        &self.network
+        &self.place.network
     }
 
     /// Whether the addresses are its own or the host's. Default: its own.
     pub fn network_mode(&self) -> NetworkMode {
-        self.network_mode
+        self.profile.network_mode
     }
 
     /// How it takes connections. Default: plain TCP.
     pub fn protocol(&self) -> TunnelProtocol {
-        self.protocol
+        self.profile.protocol
     }
 
     /// The port of its HBONE listener. Default: 15008, the only one that Istio knows; files may say another.
@@ -139,72 +207,72 @@ impl Workload {
 
     /// The trust domain of its identity. Default: `cluster.local`.
     pub fn trust_domain(&self) -> &str {
-        &self.trust_domain
+        &self.profile.trust_domain
     }
 
     /// The service account of its identity. Default: `default`.
     pub fn service_account(&self) -> &str {
-        &self.service_account
+        &self.profile.service_account
     }
 
     /// The DNS name to resolve where there is no address; otherwise informative. Default: empty.
     pub fn hostname(&self) -> &str {
-        &self.hostname
+        self.hostname.as_deref().unwrap_or_default()
     }
 
     /// The name of the node that it runs on. Default: empty.
     pub fn node(&self) -> &str {
-        &self.node
+        &self.place.node
     }
 
     /// The cluster that it belongs to. Default: `Kubernetes`.
     pub fn cluster_id(&self) -> &str {
-        &self.cluster_id
+        &self.place.cluster_id
     }
 
     /// Where it runs. Default: unknown.
     pub fn locality(&self) -> &Locality {
-        &self.locality
+        &self.place.locality
     }
 
     /// The name that metrics give the application. Default: empty.
     pub fn canonical_name(&self) -> &str {
-        &self.canonical_name
+        &self.profile.canonical_name
     }
 
     /// The version that metrics give the application. Default: empty.
     pub fn canonical_revision(&self) -> &str {
-        &self.canonical_revision
+        &self.profile.canonical_revision
     }
 
     /// The kind of the controller that made it. Default: Deployment, as on the wire.
     pub fn workload_type(&self) -> WorkloadType {
-        self.workload_type
+        self.profile.workload_type
     }
 
     /// The name of the controller that made it. Default: empty.
     pub fn workload_name(&self) -> &str {
-        &self.workload_name
+        &self.profile.workload_name
     }
 
     /// Whether it speaks HBONE itself, without a proxy in front. Default: no.
     pub fn native_tunnel(&self) -> bool {
-        self.native_tunnel
+        self.profile.native_tunnel
     }
 
     /// What it expects inside the tunnel beside the bytes, when it does.
     pub fn application_tunnel(&self) -> Option<&ApplicationTunnel> {
-        self.application_tunnel.as_ref()
+        self.profile.application_tunnel.as_ref()
     }
 
     /// The policies of scope [`Scope::Workload`](crate::model::Scope::Workload) that bind it.
     pub fn authorization_policies(&self) -> &[PolicyName] {
-        &self.authorization_policies
+        &self.profile.authorization_policies
     }
 
     /// The request authentications of scope [`Scope::Workload`](crate::model::Scope::Workload) that bind it.
     pub fn request_authentications(&self) -> &[ObjectName] {
-        &self.request_authentications
+        &self.profile.request_authentications
     }
 
     /// Whether it should get traffic. Default: healthy.
@@ -219,17 +287,17 @@ impl Workload {
 
     /// The waypoint in front of it, for traffic that is addressed to it and not to a service.
     pub fn waypoint(&self) -> Option<&GatewayAddress> {
-        self.waypoint.as_ref()
+        self.profile.waypoint.as_ref()
     }
 
     /// The gateway through which it is reached from other networks.
     pub fn network_gateway(&self) -> Option<&GatewayAddress> {
-        self.network_gateway.as_ref()
+        self.profile.network_gateway.as_ref()
     }
 
     /// The services that it is an endpoint of.
     pub fn services(&self) -> &[Membership] {
-        &self.services
+        &self.profile.services
     }
 }
 
@@ -245,21 +313,21 @@ impl Workload {
     /// Sets [`network`](Self::network).
     #[must_use]
     pub fn with_network(mut self, network: impl Into<Arc<str>>) -> Self {
-        self.network = network.into();
+        Arc::make_mut(&mut self.place).network = network.into();
         self
     }
 
     /// Sets [`network_mode`](Self::network_mode).
     #[must_use]
     pub fn with_network_mode(mut self, network_mode: NetworkMode) -> Self {
-        self.network_mode = network_mode;
+        Arc::make_mut(&mut self.profile).network_mode = network_mode;
         self
     }
 
     /// Sets [`protocol`](Self::protocol).
     #[must_use]
     pub fn with_protocol(mut self, protocol: TunnelProtocol) -> Self {
-        self.protocol = protocol;
+        Arc::make_mut(&mut self.profile).protocol = protocol;
         self
     }
 
@@ -273,91 +341,92 @@ impl Workload {
     /// Sets [`trust_domain`](Self::trust_domain).
     #[must_use]
     pub fn with_trust_domain(mut self, trust_domain: impl Into<Arc<str>>) -> Self {
-        self.trust_domain = trust_domain.into();
+        Arc::make_mut(&mut self.profile).trust_domain = trust_domain.into();
         self
     }
 
     /// Sets [`service_account`](Self::service_account).
     #[must_use]
     pub fn with_service_account(mut self, service_account: impl Into<Arc<str>>) -> Self {
-        self.service_account = service_account.into();
+        Arc::make_mut(&mut self.profile).service_account = service_account.into();
         self
     }
 
     /// Sets [`hostname`](Self::hostname).
     #[must_use]
     pub fn with_hostname(mut self, hostname: impl Into<Arc<str>>) -> Self {
-        self.hostname = hostname.into();
+        let hostname = hostname.into();
+        self.hostname = (!hostname.is_empty()).then_some(hostname);
         self
     }
 
     /// Sets [`node`](Self::node).
     #[must_use]
     pub fn with_node(mut self, node: impl Into<Arc<str>>) -> Self {
-        self.node = node.into();
+        Arc::make_mut(&mut self.place).node = node.into();
         self
     }
 
     /// Sets [`cluster_id`](Self::cluster_id).
     #[must_use]
     pub fn with_cluster_id(mut self, cluster_id: impl Into<Arc<str>>) -> Self {
-        self.cluster_id = cluster_id.into();
+        Arc::make_mut(&mut self.place).cluster_id = cluster_id.into();
         self
     }
 
     /// Sets [`locality`](Self::locality).
     #[must_use]
     pub fn with_locality(mut self, locality: Locality) -> Self {
-        self.locality = locality;
+        Arc::make_mut(&mut self.place).locality = locality;
         self
     }
 
     /// Sets [`canonical_name`](Self::canonical_name).
     #[must_use]
     pub fn with_canonical_name(mut self, canonical_name: impl Into<Arc<str>>) -> Self {
-        self.canonical_name = canonical_name.into();
+        Arc::make_mut(&mut self.profile).canonical_name = canonical_name.into();
         self
     }
 
     /// Sets [`canonical_revision`](Self::canonical_revision).
     #[must_use]
     pub fn with_canonical_revision(mut self, canonical_revision: impl Into<Arc<str>>) -> Self {
-        self.canonical_revision = canonical_revision.into();
+        Arc::make_mut(&mut self.profile).canonical_revision = canonical_revision.into();
         self
     }
 
     /// Sets [`workload_type`](Self::workload_type).
     #[must_use]
     pub fn with_workload_type(mut self, workload_type: WorkloadType) -> Self {
-        self.workload_type = workload_type;
+        Arc::make_mut(&mut self.profile).workload_type = workload_type;
         self
     }
 
     /// Sets [`workload_name`](Self::workload_name).
     #[must_use]
     pub fn with_workload_name(mut self, workload_name: impl Into<Arc<str>>) -> Self {
-        self.workload_name = workload_name.into();
+        Arc::make_mut(&mut self.profile).workload_name = workload_name.into();
         self
     }
 
     /// Sets [`native_tunnel`](Self::native_tunnel).
     #[must_use]
     pub fn with_native_tunnel(mut self, native_tunnel: bool) -> Self {
-        self.native_tunnel = native_tunnel;
+        Arc::make_mut(&mut self.profile).native_tunnel = native_tunnel;
         self
     }
 
     /// Sets [`application_tunnel`](Self::application_tunnel).
     #[must_use]
     pub fn with_application_tunnel(mut self, application_tunnel: ApplicationTunnel) -> Self {
-        self.application_tunnel = Some(application_tunnel);
+        Arc::make_mut(&mut self.profile).application_tunnel = Some(application_tunnel);
         self
     }
 
     /// Sets [`authorization_policies`](Self::authorization_policies).
     #[must_use]
     pub fn with_authorization_policies(mut self, authorization_policies: Vec<PolicyName>) -> Self {
-        self.authorization_policies = authorization_policies;
+        Arc::make_mut(&mut self.profile).authorization_policies = authorization_policies;
         self
     }
 
@@ -367,7 +436,7 @@ impl Workload {
         mut self,
         request_authentications: Vec<ObjectName>,
     ) -> Self {
-        self.request_authentications = request_authentications;
+        Arc::make_mut(&mut self.profile).request_authentications = request_authentications;
         self
     }
 
@@ -388,23 +457,28 @@ impl Workload {
     /// Sets [`waypoint`](Self::waypoint).
     #[must_use]
     pub fn with_waypoint(mut self, waypoint: GatewayAddress) -> Self {
-        self.waypoint = Some(waypoint);
+        Arc::make_mut(&mut self.profile).waypoint = Some(waypoint);
         self
     }
 
     /// Sets [`network_gateway`](Self::network_gateway).
     #[must_use]
     pub fn with_network_gateway(mut self, network_gateway: GatewayAddress) -> Self {
-        self.network_gateway = Some(network_gateway);
+        Arc::make_mut(&mut self.profile).network_gateway = Some(network_gateway);
         self
     }
 
     /// Sets [`services`](Self::services).
     #[must_use]
     pub fn with_services(mut self, services: Vec<Membership>) -> Self {
-        self.services = services;
+        Arc::make_mut(&mut self.profile).services = services;
         self
     }
+}
+
+/// What is behind the last `/`.
+fn last_part(uid: &str) -> &str {
+    uid.rsplit_once('/').map_or(uid, |(_, name)| name)
 }
 
 /// How a workload takes connections.

@@ -6,7 +6,7 @@ mod workload;
 use mesh_xds::model::{GatewayAddress, Port, Rejection};
 
 pub use service::{ServicePort, ServiceRecord};
-pub(super) use workload::{Addresses, Place, Profile, Rare, WorkloadParts};
+pub(super) use workload::{Addresses, Place, Profile, Rare};
 pub use workload::{MembershipRecord, WorkloadRecord};
 
 fn check_ports(field: &str, ports: &[Port]) -> Result<(), Rejection> {

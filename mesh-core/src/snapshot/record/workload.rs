@@ -20,7 +20,6 @@ use super::{check_gateway, check_ports, expect};
 #[derive(Clone, PartialEq, Eq)]
 pub struct WorkloadRecord {
     pub(in crate::snapshot) uid: Arc<str>,
-    pub(in crate::snapshot) name: Arc<str>,
     pub(in crate::snapshot) addresses: Addresses,
     pub(in crate::snapshot) rare: Option<Box<Rare>>,
     pub(in crate::snapshot) place: Arc<Place>,
@@ -57,15 +56,26 @@ impl Addresses {
 /// What few workloads have.
 #[derive(Clone, PartialEq, Eq)]
 pub(in crate::snapshot) struct Rare {
+    /// A name that is not the last part of the uid.
+    name: Option<Arc<str>>,
     hostname: Option<Arc<str>>,
     /// Since which version it has listed each name of the profile's lists, without a break.
     listed: Box<[u64]>,
 }
 
 impl Rare {
-    pub(in crate::snapshot) fn new(hostname: &str, listed: Box<[u64]>) -> Option<Box<Self>> {
+    pub(in crate::snapshot) fn new(workload: &Workload, listed: Box<[u64]>) -> Option<Box<Self>> {
+        let name = workload.own_name().cloned();
+        let hostname = workload.hostname();
         let hostname = (!hostname.is_empty()).then(|| hostname.into());
-        (hostname.is_some() || !listed.is_empty()).then(|| Box::new(Self { hostname, listed }))
+        let any = name.is_some() || hostname.is_some() || !listed.is_empty();
+        any.then(|| {
+            Box::new(Self {
+                name,
+                hostname,
+                listed,
+            })
+        })
     }
 }
 
@@ -160,8 +170,13 @@ impl WorkloadRecord {
     }
 
     /// The name in its namespace: of the Pod or WorkloadEntry.
-    pub fn name(&self) -> &Arc<str> {
-        &self.name
+    pub fn name(&self) -> &str {
+        let own = self.rare.as_ref().and_then(|rare| rare.name.as_deref());
+        own.unwrap_or_else(|| {
+            self.uid
+                .rsplit_once('/')
+                .map_or(&self.uid, |(_, name)| name)
+        })
     }
 
     /// The namespace.
@@ -341,26 +356,49 @@ impl fmt::Debug for WorkloadRecord {
     }
 }
 
-/// A workload's parts, checked, before the shared ones are shared.
-pub(in crate::snapshot) struct WorkloadParts {
-    pub(in crate::snapshot) place: Place,
-    pub(in crate::snapshot) profile: Profile,
-}
-
-impl WorkloadParts {
+impl WorkloadRecord {
+    /// Whether what is the workload's own is right: the rest is checked with its [`Profile`].
+    ///
     /// # Errors
     ///
     /// Names the field that is wrong and what was expected there.
-    pub(in crate::snapshot) fn new(workload: &Workload) -> Result<Self, Rejection> {
+    pub(in crate::snapshot) fn check(workload: &Workload) -> Result<(), Rejection> {
         expect(!workload.uid().is_empty(), "uid", "not to be empty")?;
         for ip in workload.addresses() {
             let ip = ip.to_canonical();
-            expect(
-                !ip.is_unspecified() && !ip.is_multicast(),
-                &format!("address {ip}"),
-                "the address of one host",
-            )?;
+            if ip.is_unspecified() || ip.is_multicast() {
+                let field = format!("address {ip}");
+                return expect(false, &field, "the address of one host");
+            }
         }
+        let hbone = workload.protocol() == TunnelProtocol::Hbone;
+        expect(
+            !hbone || workload.hbone_port() != 0,
+            "hbone_port",
+            "1 to 65535",
+        )
+    }
+}
+
+impl Place {
+    pub(in crate::snapshot) fn of(workload: &Workload) -> Self {
+        let locality = workload.locality();
+        Self {
+            network: workload.network().into(),
+            cluster: workload.cluster_id().into(),
+            region: locality.region().into(),
+            zone: locality.zone().into(),
+            subzone: locality.subzone().into(),
+            node: workload.node().into(),
+        }
+    }
+}
+
+impl Profile {
+    /// # Errors
+    ///
+    /// Names the field that is wrong and what was expected there.
+    pub(in crate::snapshot) fn of(workload: &Workload) -> Result<Self, Rejection> {
         let hbone = workload.protocol() == TunnelProtocol::Hbone;
         let identity = match workload.identity() {
             Ok(identity) => Some(identity),
@@ -368,11 +406,6 @@ impl WorkloadParts {
             Err(_) if !hbone => None,
             Err(error) => return Err(Rejection::new(format!("identity: {error}"))),
         };
-        expect(
-            !hbone || workload.hbone_port() != 0,
-            "hbone_port",
-            "1 to 65535",
-        )?;
         check_gateway("waypoint", workload.waypoint())?;
         check_gateway("network_gateway", workload.network_gateway())?;
         let mut services = HashSet::with_capacity(workload.services().len());
@@ -401,36 +434,25 @@ impl WorkloadParts {
                 text.into()
             }
         };
-        let locality = workload.locality();
         let tunnel = workload.application_tunnel();
         Ok(Self {
-            place: Place {
-                network: workload.network().into(),
-                cluster: workload.cluster_id().into(),
-                region: locality.region().into(),
-                zone: locality.zone().into(),
-                subzone: locality.subzone().into(),
-                node: workload.node().into(),
-            },
-            profile: Profile {
-                namespace: workload.namespace().into(),
-                trust_domain: workload.trust_domain().into(),
-                service_account: Arc::clone(&service_account),
-                identity,
-                protocol: workload.protocol(),
-                network_mode: workload.network_mode(),
-                canonical_name: named(workload.canonical_name()),
-                canonical_revision: workload.canonical_revision().into(),
-                workload_type: workload.workload_type(),
-                workload_name: named(workload.workload_name()),
-                native_tunnel: workload.native_tunnel(),
-                application_tunnel: tunnel.map(|tunnel| (tunnel.protocol(), tunnel.port())),
-                policies: distinct(workload.authorization_policies()),
-                request_authentications: distinct(workload.request_authentications()),
-                waypoint: workload.waypoint().cloned(),
-                network_gateway: workload.network_gateway().cloned(),
-                memberships: memberships.collect::<Result<_, _>>()?,
-            },
+            namespace: workload.namespace().into(),
+            trust_domain: workload.trust_domain().into(),
+            service_account: Arc::clone(&service_account),
+            identity,
+            protocol: workload.protocol(),
+            network_mode: workload.network_mode(),
+            canonical_name: named(workload.canonical_name()),
+            canonical_revision: workload.canonical_revision().into(),
+            workload_type: workload.workload_type(),
+            workload_name: named(workload.workload_name()),
+            native_tunnel: workload.native_tunnel(),
+            application_tunnel: tunnel.map(|tunnel| (tunnel.protocol(), tunnel.port())),
+            policies: distinct(workload.authorization_policies()),
+            request_authentications: distinct(workload.request_authentications()),
+            waypoint: workload.waypoint().cloned(),
+            network_gateway: workload.network_gateway().cloned(),
+            memberships: memberships.collect::<Result<_, _>>()?,
         })
     }
 }

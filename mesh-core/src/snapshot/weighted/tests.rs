@@ -2,7 +2,7 @@ use std::cmp::Ordering;
 
 use proptest::prelude::*;
 
-use super::{DELTA, Link, Order, WeightedTree, size, sum};
+use super::{Child, MAX, Node, Order, WeightedTree};
 
 #[derive(Clone, Copy, Default)]
 struct Natural;
@@ -25,29 +25,37 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        6 => (0..200_u16, 0..5_u32).prop_map(|(item, weight)| Step::Insert(item, weight)),
-        4 => (0..200_u16).prop_map(Step::Remove),
+        6 => (0..600_u16, 0..5_u32).prop_map(|(item, weight)| Step::Insert(item, weight)),
+        4 => (0..600_u16).prop_map(Step::Remove),
         1 => Just(Step::Fork),
     ];
-    prop::collection::vec(step, 0..400)
+    prop::collection::vec(step, 0..1_200)
 }
 
-/// Checks order, sums and balance; gives the height.
-fn check(link: &Link<u16>) -> usize {
-    let Some(node) = link else { return 0 };
-    let (left, right) = (size(&node.left), size(&node.right));
-    assert_eq!(size(link), left + right + 1);
-    assert_eq!(
-        sum(link),
-        sum(&node.left) + sum(&node.right) + u64::from(node.weight)
-    );
-    assert!(left < DELTA * (right + 1), "left {left}, right {right}");
-    assert!(right < DELTA * (left + 1), "left {left}, right {right}");
-    check(&node.left).max(check(&node.right)) + 1
+/// Checks what parents know of their children, and that all leaves are at one depth; gives the height.
+fn check(child: &Child<u16>) -> usize {
+    assert!((1..=MAX).contains(&child.node.len()));
+    assert_eq!(child.first, *child.node.first());
+    assert_eq!((child.size, child.sum), child.node.measure());
+    match &*child.node {
+        Node::Leaf(leaf) => {
+            assert!(leaf.weights.is_empty() || leaf.weights.len() == leaf.items.len());
+            1
+        }
+        Node::Inner(children) => {
+            let heights: Vec<_> = children.iter().map(check).collect();
+            assert!(heights.iter().all(|height| *height == heights[0]));
+            heights[0] + 1
+        }
+    }
+}
+
+fn height(tree: &Tree) -> usize {
+    tree.root.as_ref().map_or(0, check)
 }
 
 fn same(tree: &Tree, sorted: &[(u16, u32)]) {
-    check(&tree.root);
+    height(tree);
     assert_eq!(tree.len(), sorted.len());
     assert_eq!(tree.is_empty(), sorted.is_empty());
     assert!(tree.iter().eq(sorted.iter().map(|(item, _)| item)));
@@ -97,8 +105,8 @@ proptest! {
 
     #[test]
     fn spans_and_searches_agree_with_a_scan(
-        items in prop::collection::btree_map(0..100_u16, 0..5_u32, 0..60),
-        low in 0..110_u16,
+        items in prop::collection::btree_map(0..400_u16, 0..5_u32, 0..300),
+        low in 0..410_u16,
         width in 0..40_u16,
     ) {
         let mut tree = Tree::new(Natural);
@@ -124,12 +132,23 @@ fn stays_shallow_when_filled_in_order() {
     for item in 0..10_000 {
         tree.insert(item, 1);
     }
-    // A tree balanced by size with delta 3 is at most log(n) / log(4/3) high.
-    assert!(check(&tree.root) <= 33);
+    assert!(height(&tree) <= 3);
     for item in 0..9_990 {
         assert_eq!(tree.remove(&item), Some(item));
     }
-    assert!(check(&tree.root) <= 5);
+    assert_eq!(height(&tree), 1);
+}
+
+#[test]
+fn what_comes_in_order_fills_its_leaves() {
+    let mut tree = Tree::new(Natural);
+    for item in 0..1_000 {
+        tree.insert(item, 0);
+    }
+    let Some(Node::Inner(children)) = tree.root.as_ref().map(|root| &*root.node) else {
+        panic!("a thousand items have more than one leaf");
+    };
+    assert_eq!(children.len(), 1_000_usize.div_ceil(MAX));
 }
 
 #[test]

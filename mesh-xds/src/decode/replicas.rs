@@ -1,0 +1,233 @@
+//! What workloads of one response have in common is read once.
+//!
+//! Most of a workload's bytes are those of its replicas, or of its node. They are found by comparing bytes, not by
+//! decoding them; where anything is unusual the resource is decoded whole, which also says what is wrong.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::field::Field;
+use super::{parse, workload};
+use crate::model::{Health, Workload, WorkloadPlace, WorkloadProfile};
+use crate::proto::istio::workload as wire;
+
+/// How many places or profiles are remembered; then all are forgotten.
+const MAX_SHARED: usize = 16_384;
+
+/// How many bytes of them are.
+const MAX_KEYS: usize = 8 * 1024 * 1024;
+
+/// Places and profiles of the workloads that were read so far.
+#[derive(Debug, Default)]
+pub(crate) struct Replicas {
+    places: Shared<WorkloadPlace>,
+    profiles: Shared<WorkloadProfile>,
+}
+
+/// Values by the bytes that they were read from.
+#[derive(Debug)]
+struct Shared<T> {
+    /// Fields in their order, of the resource at hand.
+    key: Vec<u8>,
+    /// All keys, end to end.
+    keys: Vec<u8>,
+    values: Vec<(Range<usize>, Arc<T>)>,
+    by_hash: HashMap<u64, usize>,
+    hasher: RandomState,
+    last: usize,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self {
+            key: Vec::new(),
+            keys: Vec::new(),
+            values: Vec::new(),
+            by_hash: HashMap::new(),
+            hasher: RandomState::new(),
+            last: 0,
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    /// The value of the key, read if it is not known.
+    fn get(&mut self, read: impl FnOnce(&[u8]) -> Option<Arc<T>>) -> Option<Arc<T>> {
+        // Replicas mostly follow each other.
+        if let Some(value) = self.at(self.last) {
+            return Some(value);
+        }
+        let hash = self.hasher.hash_one(&*self.key);
+        let found = self.by_hash.get(&hash).copied();
+        if let Some(at) = found
+            && let Some(value) = self.at(at)
+        {
+            self.last = at;
+            return Some(value);
+        }
+        let value = read(&self.key)?;
+        if self.values.len() >= MAX_SHARED || self.keys.len() + self.key.len() > MAX_KEYS {
+            self.keys.clear();
+            self.values.clear();
+            self.by_hash.clear();
+        }
+        let start = self.keys.len();
+        self.keys.extend_from_slice(&self.key);
+        self.last = self.values.len();
+        self.values
+            .push((start..self.keys.len(), Arc::clone(&value)));
+        self.by_hash.insert(hash, self.last);
+        Some(value)
+    }
+
+    /// The value there, if it is the key's.
+    fn at(&self, at: usize) -> Option<Arc<T>> {
+        let (range, value) = self.values.get(at)?;
+        (self.keys.get(range.clone())? == self.key).then(|| Arc::clone(value))
+    }
+}
+
+impl Replicas {
+    /// The workload in an `Address`, if it is one like most and named like this.
+    pub(super) fn workload(&mut self, bytes: &[u8], name: &str) -> Option<Workload> {
+        let mut address = Fields(bytes);
+        let (1, Value::Bytes(bytes)) = address.next()?.read()? else {
+            return None;
+        };
+        if !address.0.is_empty() {
+            return None;
+        }
+        self.places.key.clear();
+        self.profiles.key.clear();
+        let (mut uid, mut own, mut health) = ("", "", Health::Healthy);
+        let mut addresses = Vec::new();
+        let mut fields = Fields(bytes);
+        while !fields.0.is_empty() {
+            let field = fields.next()?;
+            match field.number {
+                1 => own = field.text()?,
+                3 => addresses.push(field.ip()?),
+                17 => {
+                    health = match field.read()?.1 {
+                        Value::Number(0) => Health::Healthy,
+                        Value::Number(1) => Health::Unhealthy,
+                        _ => return None,
+                    }
+                }
+                20 => uid = field.text()?,
+                // Hostname, extensions, capacity: few have one.
+                21 | 26 | 27 => return None,
+                // Network, node, cluster and locality.
+                4 | 9 | 18 | 24 => self.places.key.extend_from_slice(field.whole),
+                _ => self.profiles.key.extend_from_slice(field.whole),
+            }
+        }
+        if !name.is_empty() && name != uid {
+            return None;
+        }
+        let decode = |key: &[u8]| {
+            let message: wire::Workload = parse(key).ok()?;
+            workload::workload(message, &Field::root("workload")).ok()
+        };
+        let place = self
+            .places
+            .get(|key| Some(Arc::clone(decode(key)?.place())))?;
+        let profile = self
+            .profiles
+            .get(|key| Some(Arc::clone(decode(key)?.profile())))?;
+        let workload = Workload::replica(uid, own, place, profile);
+        Some(workload.with_addresses(addresses).with_health(health))
+    }
+}
+
+/// What is left of a message.
+struct Fields<'a>(&'a [u8]);
+
+/// A field as it is on the wire.
+struct FieldBytes<'a> {
+    number: u64,
+    wire_type: u8,
+    value: &'a [u8],
+    /// With its key.
+    whole: &'a [u8],
+}
+
+enum Value<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Fields<'a> {
+    fn next(&mut self) -> Option<FieldBytes<'a>> {
+        let start = self.0;
+        let key = self.varint()?;
+        let wire_type = (key & 7) as u8;
+        let rest = self.0;
+        let value = match wire_type {
+            0 => {
+                self.varint()?;
+                &rest[..rest.len() - self.0.len()]
+            }
+            1 => self.take(8)?,
+            2 => {
+                let length = self.varint()?;
+                self.take(usize::try_from(length).ok()?)?
+            }
+            5 => self.take(4)?,
+            _ => return None,
+        };
+        Some(FieldBytes {
+            number: key >> 3,
+            wire_type,
+            value,
+            whole: &start[..start.len() - self.0.len()],
+        })
+    }
+
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in 0..9 {
+            let (byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            value |= u64::from(byte & 0x7f) << (7 * shift);
+            if *byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+}
+
+impl<'a> FieldBytes<'a> {
+    fn read(&self) -> Option<(u64, Value<'a>)> {
+        let value = match self.wire_type {
+            0 => Value::Number(Fields(self.value).varint()?),
+            2 => Value::Bytes(self.value),
+            _ => return None,
+        };
+        Some((self.number, value))
+    }
+
+    fn text(&self) -> Option<&'a str> {
+        match self.read()?.1 {
+            Value::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            Value::Number(_) => None,
+        }
+    }
+
+    fn ip(&self) -> Option<IpAddr> {
+        match self.read()?.1 {
+            Value::Bytes(bytes) => Field::root("addresses").ip(bytes).ok(),
+            Value::Number(_) => None,
+        }
+    }
+}
