@@ -138,7 +138,8 @@ impl ControlPlane {
     }
 
     /// Sets the cluster whose API server can review the token: unset, istiod asks that of its own
-    /// cluster. istiod refuses names that it does not know.
+    /// cluster. istiod refuses names that it does not know, and asks nobody's for the
+    /// [proxy of a host](crate::identity::Istiod::for_node), which has to set it.
     #[must_use]
     pub fn cluster_id(mut self, cluster: impl Into<String>) -> Self {
         self.headers.retain(|(name, _)| name != CLUSTER_ID);

@@ -120,6 +120,22 @@ mod istiod_faults;
 #[cfg(all(
     feature = "admin",
     feature = "dev-ca",
+    feature = "file",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod istiod_live;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "file",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod istiod_lives;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
     feature = "istiod",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
@@ -128,6 +144,14 @@ mod istiod_place;
 mod istiod_stream;
 #[cfg(feature = "file")]
 mod istiod_streams_replay;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "file",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod kubernetes;
 mod layers_authorize;
 mod layers_identify;
 mod layers_logs;

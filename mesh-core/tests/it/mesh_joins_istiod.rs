@@ -348,8 +348,12 @@ pub(crate) async fn serve(mesh: &Mesh, port: u16) {
     );
 }
 
-async fn status(client: &Mesh, method: Method, path: &str) -> StatusCode {
+pub(crate) async fn status(client: &Mesh, method: Method, path: &str) -> StatusCode {
     let uri = format!("http://details:9080{path}");
+    answer(client, method, &uri).await
+}
+
+pub(crate) async fn answer(client: &Mesh, method: Method, uri: &str) -> StatusCode {
     let request = Request::builder().method(method).uri(uri);
     let request = request.body(Empty::<Bytes>::new()).unwrap();
     let response = client.http_client().request(request).await;
@@ -370,7 +374,7 @@ pub(crate) async fn judged(client: &Mesh, step: &str) {
     }
 }
 
-async fn listener_of(mesh: &Mesh, port: u16) -> String {
+pub(crate) async fn listener_of(mesh: &Mesh, port: u16) -> String {
     let target = format!("/explain?format=json&to={port}&from=plaintext");
     let told = get(&mesh.admin(), &target).await.json();
     told["inboundListener"]

@@ -89,7 +89,8 @@ impl Istiod {
 
     /// Asks for certificates of whatever identity is watched, rather than of the token's own: for
     /// the proxy of a node. istiod permits it to the accounts that it trusts, for Pods on the token's
-    /// node. A certificate never does in place of the token here.
+    /// node. It looks for them in the cluster that the [header](ControlPlane::cluster_id) names, which has to be set.
+    /// A certificate never does in place of the token here.
     #[must_use]
     pub fn for_node(self) -> Self {
         self.set(|settings| settings.impersonate = true)
