@@ -1,7 +1,7 @@
 //! Where the services have configuration and certificates from: files and a development CA, or a control plane.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -128,12 +128,7 @@ impl Joining {
         // Where certificates are short, tokens are too: renewals then go by the certificate.
         let life = self.validity.unwrap_or(TOKEN_LIFE);
         let content = self.running.token(NAMESPACE, account, life);
-        // Beside it, then renamed: whoever reads the old one just now reads all of it.
-        let beside = token.with_extension("new");
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create(true).truncate(true).mode(0o600);
-        options.open(&beside)?.write_all(content.as_bytes())?;
-        fs::rename(&beside, &token)?;
+        replace(&token, &content)?;
         let at = self.running.address();
         let control_plane = ControlPlane::new(format!("{NAME}:{}", at.port()))
             // Nobody resolves that name here.
@@ -149,5 +144,40 @@ impl Joining {
             .config(Xds::istiod(control_plane))
             .identity(identity);
         Ok(ports.set(builder).build()?)
+    }
+}
+
+/// Writes a file that only its user reads. Beside it, then renamed: whoever reads the old one just now reads all of it.
+fn replace(file: &Path, content: &str) -> io::Result<()> {
+    let beside = file.with_extension("new");
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(&beside)?.write_all(content.as_bytes())?;
+    fs::rename(&beside, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("client-token");
+        let tokens = ["a", "b"].map(|letter| letter.repeat(100_000));
+        replace(&file, &tokens[0]).unwrap();
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for round in 0..200 {
+                    replace(&file, &tokens[round % 2]).unwrap();
+                }
+            });
+            while !writer.is_finished() {
+                let read = fs::read_to_string(&file).unwrap();
+                assert!(tokens.contains(&read), "{} bytes of one", read.len());
+            }
+        });
     }
 }

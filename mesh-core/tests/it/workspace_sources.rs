@@ -196,3 +196,23 @@ fn nothing_shows_the_crates_io_crate_of_the_same_name() {
     }
     assert!(checked > 0, "no page says how to add the crate");
 }
+
+#[test]
+fn the_index_of_examples_names_them_all() {
+    let folder = root().join("examples");
+    let index = fs::read_to_string(folder.join("README.md")).expect("UTF-8");
+    let mut examples = 0;
+    for entry in fs::read_dir(&folder).expect("a folder") {
+        let name = entry.expect("an entry").file_name();
+        let name = name.to_string_lossy();
+        if !folder.join(&*name).join("Cargo.toml").exists() {
+            continue;
+        }
+        examples += 1;
+        let link = format!("[{name}]({name}/README.md)");
+        assert!(index.contains(&link), "{name} is not in it");
+        assert!(folder.join(&*name).join("README.md").exists(), "{name}");
+    }
+    let rows = index.lines().filter(|line| line.starts_with("| [")).count();
+    assert_eq!(rows, examples);
+}

@@ -124,3 +124,23 @@ fn istio_finds_probes_and_metrics_at_its_ports() {
         8080
     );
 }
+
+/// It runs where the `restricted` Pod Security Standard is enforced, from an image that need not be in a registry.
+#[test]
+fn the_pod_is_restricted_and_runs_the_image_of_the_dockerfile() {
+    let deployment = object("Deployment");
+    let pod = at(&deployment, "spec template spec");
+    let profile = text(pod, "securityContext seccompProfile type");
+    assert_eq!(profile, "RuntimeDefault");
+    let container = at(pod, "containers 0");
+    for setting in ["runAsNonRoot", "readOnlyRootFilesystem"] {
+        let value = at(container, &format!("securityContext {setting}"));
+        assert!(matches!(value, NodeValue::Bool(true)), "{setting}");
+    }
+    assert_eq!(text(container, "imagePullPolicy"), "IfNotPresent");
+    let dockerfile = include_str!("../../Dockerfile");
+    let tag = format!("-t {} .", text(container, "image"));
+    assert!(dockerfile.lines().next().unwrap().ends_with(&tag), "{tag}");
+    let user = number(container, "securityContext runAsUser");
+    assert!(dockerfile.contains(&format!("\nUSER {user}\n")));
+}
