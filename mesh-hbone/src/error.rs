@@ -157,6 +157,11 @@ impl Error {
         self.inner.kind
     }
 
+    /// What it was about, beyond its kind.
+    pub fn detail(&self) -> Option<&str> {
+        self.inner.detail.as_deref()
+    }
+
     /// On whose side it failed.
     pub fn side(&self) -> Side {
         self.inner.side

@@ -246,3 +246,20 @@ async fn many_threads_lose_no_waiter() {
     }
     assert!(pool.connections() <= 8);
 }
+
+#[tokio::test(start_paused = true)]
+async fn more_than_may_wait_for_one_key_are_refused_at_once() {
+    let config = Config::default().max_waiters(2);
+    let (pool, servers) = (Pool::new(config.clone()), Echo::default());
+    let crowd = (0..5).map(|_| open(&pool, 1, &servers, &config));
+    let (opened, refused): (Vec<_>, Vec<_>) =
+        join_all(crowd).await.into_iter().partition(Result::is_ok);
+    assert_eq!((opened.len(), refused.len()), (2, 3));
+    for refusal in refused {
+        let error = refusal.unwrap_err();
+        assert!(error.is_overloaded(), "{error:?}");
+    }
+    // Those of another key are not in their way, nor is anybody afterwards.
+    open(&pool, 2, &servers, &config).await.unwrap();
+    open(&pool, 1, &servers, &config).await.unwrap();
+}

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use mesh_hbone::tls::{Options, TlsStream, accept, connect};
+use mesh_hbone::tls::{Credentials, Options, TlsStream, accept, connect};
 use mesh_hbone::{DeferredFlush, Error, ErrorKind, Side};
 use proptest::prelude::*;
 use tokio::io::{
@@ -14,7 +14,7 @@ use tokio::io::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::authority::{Authority, CLIENT, SERVER, id, pair};
+use crate::authority::{Authority, CLIENT, SERVER, id, pair, provider};
 use crate::foreign;
 
 /// Counts what reaches the transport.
@@ -61,8 +61,19 @@ async fn counted() -> (
     TlsStream<DuplexStream>,
     Arc<AtomicUsize>,
 ) {
+    counted_with(Options::default()).await
+}
+
+async fn counted_with(
+    options: Options,
+) -> (
+    TlsStream<Counted>,
+    TlsStream<DuplexStream>,
+    Arc<AtomicUsize>,
+) {
     let root = Authority::root("root");
-    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let client = root.credentials_with(CLIENT, options);
+    let server = root.credentials(SERVER);
     let (io, far) = duplex(4 * 1024 * 1024);
     let bytes = Arc::new(AtomicUsize::new(0));
     let near = Counted {
@@ -119,6 +130,30 @@ async fn a_deferred_flush_writes_from_128_kib() {
     near.flush().await.unwrap();
     // Eight full records of 22 bytes more each: no small ones between them.
     assert_eq!(bytes.load(Relaxed), 8 * (16_384 + 22));
+}
+
+#[tokio::test]
+async fn a_deferred_flush_writes_from_where_it_was_set() {
+    for records in [1, 3] {
+        let options = Options::default().flush_at(records * (16_384 + 22));
+        let (mut near, _far, bytes) = counted_with(options).await;
+        defer(&mut near);
+        let mut sent = 0;
+        while bytes.load(Relaxed) == 0 {
+            near.write_all(&[7; 16_384]).await.unwrap();
+            near.flush().await.unwrap();
+            sent += 1;
+        }
+        assert_eq!(sent, records);
+        assert_eq!(bytes.load(Relaxed), records * (16_384 + 22));
+    }
+    let root = Authority::root("root");
+    for wrong in [0, 256 * 1024 + 1] {
+        let bundle = root.leaf(CLIENT).bundle(&[&root]).unwrap();
+        let options = Options::default().flush_at(wrong);
+        let error = Credentials::new(provider(), bundle, options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidSettings);
+    }
 }
 
 #[tokio::test]

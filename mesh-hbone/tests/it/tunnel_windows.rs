@@ -63,6 +63,17 @@ async fn a_reader_that_keeps_up_gets_the_bulk_window() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_bulk_window_is_as_set() {
+    for (set, window) in [(512 << 10, 512 << 10), (64 << 10, 256 << 10)] {
+        let (mut near, mut far, _sender) = tunnel(config().bulk_window(set)).await;
+        moves(&mut near, &mut far, 4 << 20).await;
+        let written = ahead(&mut near).await;
+        assert!(is_about(written, window), "{set}: {written}");
+        assert!(written < 1 << 20, "{set}: {written}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_tunnels_have_no_bulk_windows() {
     let (sender, mut incoming) = ours(config()).await;
     let (mut near, mut far) = open(&sender, &mut incoming).await;

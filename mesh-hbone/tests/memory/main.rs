@@ -13,6 +13,7 @@ mod counting;
 mod foreign;
 mod from_clients;
 mod from_servers;
+mod spare_buffers;
 #[path = "../it/hostile/wire.rs"]
 #[allow(dead_code, reason = "the other binary's tests use the rest")]
 mod wire;
