@@ -240,6 +240,18 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
+    /// Sets for how long a response's body of [`Mesh::http_client`] may stall: 5 minutes unless set, Envoy's
+    /// `stream_idle_timeout`; `None` sets no bound. It begins anew with each frame, and counts only while the
+    /// application waits for one.
+    ///
+    /// Responses to gRPC requests have none whatever is set: a stream may be silent for as long as it likes, a call has
+    /// its deadline (`grpc-timeout`), and whether the peer still lives the tunnel's PINGs find out.
+    #[must_use]
+    pub fn response_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.settings.response_idle_timeout = timeout;
+        self
+    }
+
     /// Sets what happens to connections to hosts that the mesh does not know:
     /// [`OutboundPolicy::AllowAny`] unless set.
     #[must_use]

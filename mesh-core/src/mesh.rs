@@ -360,12 +360,12 @@ impl MeshInner {
         let mut gate = self.node.inner.gate.subscribe();
         let mut certificate = self.certificate.clone();
         let configured = async {
-            let known = |state: &Readiness| state.configured() || state.hopeless().is_some();
+            let known = |state: &Readiness| state.configured() || state.start_failure().is_some();
             match gate
                 .wait_for(known)
                 .await
                 .as_deref()
-                .map(Readiness::hopeless)
+                .map(Readiness::start_failure)
             {
                 Ok(Some(why)) => Err(Error::new(ErrorKind::Config).with_detail(why.to_owned())),
                 _ => Ok(()),
@@ -373,7 +373,7 @@ impl MeshInner {
         };
         let certified = async {
             let known =
-                |state: &CertificateState| state.credentials.is_some() || state.hopeless.is_some();
+                |state: &CertificateState| state.credentials.is_some() || state.permanent.is_some();
             let state = certificate.wait_for(known).await;
             match state.as_deref() {
                 Ok(CertificateState {
@@ -381,7 +381,7 @@ impl MeshInner {
                     ..
                 }) => Ok(credentials.clone()),
                 Ok(CertificateState {
-                    hopeless: Some(error),
+                    permanent: Some(error),
                     ..
                 }) => Err(Error::new(ErrorKind::Identity)
                     .with_detail(certificate_name(&self.identity))

@@ -23,7 +23,7 @@ use crate::mesh::{Mesh, MeshInner, WorkloadId};
 use crate::net::Transport;
 use crate::outbound::{Hosts, PoolKey};
 use crate::random::Random;
-use crate::ready::{Gate, Readiness};
+use crate::ready::{Gate, PATIENCE, Readiness, Told};
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
@@ -99,7 +99,7 @@ pub(crate) struct CertificateState {
     pub(crate) credentials: Option<Credentials>,
     pub(crate) error: Option<Arc<str>>,
     /// Why waiting for the first one is of no use.
-    pub(crate) hopeless: Option<identity::Error>,
+    pub(crate) permanent: Option<identity::Error>,
 }
 
 /// Since when the configuration is not kept current, and why.
@@ -180,7 +180,7 @@ impl Node {
             source.await?;
             if let Some(node) = node.upgrade() {
                 node.gate
-                    .hopeless(Some(format!("the {CONFIG_SOURCE} has ended without any")));
+                    .cannot_start(Some(format!("the {CONFIG_SOURCE} has ended without any")));
             }
             Ok(())
         });
@@ -279,7 +279,7 @@ impl NodeInner {
         self.published.send_modify(|version| *version += 1);
         for verdict in &verdicts {
             if let Err(rejection) = verdict.result() {
-                tracing::warn!(target: "mesh::config", resource = %verdict.resource(), %rejection, "refused; its last good version stays");
+                tracing::warn!(target: "mesh::config", resource = %verdict.resource(), %rejection, "refused; its last good version stays, if there is one");
             }
         }
         let (_, _, reply) = batch.into_parts();
@@ -290,12 +290,17 @@ impl NodeInner {
     }
 
     pub(crate) fn report_problems(&self, problems: Vec<String>) {
+        let nothing = self.gate.current().start_failure().is_some();
         let mut standing = lock(&self.problems);
         for problem in problems
             .iter()
             .filter(|problem| !standing.contains(problem))
         {
-            tracing::warn!(target: "mesh::config", %problem, "refused; its last good version stays");
+            if nothing {
+                tracing::warn!(target: "mesh::config", %problem, "refused; there is no configuration before it is right");
+            } else {
+                tracing::warn!(target: "mesh::config", %problem, "refused; its last good version stays, if there is one");
+            }
         }
         *standing = problems;
     }
@@ -324,20 +329,37 @@ impl NodeInner {
         self.whole.load(Ordering::Acquire)
     }
 
+    /// Says whether a source of configuration can be read. What is wrong may right itself (it `comes`), as where the
+    /// control plane starts beside the application.
     #[cfg(any(feature = "file", feature = "istiod"))]
-    pub(crate) fn source_problem(&self, name: &str, problem: Option<String>) {
+    pub(crate) fn source_problem(self: &Arc<Self>, name: &str, problem: Option<(String, bool)>) {
         match problem {
             None => self.gate.done(name),
             // Once there was a configuration, it stays in effect and the mesh stays ready.
-            Some(problem) if self.gate.is_configured() => {
+            Some((problem, _)) if self.gate.is_configured() => {
                 tracing::debug!(target: "mesh::config", %problem, "cannot read; the last good version stays");
             }
-            Some(problem) => {
-                if self.gate.pend(name, &problem) {
-                    tracing::warn!(target: "mesh::config", source = name, %problem, "no configuration yet: waiting for it");
-                }
-            }
+            Some((problem, comes)) => self.awaits(Awaited::Configuration, name, &problem, comes),
         }
+    }
+
+    /// Tells of something that the start waits for: at once, and once more and louder if it does not come.
+    fn awaits(self: &Arc<Self>, what: Awaited, name: &str, why: &str, comes: bool) {
+        let Some(told) = self.gate.wait(name, why, comes) else {
+            return;
+        };
+        what.tell(name, why, told);
+        if told != Told::Begins {
+            return;
+        }
+        let (node, name) = (Arc::downgrade(self), name.to_owned());
+        self.tasks.spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            let late = node.upgrade().and_then(|node| node.gate.late(&name));
+            if let Some(why) = late {
+                what.tell(&name, &why, Told::Late);
+            }
+        });
     }
 
     pub(crate) fn stale(&self, reason: Option<String>) {
@@ -462,9 +484,38 @@ pub(crate) async fn supervised(
     tracing::error!(target: "mesh::node", task = what, %reason, "a task has ended; the last state stays");
     if let Some(node) = node.upgrade() {
         if what == CONFIG_SOURCE {
-            node.gate.hopeless(Some(reason.clone()));
+            node.gate.cannot_start(Some(reason.clone()));
         }
         node.gate.pend(what, reason);
+    }
+}
+
+/// What a start waits for.
+#[derive(Debug, Clone, Copy)]
+enum Awaited {
+    #[cfg(any(feature = "file", feature = "istiod"))]
+    Configuration,
+    Certificate,
+}
+
+impl Awaited {
+    fn tell(self, name: &str, why: &str, told: Told) {
+        match (self, told) {
+            #[cfg(any(feature = "file", feature = "istiod"))]
+            (Self::Configuration, Told::Late) => {
+                tracing::warn!(target: "mesh::config", source = name, problem = why, "no configuration yet: still waiting for it");
+            }
+            #[cfg(any(feature = "file", feature = "istiod"))]
+            (Self::Configuration, _) => {
+                tracing::info!(target: "mesh::config", source = name, problem = why, "no configuration yet: waiting for it");
+            }
+            (Self::Certificate, Told::Late) => {
+                tracing::warn!(target: "mesh::identity", name, reason = why, "no certificate yet: still waiting for it");
+            }
+            (Self::Certificate, _) => {
+                tracing::info!(target: "mesh::identity", name, reason = why, "no certificate yet: waiting for it");
+            }
+        }
     }
 }
 
@@ -492,7 +543,7 @@ async fn keep_certificate(
         };
         let Some(next) = next else {
             // Why its last item was an error says more.
-            if sender.borrow().hopeless.is_none() {
+            if sender.borrow().permanent.is_none() {
                 let ended = last_error.unwrap_or_else(|| {
                     identity::Error::new(identity::ErrorKind::Unavailable, "its source has ended")
                 });
@@ -503,7 +554,7 @@ async fn keep_certificate(
                 }
                 sender.send_modify(|state| {
                     state.error = Some(reason.into());
-                    state.hopeless = Some(ended);
+                    state.permanent = Some(ended);
                 });
             }
             return Ok(());
@@ -534,7 +585,7 @@ async fn keep_certificate(
                 sender.send_replace(CertificateState {
                     credentials: Some(credentials),
                     error: None,
-                    hopeless: None,
+                    permanent: None,
                 });
                 // Its CRLs may speak of peers that are connected, and it may expire before others.
                 node.revoke_tunnels();
@@ -542,13 +593,20 @@ async fn keep_certificate(
             }
             Err(error) => {
                 let reason = report(&error);
-                tracing::warn!(target: "mesh::identity", %name, %reason, "no new certificate; a good one is kept until it expires");
-                if sender.borrow().credentials.is_none() {
-                    node.gate.pend(&name, &reason);
+                if sender.borrow().credentials.is_some() {
+                    tracing::warn!(target: "mesh::identity", %name, %reason, "no new certificate; a good one is kept until it expires");
+                } else {
+                    let comes = matches!(
+                        error.kind(),
+                        identity::ErrorKind::Io
+                            | identity::ErrorKind::Token
+                            | identity::ErrorKind::Unavailable
+                    );
+                    node.awaits(Awaited::Certificate, &name, &reason, comes);
                 }
                 sender.send_modify(|state| {
                     state.error = Some(reason.into());
-                    state.hopeless = Some(error).filter(identity::Error::is_lasting);
+                    state.permanent = Some(error).filter(identity::Error::is_permanent);
                 });
             }
         }

@@ -1,9 +1,12 @@
 //! Whether the mesh can carry traffic yet, and if not, what it waits for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// What a mesh still waits for, or what took its readiness away.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,7 +14,7 @@ pub struct Readiness {
     configured: bool,
     pending: BTreeMap<String, String>,
     /// Why waiting for the first configuration is of no use.
-    hopeless: Option<String>,
+    start_failure: Option<String>,
 }
 
 impl Readiness {
@@ -20,8 +23,8 @@ impl Readiness {
     }
 
     /// Why there will be no first configuration unless somebody changes something.
-    pub(crate) fn hopeless(&self) -> Option<&str> {
-        self.hopeless.as_deref().filter(|_| !self.configured)
+    pub(crate) fn start_failure(&self) -> Option<&str> {
+        self.start_failure.as_deref().filter(|_| !self.configured)
     }
 
     /// Whether nothing is pending.
@@ -56,12 +59,36 @@ impl fmt::Display for Readiness {
 #[derive(Debug)]
 pub(crate) struct Gate {
     sender: watch::Sender<Readiness>,
+    waits: Mutex<HashMap<String, Wait>>,
+}
+
+/// How long something may take that is on its way, before an operator should look at it: a control plane or an
+/// authority that starts beside the application.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A wait, and what was told of it.
+#[derive(Debug)]
+struct Wait {
+    since: Instant,
+    told: Option<(Told, String)>,
+}
+
+/// How what is waited for is to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It is on its way, and was not waited for before.
+    Begins,
+    /// It is on its way, for another reason than before.
+    Waits,
+    /// It takes too long, or will not come by itself.
+    Late,
 }
 
 impl Gate {
     pub(crate) fn new() -> Self {
         Self {
             sender: watch::Sender::new(Readiness::default()),
+            waits: Mutex::default(),
         }
     }
 
@@ -83,16 +110,54 @@ impl Gate {
         })
     }
 
+    /// Marks `name` as pending for a reason, and says how that is to be told if it is news. What `comes` by itself is
+    /// given some time.
+    pub(crate) fn wait(&self, name: &str, why: &str, comes: bool) -> Option<Told> {
+        self.pend(name, why);
+        let mut waits = self.waits();
+        let begins = !waits.contains_key(name);
+        let now = Instant::now();
+        let wait = waits.entry(name.to_owned()).or_insert(Wait {
+            since: now,
+            told: None,
+        });
+        let tell = match now.saturating_duration_since(wait.since) < PATIENCE {
+            _ if !comes => Told::Late,
+            true if begins => Told::Begins,
+            true => Told::Waits,
+            false => Told::Late,
+        };
+        let known = matches!(&wait.told, Some((told, reason))
+            if &**reason == why && (*told == Told::Late || tell != Told::Late));
+        if known {
+            return None;
+        }
+        wait.told = Some((tell, why.to_owned()));
+        Some(tell)
+    }
+
+    /// Why `name` is still waited for after all, unless that was told.
+    pub(crate) fn late(&self, name: &str) -> Option<String> {
+        let mut waits = self.waits();
+        let (told, why) = waits.get_mut(name)?.told.as_mut()?;
+        (std::mem::replace(told, Told::Late) != Told::Late).then(|| why.clone())
+    }
+
+    fn waits(&self) -> MutexGuard<'_, HashMap<String, Wait>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says why waiting for the first configuration is of no use, or that it is of use again.
-    pub(crate) fn hopeless(&self, why: Option<String>) {
+    pub(crate) fn cannot_start(&self, why: Option<String>) {
         self.sender.send_if_modified(|state| {
-            let changed = state.hopeless != why;
-            state.hopeless = why;
+            let changed = state.start_failure != why;
+            state.start_failure = why;
             changed
         });
     }
 
     pub(crate) fn done(&self, name: &str) {
+        self.waits().remove(name);
         self.sender
             .send_if_modified(|state| state.pending.remove(name).is_some());
     }

@@ -29,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) connect_attempts: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Option<Duration>,
+    pub(crate) response_idle_timeout: Option<Duration>,
     pub(crate) outbound_policy: OutboundPolicy,
     pub(crate) strict: bool,
     pub(crate) bind: Option<IpAddr>,
@@ -72,6 +73,8 @@ impl Default for Settings {
             connect_attempts: 3,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Some(Duration::from_secs(30)),
+            // Envoy's for an idle stream.
+            response_idle_timeout: Some(Duration::from_secs(300)),
             outbound_policy: OutboundPolicy::AllowAny,
             strict: false,
             bind: None,

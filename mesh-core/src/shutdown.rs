@@ -35,7 +35,8 @@ impl Mesh {
     /// (RST_STREAM, RST), for which the call takes up to a second more.
     ///
     /// Says what was cut. Calling it again waits for the same drain. Connections that the workload opened
-    /// itself are the application's to end, but for idle ones of [`http_client`](Self::http_client).
+    /// itself are the application's to end, but for idle ones of [`http_client`](Self::http_client): what is being
+    /// answered may need others until then. Once the drain is over no more are opened ([`ErrorKind::Draining`](crate::ErrorKind::Draining)).
     ///
     /// # Cancel safety
     ///

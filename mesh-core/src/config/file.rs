@@ -82,7 +82,7 @@ impl ConfigSource for File {
             files: Vec::new(),
             unreadable: None,
         };
-        link.whole()?;
+        link.complete()?;
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -107,7 +107,7 @@ impl ConfigSource for File {
                     work.readable(&link)?;
                     work.take_effect(&link, loaded)?;
                 }
-                Err(error) => work.unreadable(&link, error.to_string())?,
+                Err(error) => work.unreadable(&link, &error)?,
             }
         }
     }
@@ -144,7 +144,8 @@ impl Work {
         link.source_problem(NAME, None)
     }
 
-    fn unreadable(&mut self, link: &ConfigLink, problem: String) -> Result<(), Error> {
+    fn unreadable(&mut self, link: &ConfigLink, error: &std::io::Error) -> Result<(), Error> {
+        let problem = error.to_string();
         let known = self.unreadable.replace(problem.clone());
         if !self.files.is_empty() && known.as_ref() != Some(&problem) {
             tracing::warn!(target: "mesh::config", %problem, "configuration files cannot be read; what they held last stays in force");
@@ -152,12 +153,14 @@ impl Work {
         if !self.files.is_empty() {
             link.stale(Some(problem.clone()))?;
         }
-        link.source_problem(NAME, Some(problem))
+        // It may be put there in a moment.
+        let comes = error.kind() == std::io::ErrorKind::NotFound;
+        link.source_problem(NAME, Some((problem, comes)))
     }
 
     fn take_effect(&mut self, link: &ConfigLink, loaded: Loaded) -> Result<(), Error> {
         let complete = loaded.is_complete();
-        link.warn(loaded.warnings().iter().map(ToString::to_string).collect())?;
+        link.set_warnings(loaded.warnings().iter().map(ToString::to_string).collect())?;
         let (batch, problems, skipped) = loaded.into_parts();
         for kind in skipped {
             tracing::info!(target: "mesh::config", %kind, "says nothing to the mesh: skipped");
@@ -166,11 +169,11 @@ impl Work {
         if !complete {
             // Until all files were readable at once, a workload could appear without its policies.
             let what = problems.join("; ");
-            link.source_problem(NAME, Some(what.clone()))?;
-            link.report(problems)?;
-            return link.hopeless(Some(what));
+            link.pend(NAME, &what)?;
+            link.cannot_start(Some(what))?;
+            return link.report(problems);
         }
-        link.hopeless(None)?;
+        link.cannot_start(None)?;
         link.source_problem(NAME, None)?;
         let changed = batch.updates().len() + batch.removed().len();
         if self.refused.is_empty() {

@@ -24,7 +24,7 @@ impl ConfigSource for Fixed {
     /// Unlike a live source, which has a last good version to keep, this one ends with an error
     /// when any of its resources is refused.
     async fn run(self, link: ConfigLink) -> Result<(), Error> {
-        link.whole()?;
+        link.complete()?;
         let verdicts = link.apply(Batch::new(self.updates, Vec::new()))?;
         let refused: Vec<String> = verdicts
             .iter()

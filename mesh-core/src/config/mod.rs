@@ -156,7 +156,7 @@ impl ConfigLink {
     /// # Errors
     ///
     /// When the mesh has gone.
-    pub fn whole(&self) -> Result<(), Error> {
+    pub fn complete(&self) -> Result<(), Error> {
         self.node()?.whole();
         Ok(())
     }
@@ -167,8 +167,8 @@ impl ConfigLink {
     /// # Errors
     ///
     /// When the mesh has gone.
-    pub fn hopeless(&self, reason: Option<String>) -> Result<(), Error> {
-        self.node()?.gate.hopeless(reason);
+    pub fn cannot_start(&self, reason: Option<String>) -> Result<(), Error> {
+        self.node()?.gate.cannot_start(reason);
         Ok(())
     }
 
@@ -177,7 +177,7 @@ impl ConfigLink {
     /// # Errors
     ///
     /// When the mesh has gone.
-    pub fn warn(&self, warnings: Vec<String>) -> Result<(), Error> {
+    pub fn set_warnings(&self, warnings: Vec<String>) -> Result<(), Error> {
         self.node()?.report_warnings(warnings);
         Ok(())
     }
@@ -208,14 +208,15 @@ impl ConfigLink {
 
     /// Says whether the source itself, which is named, can be read; before the first configuration this
     /// is why the mesh is not ready.
+    /// The flag says whether it may right itself.
     #[cfg(any(feature = "file", feature = "istiod"))]
-    fn source_problem(&self, name: &str, problem: Option<String>) -> Result<(), Error> {
+    fn source_problem(&self, name: &str, problem: Option<(String, bool)>) -> Result<(), Error> {
         self.node()?.source_problem(name, problem);
         Ok(())
     }
 
     /// Takes readiness away until the source says that it has no problem of this name.
-    #[cfg(feature = "istiod")]
+    #[cfg(any(feature = "file", feature = "istiod"))]
     fn pend(&self, name: &str, why: &str) -> Result<(), Error> {
         self.node()?.gate.pend(name, why);
         Ok(())

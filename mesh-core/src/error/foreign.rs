@@ -1,7 +1,7 @@
 //! Reads errors of other libraries, by type and never by text.
 
 use std::error::Error as StdError;
-use std::io;
+use std::{fmt, io};
 
 use mesh_hbone::{Error as TunnelError, ErrorKind as Tunnel, Side as TunnelSide};
 
@@ -26,7 +26,52 @@ impl From<TunnelError> for Error {
     /// Side and retry safety are the tunnel's own, but a limit of this process is no reason to retry, and
     /// a CONNECT that was answered with 5xx is one.
     fn from(error: TunnelError) -> Self {
-        of_tunnel(&error).with_source(error)
+        let ours = of_tunnel(&error);
+        if !says_the_same(error.kind()) {
+            return ours.with_source(error);
+        }
+        match error.detail().is_some() || error.source().is_some() {
+            true => ours.with_source(Below(error)),
+            false => ours,
+        }
+    }
+}
+
+/// Whether the kind of ours that a tunnel's becomes says all that it says.
+fn says_the_same(kind: Tunnel) -> bool {
+    matches!(
+        kind,
+        Tunnel::Timeout
+            | Tunnel::Overloaded
+            | Tunnel::Closed
+            | Tunnel::ConnectRefused(_)
+            | Tunnel::Reset
+            | Tunnel::Io
+            | Tunnel::Tls
+    )
+}
+
+/// A tunnel's error without its kind, which is said above it: its detail and its causes.
+#[derive(Debug)]
+struct Below(TunnelError);
+
+impl fmt::Display for Below {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.detail(), self.0.source()) {
+            (Some(detail), _) => f.write_str(detail),
+            (None, Some(cause)) => fmt::Display::fmt(cause, f),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+impl StdError for Below {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        let cause = self.0.source();
+        match self.0.detail() {
+            Some(_) => cause,
+            None => cause?.source(),
+        }
     }
 }
 

@@ -355,18 +355,25 @@ impl std::error::Error for Error {
     }
 }
 
-/// An error with its causes, on one line, `: ` between them.
+/// An error with its causes, on one line, `: ` between them. What was said already is not said again: an error of ours
+/// that came through an I/O trait is its own cause.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// A chain longer than this is a loop, or nothing anybody reads.
         const MAX: usize = 16;
-        fmt::Display::fmt(self.0, f)?;
+        let mut said = self.0.to_string();
         let causes = std::iter::successors(self.0.source(), |error| (*error).source());
-        causes
-            .take(MAX)
-            .try_for_each(|cause| write!(f, ": {cause}"))
+        for cause in causes.take(MAX).map(ToString::to_string) {
+            if cause.starts_with(&said) {
+                said = cause;
+            } else if !said.contains(&cause) {
+                said.push_str(": ");
+                said.push_str(&cause);
+            }
+        }
+        f.write_str(&said)
     }
 }
 

@@ -162,3 +162,51 @@ fn a_refused_stream_is_known_by_its_code() {
         assert_eq!(error.kind(), expected);
     }
 }
+
+#[test]
+fn a_chain_that_is_a_loop_ends() {
+    /// Its own cause, and says something else each time.
+    #[derive(Debug, Default)]
+    struct Loop(std::sync::atomic::AtomicU32);
+
+    impl fmt::Display for Loop {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let turn = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            write!(f, "turn {turn}.")
+        }
+    }
+
+    impl std::error::Error for Loop {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(self)
+        }
+    }
+
+    let error = Error::new(ErrorKind::Io).with_source(Loop::default());
+    let text = format!("{error:?}");
+    assert!(text.starts_with("I/O error: turn 0.: turn 1.: "), "{text}");
+    assert!(text.ends_with(": turn 15."), "{text}");
+}
+
+#[test]
+fn what_a_tunnel_says_is_not_said_twice() {
+    let refused = mesh_hbone::Error::dial(io::ErrorKind::ConnectionRefused.into());
+    let error = Error::from(refused).with_detail("10.0.0.9:15008");
+    assert_eq!(
+        format!("{error:?}"),
+        "connecting failed: 10.0.0.9:15008: connection refused"
+    );
+    let late = io::Error::new(io::ErrorKind::TimedOut, "no answer within 5s");
+    let error = Error::from(mesh_hbone::Error::dial(late)).with_detail("10.0.0.9:15008");
+    assert_eq!(
+        format!("{error:?}"),
+        "connecting timed out: 10.0.0.9:15008: no answer within 5s"
+    );
+    // Nor by who prints causes by himself.
+    assert_eq!(error.source().unwrap().to_string(), "no answer within 5s");
+    assert!(error.source().unwrap().source().is_none());
+    let through = Error::from(BoxError::from(io::Error::from(error)));
+    assert_eq!(through.kind(), ErrorKind::ConnectTimeout);
+    let text = format!("{through:?}");
+    assert_eq!(text.matches("timed out").count(), 1, "{text}");
+}

@@ -125,9 +125,8 @@ impl Probe {
         })
     }
 
-    /// A program with its arguments, without a shell: exit status 0 is healthy. It is killed when it takes
-    /// longer than the [time-out](Self::timeout); programs that it has started itself are not, so a script ends by
-    /// `exec` of what takes long, or sees to its own.
+    /// A program with its arguments, without a shell: exit status 0 is healthy. When it takes longer than the
+    /// [time-out](Self::timeout) it is killed, with all that it has started (its process group, on Unix).
     pub fn exec(command: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self::new(Check::Exec(command.into_iter().map(Into::into).collect()))
     }
@@ -159,7 +158,9 @@ impl Probe {
         self
     }
 
-    /// Sets the host to connect to, a name or an address: the workload's own first address unless set.
+    /// Sets the host to connect to, a name or an address: the workload's own first address unless set. Names are
+    /// looked up as those of connections are ([`max_lookups`](crate::Builder::max_lookups),
+    /// [`lookup_ttl`](crate::Builder::lookup_ttl)).
     #[must_use]
     pub fn host(mut self, host: impl Into<String>) -> Self {
         if let Some(target) = self.target_mut() {

@@ -1,13 +1,15 @@
 //! The shell around [`Schedule`].
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use tokio::time::{Instant, sleep_until};
 
 use super::Probe;
+use super::check::{LookUp, Surroundings};
 use super::schedule::Schedule;
 use crate::mesh::MeshInner;
+use crate::node::report;
 
 /// Probes until the workload is gone. It may be the last to hold nothing of it.
 pub(crate) async fn run(mesh: Weak<MeshInner>, probe: Probe) {
@@ -22,7 +24,11 @@ pub(crate) async fn run(mesh: Weak<MeshInner>, probe: Probe) {
             return;
         };
         let began = Instant::now();
-        let outcome = probe.attempt(own).await;
+        let around = Surroundings {
+            own,
+            look_up: names(mesh.clone()),
+        };
+        let outcome = probe.attempt(&around).await;
         if let Err(why) = &outcome {
             tracing::debug!(target: "mesh::health", %why, "the readiness probe failed");
         }
@@ -35,6 +41,20 @@ pub(crate) async fn run(mesh: Weak<MeshInner>, probe: Probe) {
         };
         mesh.probed(health);
     }
+}
+
+/// Looks up names as connections to others do: bounded, one for all who ask, remembered for a while.
+fn names(mesh: Weak<MeshInner>) -> LookUp {
+    Arc::new(move |host| {
+        let found = mesh.upgrade().map(|mesh| {
+            let node = &mesh.node.inner;
+            node.hosts.look_up(host, &node.tasks)
+        });
+        Box::pin(async move {
+            let found = found.ok_or("the workload is gone")?;
+            found.await.map_err(|error| report(&error))
+        })
+    })
 }
 
 impl MeshInner {

@@ -1,5 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_xds::ads::NodeValue;
@@ -7,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use super::check::Surroundings;
 use super::schedule::Schedule;
 use super::*;
 use crate::config::AppHealth;
@@ -251,7 +253,7 @@ async fn a_status_of_200_to_399_is_healthy() {
     ] {
         let port = answering(answer).await;
         let probe = Probe::http(port).path("/ready").timeout(LONG);
-        let outcome = probe.attempt(OWN).await;
+        let outcome = probe.attempt(&around()).await;
         assert_eq!(outcome.is_ok(), healthy, "{answer:?}: {outcome:?}");
         if let Err(why) = outcome {
             let expected = format!("GET http://127.0.0.1:{port}/ready: ");
@@ -263,15 +265,22 @@ async fn a_status_of_200_to_399_is_healthy() {
 #[tokio::test]
 async fn a_connection_and_a_program_are_tried() {
     let port = answering(b"").await;
-    Probe::tcp(port).timeout(LONG).attempt(OWN).await.unwrap();
-    let by_name = Probe::tcp(port).host("localhost").timeout(LONG);
-    by_name.attempt(OWN).await.unwrap();
+    Probe::tcp(port)
+        .timeout(LONG)
+        .attempt(&around())
+        .await
+        .unwrap();
+    let by_name = Probe::tcp(port).host("app.internal").timeout(LONG);
+    by_name.attempt(&around()).await.unwrap();
+    let unknown = Probe::tcp(port).host("db.internal").timeout(LONG);
+    let why = unknown.attempt(&around()).await.unwrap_err();
+    assert_eq!(why, format!("TCP db.internal:{port}: nobody knows it"));
     let listener = TcpListener::bind((OWN, 0)).await.unwrap();
     let closed = listener.local_addr().unwrap().port();
     drop(listener);
     let why = Probe::tcp(closed)
         .timeout(LONG)
-        .attempt(OWN)
+        .attempt(&around())
         .await
         .unwrap_err();
     assert!(
@@ -281,31 +290,45 @@ async fn a_connection_and_a_program_are_tried() {
 
     Probe::exec(["true"])
         .timeout(LONG)
-        .attempt(OWN)
+        .attempt(&around())
         .await
         .unwrap();
     let why = Probe::exec(["sh", "-c", "exit 3"])
         .timeout(LONG)
-        .attempt(OWN)
+        .attempt(&around())
         .await
         .unwrap_err();
     assert_eq!(why, "exec sh: exit status: 3");
     let why = Probe::exec(["/no/such/program"])
         .timeout(LONG)
-        .attempt(OWN)
+        .attempt(&around())
         .await
         .unwrap_err();
     assert!(why.starts_with("exec /no/such/program: "), "{why}");
 }
 
-/// It is killed, or a host would fill with them.
+/// The workload is at `OWN`, where one name is known to lead as well.
+fn around() -> Surroundings {
+    Surroundings {
+        own: OWN,
+        look_up: Arc::new(|host| {
+            let found = match host {
+                "app.internal" => Ok(Arc::from([OWN])),
+                _ => Err("nobody knows it".to_owned()),
+            };
+            Box::pin(std::future::ready(found))
+        }),
+    }
+}
+
+/// It is killed with what it has started, or a host would fill with them.
 #[tokio::test]
-async fn a_program_that_takes_too_long_is_killed() {
+async fn a_program_that_takes_too_long_is_killed_with_its_descendants() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pid");
-    let script = format!("echo $$ > {}; exec sleep 600", file.display());
+    let script = format!("(sleep 600 & echo $! > {}; wait); true", file.display());
     let probe = Probe::exec(["sh", "-c", &script]).timeout(2 * SECOND);
-    let why = probe.attempt(OWN).await.unwrap_err();
+    let why = probe.attempt(&around()).await.unwrap_err();
     assert_eq!(why, "exec sh: no answer within 2s");
     let pid = std::fs::read_to_string(&file).unwrap();
     let gone = || !Path::new("/proc").join(pid.trim()).exists();

@@ -118,7 +118,7 @@ impl Error {
 
     /// Whether waiting is of no use until somebody changes a setting or a file: who waits for the first
     /// certificate is told so at once.
-    pub fn is_lasting(&self) -> bool {
+    pub fn is_permanent(&self) -> bool {
         self.inner.lasting
     }
 

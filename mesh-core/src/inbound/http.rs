@@ -270,7 +270,9 @@ impl Mesh {
 impl HttpListener {
     /// Serves a tower service on hyper until a drain begins, then lets the live connections finish.
     ///
-    /// `service` is cloned per connection and sees hyper's request bodies.
+    /// `service` is cloned per connection and sees hyper's request bodies. One whose length its client did not say counts as
+    /// nothing in `istio_request_bytes`, for nobody else can make such a body to count it: axum's and tonic's servers have
+    /// bodies that are counted as they are read.
     ///
     /// # Cancel safety
     ///

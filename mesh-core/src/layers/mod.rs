@@ -51,6 +51,8 @@ pub use jwt::{RefuseTokens, RefuseTokensLayer, TokenLocations};
 pub(crate) use observe::peer_labels;
 pub use observe::{Observe, ObserveBody, ObserveFuture, ObserveLayer};
 pub use reply::{LocalResponse, ReplyBody, ReplyFuture};
+#[cfg(feature = "http")]
+pub(crate) use retry::{AppBody, Replay, Sent, erase};
 pub use retry::{ReplayBody, Retry, RetryBudget, RetryFuture, RetryLayer};
 pub use timeout::{Deadline, DeadlineBody, DeadlineFuture, DeadlineLayer, TimeoutLayer};
 

@@ -147,3 +147,6 @@ impl Cut {
         self.writer.register(cx.waker());
     }
 }
+
+#[cfg(test)]
+mod tests;

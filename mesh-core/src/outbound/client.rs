@@ -3,22 +3,21 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, Uri, Version, header};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
 use super::account;
+use super::body::MeshBody;
 use super::dial::Tried;
 use super::exchange::{Age, Returned, Unanswered};
 use super::http_pool::Protocol;
-use super::replay::{AppBody, Replay};
 use super::report::RequestReport;
 use crate::error::BoxError;
+use crate::layers::{AppBody, Replay, erase};
 use crate::telemetry::request_id;
 use crate::{Error, ErrorKind, Mesh};
 
@@ -67,7 +66,9 @@ impl MeshClient {
     /// # Errors
     ///
     /// [`Error::reply`] gives the HTTP status that a proxy would answer instead.
-    /// [`ErrorKind::RequestTimeout`] when no response has begun within the builder's `request_timeout`.
+    /// [`ErrorKind::RequestTimeout`] when no response has begun within the builder's `request_timeout`, and for its body
+    /// when that stalls for the builder's `response_idle_timeout`; [`ErrorKind::Draining`] once a
+    /// [shutdown](Mesh::shutdown) is over.
     ///
     /// # Cancel safety
     ///
@@ -77,11 +78,7 @@ impl MeshClient {
         B: Body + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let request = request.map(|body| {
-            body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
-                .map_err(Into::into)
-                .boxed_unsync()
-        });
+        let request = request.map(erase);
         let mesh = self.mesh.clone();
         ResponseFuture {
             inner: Box::pin(async move { send(&mesh, request).await }),
@@ -124,7 +121,10 @@ async fn send(mesh: &Mesh, mut request: Request<AppBody>) -> Result<Response<Mes
     match result {
         Ok((response, returned)) => {
             report.head(&response);
-            Ok(response.map(|body| MeshBody::new(body, returned, report)))
+            let idle = mesh.inner.settings().response_idle_timeout;
+            // The streams of gRPC may be silent for as long as they like; they bring their own deadlines.
+            let idle = idle.filter(|_| !report.is_grpc());
+            Ok(response.map(|body| MeshBody::new(body, returned, report, idle)))
         }
         Err(error) => {
             report.failed(&error);
@@ -142,7 +142,8 @@ async fn attempts(
     let destination = super::target::Destination::of_uri(request.uri())?;
     let protocol = prepare(&mut request)?;
     let (head, body) = request.into_parts();
-    let body = Replay::new(body, mesh.inner.settings().replay_buffer);
+    // Dropped with the last attempt's outcome, it keeps nothing for a further one.
+    let (body, mut attempt) = Replay::begin(body, mesh.inner.settings().replay_buffer);
     report.sends(body.sent());
     let head = Request::from_parts(head, ());
     let mesh = &mesh.inner;
@@ -150,9 +151,6 @@ async fn attempts(
     pool.budget().record_request(Instant::now());
     let mut tried = Tried::default();
     let mut attempts = 1;
-    let Some(mut attempt) = body.attempt() else {
-        return Err(Error::new(ErrorKind::Internal).with_detail("a body that nobody read is gone"));
-    };
     loop {
         let route = match deadline {
             None => mesh.route(&destination, &tried).await,
@@ -179,10 +177,7 @@ async fn attempts(
                 let age = connection.age();
                 let request = head.clone().map(|()| attempt);
                 let Unanswered { error, unsent } = match connection.send(request).await {
-                    Ok(answer) => {
-                        body.settle();
-                        return Ok(answer);
-                    }
+                    Ok(answer) => return Ok(answer),
                     Err(unanswered) => unanswered,
                 };
                 let error = if unsent {
@@ -267,88 +262,5 @@ impl Future for ResponseFuture {
 impl fmt::Debug for ResponseFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ResponseFuture")
-    }
-}
-
-/// The body of a response. Its connection is used again once it was read to its end.
-pub struct MeshBody {
-    inner: Incoming,
-    returned: Option<Returned>,
-    report: Option<RequestReport>,
-}
-
-impl MeshBody {
-    fn new(inner: Incoming, returned: Returned, report: RequestReport) -> Self {
-        let mut body = Self {
-            inner,
-            returned: Some(returned),
-            report: Some(report),
-        };
-        if body.inner.is_end_stream() {
-            body.finish(None);
-        }
-        body
-    }
-
-    fn finish(&mut self, error: Option<&Error>) {
-        if let Some(report) = self.report.take() {
-            match error {
-                None => report.finished(),
-                Some(error) => report.failed(error),
-            }
-        }
-        // A connection whose answer broke off is not used again.
-        if let (Some(returned), None) = (self.returned.take(), error) {
-            returned.check_in();
-        }
-    }
-}
-
-impl Body for MeshBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let this = self.get_mut();
-        match std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                if let Some(report) = &mut this.report {
-                    report.frame(&frame);
-                }
-                if this.inner.is_end_stream() {
-                    this.finish(None);
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                // The server has seen the request.
-                let error = Error::from_hyper(error).with_retry_safe(false);
-                this.finish(Some(&error));
-                Poll::Ready(Some(Err(error)))
-            }
-            None => {
-                this.finish(None);
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-impl fmt::Debug for MeshBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MeshBody")
-            .field("inner", &self.inner)
-            .finish_non_exhaustive()
     }
 }

@@ -18,6 +18,7 @@ use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
 use crate::settings::{OutboundPolicy, deadline};
+use crate::shutdown::Phase;
 use crate::snapshot::{
     self, EndpointId, Hop, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
 };
@@ -65,7 +66,8 @@ impl Mesh {
     /// # Errors
     ///
     /// By [`Error::kind`]: what the mesh does not know or has no healthy endpoint for, what refused
-    /// or did not answer, and [`ErrorKind::NotReady`] after the start time-out.
+    /// or did not answer, [`ErrorKind::NotReady`] after the start time-out, and [`ErrorKind::Draining`] once a
+    /// [`shutdown`](Self::shutdown) is over.
     ///
     /// # Cancel safety
     ///
@@ -128,6 +130,11 @@ impl MeshInner {
         destination: &Destination,
         tried: &Tried,
     ) -> Result<Route, Error> {
+        if *self.phase.borrow() == Phase::Over {
+            return Err(Error::new(ErrorKind::Draining).with_detail(format!(
+                "{destination}: nothing goes out after the shutdown"
+            )));
+        }
         // Nothing goes out before the first snapshot.
         self.ready().await?;
         let source = Source::new(self.record_known().await?)
@@ -312,7 +319,7 @@ async fn dial(transport: &Transport, limit: Duration, to: SocketAddr) -> io::Res
         .unwrap_or_else(|_| {
             Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("no connection to {to} within {limit:?}"),
+                format!("no answer within {limit:?}"),
             ))
         })
 }

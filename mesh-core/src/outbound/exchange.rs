@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 
 use super::http_pool::{Running, Using};
-use super::replay::RequestBody;
+use crate::layers::ReplayBody;
 use crate::mesh::MeshInner;
 use crate::snapshot::Hop;
 use crate::{Error, ErrorKind};
@@ -22,12 +22,12 @@ pub(super) struct Home {
 /// A connection that can take a request now.
 pub(super) enum Checkout {
     Http1(Exclusive, Home, Age),
-    Http2(http2::SendRequest<RequestBody>, Using, Age),
+    Http2(http2::SendRequest<ReplayBody>, Using, Age),
 }
 
 /// An HTTP/1.1 connection.
 pub(super) struct Exclusive {
-    pub(super) sender: http1::SendRequest<RequestBody>,
+    pub(super) sender: http1::SendRequest<ReplayBody>,
     pub(super) running: Running,
 }
 
@@ -50,7 +50,7 @@ impl Checkout {
     /// Sends the request.
     pub(super) async fn send(
         self,
-        request: Request<RequestBody>,
+        request: Request<ReplayBody>,
     ) -> Result<(Response<Incoming>, Returned), Unanswered> {
         match self {
             Self::Http1(mut exclusive, home, _) => {

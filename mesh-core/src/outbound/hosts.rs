@@ -72,33 +72,45 @@ impl Hosts {
         }
     }
 
-    /// The addresses of a host, never none, in the order in which to try them.
+    /// The addresses of a host, never none, in the order in which to try them. The future holds no handle.
     ///
     /// Cancel safe: a look-up that has begun goes on, for others and for those to come.
-    pub(super) async fn look_up(&self, host: &str, tasks: &Tasks) -> Result<Arc<[IpAddr]>, Error> {
-        let failed = || Error::new(ErrorKind::HostLookup).with_detail(host.to_owned());
-        let looked = lock(&self.table).look(host, Instant::now());
-        let mut answer = match looked {
-            Looked::Known(addresses) => return Ok(addresses),
-            Looked::Asked(answer) => answer,
+    pub(crate) fn look_up(
+        &self,
+        host: &str,
+        tasks: &Tasks,
+    ) -> impl Future<Output = Result<Arc<[IpAddr]>, Error>> + Send + use<> {
+        let looked = match lock(&self.table).look(host, Instant::now()) {
+            Looked::Known(addresses) => Ok(addresses),
+            Looked::Asked(answer) => Err(Some(answer)),
             Looked::Ask(tell, answer) => {
                 tasks.spawn(self.ask(host, tell));
-                answer
+                Err(Some(answer))
             }
-            Looked::Full => {
-                return Err(Error::new(ErrorKind::Overloaded)
-                    .with_detail(format!("{host}: too many hosts are being looked up")));
+            Looked::Full => Err(None),
+        };
+        let (host, limit) = (host.to_owned(), self.limit);
+        async move {
+            let mut answer = match looked {
+                Ok(addresses) => return Ok(addresses),
+                Err(Some(answer)) => answer,
+                Err(None) => {
+                    return Err(Error::new(ErrorKind::Overloaded)
+                        .with_detail(format!("{host}: too many hosts are being looked up")));
+                }
+            };
+            let answer = match timeout(limit, answer.wait_for(Option::is_some)).await {
+                Ok(Ok(answer)) => Ok(answer.clone()),
+                Ok(Err(_)) => Ok(None),
+                Err(elapsed) => Err(elapsed),
+            };
+            let failed = Error::new(ErrorKind::HostLookup).with_detail(host);
+            match answer {
+                Ok(Some(Ok(addresses))) => Ok(addresses),
+                Ok(Some(Err(error))) => Err(failed.with_source(error)),
+                Ok(None) => Err(failed.with_source(io::Error::other("the look-up was cut short"))),
+                Err(elapsed) => Err(failed.with_source(elapsed)),
             }
-        };
-        let answer = match timeout(self.limit, answer.wait_for(Option::is_some)).await {
-            Ok(Ok(answer)) => answer.clone(),
-            Ok(Err(_)) => None,
-            Err(elapsed) => return Err(failed().with_source(elapsed)),
-        };
-        match answer {
-            Some(Ok(addresses)) => Ok(addresses),
-            Some(Err(error)) => Err(failed().with_source(error)),
-            None => Err(failed().with_source(io::Error::other("the look-up was cut short"))),
         }
     }
 

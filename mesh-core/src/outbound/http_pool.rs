@@ -16,9 +16,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::exchange::{Age, Checkout, Exclusive, Home};
-use super::replay::RequestBody;
 use crate::Error;
-use crate::layers::RetryBudget;
+use crate::layers::{ReplayBody, RetryBudget};
 use crate::mesh::MeshInner;
 use crate::node::NodeInner;
 use crate::snapshot::{Hop, Route, Tunnelled};
@@ -68,7 +67,7 @@ struct Slot {
 
 #[derive(Clone)]
 struct Multiplexed {
-    sender: http2::SendRequest<RequestBody>,
+    sender: http2::SendRequest<ReplayBody>,
     used: Arc<Used>,
     running: Running,
 }

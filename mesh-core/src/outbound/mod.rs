@@ -2,6 +2,8 @@
 
 mod account;
 #[cfg(feature = "http")]
+mod body;
+#[cfg(feature = "http")]
 mod client;
 #[cfg(feature = "http")]
 mod connector;
@@ -14,14 +16,14 @@ mod http_pool;
 #[cfg(feature = "admin")]
 mod live;
 #[cfg(feature = "http")]
-mod replay;
-#[cfg(feature = "http")]
 mod report;
 mod seek;
 mod target;
 
 #[cfg(feature = "http")]
-pub use client::{MeshBody, MeshClient, ResponseFuture};
+pub use body::MeshBody;
+#[cfg(feature = "http")]
+pub use client::{MeshClient, ResponseFuture};
 #[cfg(feature = "http")]
 pub use connector::{Connecting, MeshConnector};
 pub(crate) use dial::PoolKey;

@@ -6,8 +6,8 @@ use http_body::Frame;
 use tokio::time::Instant;
 
 use super::account;
-use super::replay::Sent;
 use super::target::Destination;
+use crate::layers::Sent;
 use crate::mesh::MeshInner;
 use crate::snapshot::Route;
 use crate::telemetry::{Labels, Metrics, RequestLog, RequestOutcome, RequestProtocol, size};
@@ -70,6 +70,10 @@ impl RequestReport {
         request: &Request<B>,
     ) {
         self.route = Some(account::unrouted_request(mesh, destination, error, request));
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.protocol == RequestProtocol::Grpc
     }
 
     pub(super) fn head<B>(&mut self, response: &Response<B>) {

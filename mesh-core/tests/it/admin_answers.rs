@@ -192,6 +192,31 @@ async fn so_many_connections_at_once() {
 }
 
 #[tokio::test]
+async fn a_connection_lives_no_longer_than_set_whatever_it_does() {
+    let node = node(Vec::new());
+    let limit = std::time::Duration::from_millis(200);
+    let address = served(node.admin().connection_timeout(limit)).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = "GET /healthz/ready HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let mut answer = vec![0; 4096];
+    // One question after the other, until it is closed.
+    loop {
+        if stream.write_all(request.as_bytes()).await.is_err() {
+            break;
+        }
+        match stream.read(&mut answer).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => tokio::time::sleep(limit / 20).await,
+        }
+    }
+    exchange(
+        address,
+        "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn a_head_may_have_16_kib() {
     let node = node(Vec::new());
     let address = served(node.admin()).await;

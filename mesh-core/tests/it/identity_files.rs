@@ -201,7 +201,7 @@ async fn files_that_are_replaced_one_by_one_are_no_lasting_error() {
     fs::write(authority.path("ca.crt"), "").unwrap();
     let error = certificates.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
-    assert!(error.is_lasting());
+    assert!(error.is_permanent());
 }
 
 #[tokio::test(start_paused = true)]

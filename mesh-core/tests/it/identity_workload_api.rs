@@ -201,7 +201,7 @@ async fn what_the_agent_pushes_is_used_at_once() {
     let error = watch.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::WrongIdentity);
     // The agent gives it as soon as its entry is registered.
-    assert!(!error.is_lasting());
+    assert!(!error.is_permanent());
     assert!(error.detail().contains(other), "{error}");
     let mut damaged = agent.svid(&own, 5, HOUR);
     damaged.key = vec![1];

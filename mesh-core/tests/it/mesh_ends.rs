@@ -197,6 +197,40 @@ async fn a_peer_whose_certificate_expired_gets_no_more_tunnels_on_its_old_connec
 }
 
 #[tokio::test]
+async fn where_it_is_set_connections_end_with_their_peers_certificate() {
+    let clock = Clock::new();
+    let (issued, judged) = (clock.clone(), clock.clone());
+    let ca = DevCa::ephemeral("cluster.local")
+        .validity(Duration::from_secs(3600))
+        .clock(move || issued.now());
+    let (tell, source) = Told::new(&ca);
+    let world = World::with_source(177, ca, source, |node| {
+        node.clock(move || judged.now()).close_expired(true)
+    });
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let bare = world.bare_client("bare", 2, "server").await;
+    let own = connect_to(SocketAddr::new(world.ip(2), PORT));
+    let (mut tunnel, _) = bare.connect(own).await.unwrap();
+    // The workloads themselves are renewed in time.
+    for seconds in [3000, 700] {
+        clock.advance(Duration::from_secs(seconds));
+        tell.send_modify(|round| *round += 1);
+        let renewed = |mesh: &mesh_core::Mesh| {
+            mesh.certificate().unwrap().not_after() > clock.now() + Duration::from_secs(3500)
+        };
+        until("the certificates are renewed", || {
+            [&client, &server].into_iter().all(renewed)
+        })
+        .await;
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(5), tunnel.read(&mut [0; 1])).await;
+    assert!(ended.expect("the tunnel ends").is_err());
+    let mut fresh = client.connect(format!("server:{PORT}")).await.unwrap();
+    ping(&mut fresh).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_over_for_one_workload_goes_on_for_its_neighbours() {
     let world = World::new(74);
     let (client, server) = world.pair().await;
@@ -351,4 +385,24 @@ async fn a_shutdown_returns_once_what_it_cut_was_told() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
     assert!(sender.is_closed());
+}
+
+#[tokio::test]
+async fn nothing_goes_out_once_a_shutdown_is_over() {
+    let world = World::new(176);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let target = format!("server:{PORT}");
+    // What was opened before is the application's to end.
+    let mut before = client.connect(&target).await.unwrap();
+    client.shutdown(Duration::ZERO).await;
+    ping(&mut before).await.unwrap();
+    let error = client.connect(&target).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Draining);
+    let request = http::Request::get(format!("http://{target}/"))
+        .body(http_body_util::Empty::<bytes::Bytes>::new())
+        .unwrap();
+    let error = client.http_client().request(request).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Draining);
+    assert!(!error.is_retry_safe());
 }

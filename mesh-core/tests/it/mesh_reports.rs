@@ -310,12 +310,23 @@ async fn series_that_nobody_uses_are_forgotten_by_themselves() {
         |_| std::future::ready(Err(std::io::ErrorKind::ConnectionRefused.into())),
         |_| std::future::ready(Err(std::io::ErrorKind::Unsupported.into())),
     );
-    let world = World::with(113, |node| node.transport(transport));
-    let (client, _) = world.pair().await;
-    client.connect(format!("server:{PORT}")).await.unwrap_err();
-    assert!(world.node.metrics().series() > 0);
-    tokio::time::sleep(std::time::Duration::from_secs(12 * 60)).await;
-    assert_eq!(world.node.metrics().series(), 0);
+    let minutes = |minutes: u64| std::time::Duration::from_secs(60 * minutes);
+    for (idle, kept, gone) in [(None, 9, 12), (Some(minutes(30)), 29, 32)] {
+        let world = World::with(113, |node| {
+            let settings = mesh_core::telemetry::MetricsSettings::default();
+            let node = node.transport(transport.clone());
+            match idle {
+                Some(idle) => node.metrics(settings.with_idle(idle)),
+                None => node,
+            }
+        });
+        let (client, _) = world.pair().await;
+        client.connect(format!("server:{PORT}")).await.unwrap_err();
+        tokio::time::sleep(minutes(kept)).await;
+        assert!(world.node.metrics().series() > 0);
+        tokio::time::sleep(minutes(gone - kept)).await;
+        assert_eq!(world.node.metrics().series(), 0);
+    }
 }
 
 #[tokio::test]

@@ -57,8 +57,12 @@ async fn files_that_are_not_there_are_named_and_waited_for() {
     let (lines, _guard) = capture("mesh::config=info");
     let server = mesh(folder.path(), "reviews-v1", ca());
     tokio::time::sleep(Duration::from_millis(600)).await;
-    lines.has(&["WARN", "waiting for it", "mesh.yaml", "No such file"]);
+    lines.has(&["INFO", "waiting for it", "mesh.yaml", "No such file"]);
     assert_eq!(lines.text().matches("waiting for it").count(), 1);
+    // Only when it does not come is something wrong.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    lines.has(&["WARN", "still waiting for it", "mesh.yaml"]);
+    assert_eq!(lines.text().matches("waiting for it").count(), 2);
     let (kind, text, seconds) = fails(&server).await;
     assert_eq!(kind, ErrorKind::NotReady);
     assert!(text.contains("mesh.yaml: No such file"), "{text}");
@@ -77,11 +81,19 @@ async fn files_that_are_not_there_are_named_and_waited_for() {
 async fn a_file_that_does_not_parse_fails_the_start_at_once() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "apiVersion: v1\nkind: [Pod\n");
+    let (lines, _guard) = capture("mesh::config=info");
     let server = mesh(folder.path(), "reviews-v1", ca());
     let (kind, text, seconds) = fails(&server).await;
     assert_eq!(kind, ErrorKind::Config);
     assert!(text.contains("mesh.yaml:"), "{text}");
     assert!(seconds <= 1, "{seconds}");
+    // Nothing is said of a last good version where there is none, and nothing twice.
+    lines.has(&[
+        "WARN",
+        "refused; there is no configuration before it is right",
+    ]);
+    assert!(!lines.text().contains("last good"), "{}", lines.text());
+    assert_eq!(lines.text().matches("WARN").count(), 1, "{}", lines.text());
     // Whoever tries again after an edit starts.
     write(folder.path(), &pod("podIP: 127.90.0.2"));
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -181,7 +193,10 @@ async fn certificate_files_that_are_not_there_are_named_and_waited_for() {
     let (lines, _guard) = capture("mesh::identity=info");
     let server = mesh(folder.path(), "reviews-v1", files(folder.path()));
     tokio::time::sleep(Duration::from_millis(600)).await;
-    lines.has(&["WARN", "tls.crt", "No such file"]);
+    lines.has(&["INFO", "waiting for it", "tls.crt", "No such file"]);
+    assert!(!lines.text().contains("WARN"), "{}", lines.text());
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    lines.has(&["WARN", "still waiting for it", "tls.crt"]);
     let (kind, text, seconds) = fails(&server).await;
     assert_eq!((kind, seconds), (ErrorKind::NotReady, START.as_secs()));
     assert!(text.contains("tls.crt: No such file"), "{text}");

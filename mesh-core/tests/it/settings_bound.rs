@@ -7,7 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Empty};
-use mesh_core::Mesh;
+use mesh_core::config::File;
+use mesh_core::hbone::tls::AdmissionLimits;
+use mesh_core::identity::DevCa;
+use mesh_core::{ErrorKind, Mesh, Node};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -96,5 +99,119 @@ async fn no_more_idle_http_connections_of_an_endpoint_are_kept_than_set() {
             // The task of a connection says when it can take another request.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+/// A body that begins and stalls, in HTTP/1.1.
+const STALLS: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegins";
+
+#[tokio::test]
+async fn a_response_that_stalls_for_too_long_fails_and_its_connection_is_not_used_again() {
+    let limit = Duration::from_millis(100);
+    let world = World::with(174, |node| node.response_idle_timeout(Some(limit)));
+    let (client, server) = world.pair().await;
+    let accepted = by_hand(server.listen(PORT).await.unwrap(), STALLS, usize::MAX);
+    for count in 1..=2 {
+        let request = Request::get(format!("http://server:{PORT}/"));
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let response = client.http_client().request(request).await.unwrap();
+        let error = response.into_body().collect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::RequestTimeout);
+        assert_eq!(error.detail(), Some("nothing of the response for 100ms"));
+        assert!(!error.is_retry_safe());
+        assert_eq!(accepted.load(Ordering::Relaxed), count);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_grpc_may_be_silent_and_so_may_a_body_that_nobody_reads() {
+    let limit = Duration::from_millis(50);
+    let world = World::with(175, |node| node.response_idle_timeout(Some(limit)));
+    let (client, server) = world.pair().await;
+    by_hand(server.listen(PORT).await.unwrap(), STALLS, usize::MAX);
+    let request = || Request::get(format!("http://server:{PORT}/"));
+    let grpc = request().header("content-type", "application/grpc+proto");
+    let grpc = grpc.body(Empty::<Bytes>::new()).unwrap();
+    let mut silent = client
+        .http_client()
+        .request(grpc)
+        .await
+        .unwrap()
+        .into_body();
+    silent.frame().await.unwrap().unwrap();
+    let waits = tokio::time::timeout(4 * limit, silent.frame());
+    assert!(waits.await.is_err(), "it is waited for");
+
+    let plain = request().body(Empty::<Bytes>::new()).unwrap();
+    let mut unread = client
+        .http_client()
+        .request(plain)
+        .await
+        .unwrap()
+        .into_body();
+    tokio::time::sleep(4 * limit).await;
+    let first = unread.frame().await.unwrap().unwrap();
+    assert_eq!(first.into_data().unwrap(), "begins");
+}
+
+/// Who says nothing on the port of tunnels waits for its handshake.
+#[tokio::test]
+async fn connections_without_a_handshake_are_as_many_as_set() {
+    let limits = AdmissionLimits::default().waiting(1);
+    let world = World::with(178, |node| node.admission(limits));
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let tunnels = SocketAddr::new(world.ip(2), 15008);
+    let mut oldest = TcpStream::connect(tunnels).await.unwrap();
+    let mut newest = TcpStream::connect(tunnels).await.unwrap();
+    // The first has to give way to the second; closed or reset, it is over.
+    let mut byte = [0; 1];
+    let over = tokio::time::timeout(Duration::from_secs(10), oldest.read(&mut byte)).await;
+    assert!(!matches!(over.expect("it gives way"), Ok(1..)));
+    let waits = tokio::time::timeout(Duration::from_millis(50), newest.read(&mut byte)).await;
+    assert!(waits.is_err(), "the second waits on");
+    // And to who has something to say.
+    ping(&mut client.connect(format!("server:{PORT}")).await.unwrap())
+        .await
+        .unwrap();
+}
+
+const PODS: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {istio.io/dataplane-mode: ambient}}\n\
+    ---\napiVersion: v1\nkind: Service\nmetadata: {name: server}\n\
+    spec: {clusterIP: 240.179.0.9, selector: {app: server}, ports: [{name: tcp, port: 9080}]}\n\
+    ---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: server}}\nspec: {serviceAccountName: server}\nstatus: {podIP: 127.179.0.2}\n\
+    ---\napiVersion: v1\nkind: Pod\nmetadata: {name: client}\nspec: {serviceAccountName: client}\nstatus: {podIP: 127.179.0.1}\n\
+    ---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: mesh-root}\nspec: {action: DENY, rules: [{}]}\n";
+
+/// A policy in the root namespace is everybody's, and services have the cluster's domain.
+#[tokio::test]
+async fn files_are_read_with_the_builders_root_namespace_and_domain() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    std::fs::write(&file, PODS).unwrap();
+    for (root, denied) in [("istio-system", false), ("mesh-root", true)] {
+        let node = Node::builder()
+            .root_namespace(root)
+            .cluster_domain("mesh.example")
+            .config(File::watch(&file))
+            .identity(DevCa::ephemeral("cluster.local"))
+            .build_node()
+            .unwrap();
+        let [client, server] =
+            ["client", "server"].map(|name| node.workload("default", name, name).unwrap());
+        echo(server.listen(PORT).await.unwrap());
+        let virtual_address = [std::net::IpAddr::from([240, 179, 0, 9])];
+        for name in ["server", "server.default.svc.mesh.example"] {
+            assert_eq!(client.resolve(name).await.unwrap(), virtual_address);
+        }
+        let elsewhere = client.resolve("server.default.svc.cluster.local").await;
+        assert_eq!(elsewhere.unwrap_err().kind(), ErrorKind::UnknownHost);
+        let connected = client.connect("server.default.svc.mesh.example:9080").await;
+        assert_eq!(
+            connected.as_ref().is_err_and(mesh_core::Error::is_denied),
+            denied,
+            "{root}: {connected:?}"
+        );
+        server.shutdown(Duration::ZERO).await;
     }
 }

@@ -199,7 +199,7 @@ impl Xds {
                     let address = self.control_plane.address();
                     let reason =
                         format!("{address}: which address of this host reaches it: {error}");
-                    link.source_problem(NAME, Some(reason))?;
+                    link.source_problem(NAME, Some((reason, true)))?;
                 }
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -430,7 +430,9 @@ impl Follow {
                 types.join(", ")
             )
         });
-        self.link.source_problem(NAME, problem)
+        // What was refused stands refused until the control plane says something else.
+        self.link
+            .source_problem(NAME, problem.map(|problem| (problem, false)))
     }
 
     fn disconnected(&mut self, error: Option<&XdsError>) -> Result<(), Error> {
@@ -459,8 +461,14 @@ impl Follow {
                 None => reason,
             }));
         }
-        tracing::warn!(target: "mesh::config", %reason, "no configuration yet");
-        self.link.source_problem(NAME, Some(reason))
+        let comes = error.is_none_or(|error| {
+            let kind = error.kind();
+            matches!(
+                kind,
+                XdsErrorKind::Connection | XdsErrorKind::Token | XdsErrorKind::Unavailable
+            )
+        });
+        self.link.source_problem(NAME, Some((reason, comes)))
     }
 }
 

@@ -11,23 +11,22 @@ use tokio::time::Sleep;
 use tower_service::Service;
 use tracing::debug;
 
-use super::ReplayBody;
-use super::body::Slot;
 use super::layer::{Settings, Shared};
+use super::replay::{Replay, ReplayBody, erase};
 use crate::error::{BoxError, Error};
 
 pin_project! {
     /// The future of [`Retry`](super::Retry). Dropping it ends the attempt or the wait that is under way.
-    pub struct RetryFuture<S, B>
+    pub struct RetryFuture<S>
     where
-        S: Service<Request<ReplayBody<B>>>,
+        S: Service<Request<ReplayBody>>,
     {
         service: S,
         // To send it again.
         head: http::request::Parts,
-        slot: Slot<B>,
+        replay: Option<Replay>,
         // Between two attempts.
-        body: Option<B>,
+        body: Option<ReplayBody>,
         settings: Settings,
         shared: Arc<Shared>,
         retries: u32,
@@ -45,25 +44,28 @@ pin_project! {
     }
 }
 
-impl<S, B> RetryFuture<S, B>
+impl<S> RetryFuture<S>
 where
-    S: Service<Request<ReplayBody<B>>>,
-    B: Body,
+    S: Service<Request<ReplayBody>>,
 {
     /// `service` is ready.
-    pub(super) fn new(
+    pub(super) fn new<B>(
         mut service: S,
         request: Request<B>,
         settings: Settings,
         shared: Arc<Shared>,
-    ) -> Self {
+    ) -> Self
+    where
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         let (head, body) = request.into_parts();
-        let (body, slot) = ReplayBody::new(body);
+        let (replay, body) = Replay::begin(erase(body), settings.replay_buffer);
         let attempt = service.call(Request::from_parts(head.clone(), body));
         Self {
             service,
             head,
-            slot,
+            replay: Some(replay),
             body: None,
             settings,
             shared,
@@ -73,11 +75,10 @@ where
     }
 }
 
-impl<S, B, R> Future for RetryFuture<S, B>
+impl<S, R> Future for RetryFuture<S>
 where
-    S: Service<Request<ReplayBody<B>>, Response = Response<R>>,
+    S: Service<Request<ReplayBody>, Response = Response<R>>,
     S::Error: Into<BoxError>,
-    B: Body,
 {
     type Output = Result<Response<R>, Error>;
 
@@ -87,20 +88,22 @@ where
             match this.state.as_mut().project() {
                 StateProjection::Trying { attempt } => {
                     let error = match ready!(attempt.poll(cx)) {
-                        Ok(response) => return Poll::Ready(Ok(response)),
+                        Ok(response) => {
+                            // Nothing is kept for another attempt.
+                            *this.replay = None;
+                            return Poll::Ready(Ok(response));
+                        }
                         Err(error) => Error::from(error.into()),
                     };
-                    if !error.is_retry_safe() || *this.retries >= this.settings.retries {
-                        return Poll::Ready(Err(error));
-                    }
+                    let again = error.is_retry_safe() && *this.retries < this.settings.retries;
                     // Taken now: whatever still holds the failed attempt can no longer read it.
-                    let Some(body) = this.slot.take() else {
-                        return Poll::Ready(Err(error));
-                    };
-                    if !this.shared.try_retry() {
+                    let replay = this.replay.as_ref().filter(|_| again);
+                    let body = replay.and_then(Replay::attempt);
+                    if body.is_none() || !this.shared.try_retry() {
+                        *this.replay = None;
                         return Poll::Ready(Err(error));
                     }
-                    *this.body = Some(body);
+                    *this.body = body;
                     *this.retries += 1;
                     let wait = this.settings.wait(*this.retries, this.shared);
                     debug!(
@@ -124,8 +127,6 @@ where
                     let Some(body) = this.body.take() else {
                         unreachable!("a retry begins with a body in hand");
                     };
-                    let (body, slot) = ReplayBody::new(body);
-                    *this.slot = slot;
                     let request = Request::from_parts(this.head.clone(), body);
                     let attempt = this.service.call(request);
                     this.state.set(State::Trying { attempt });
@@ -135,9 +136,9 @@ where
     }
 }
 
-impl<S, B> fmt::Debug for RetryFuture<S, B>
+impl<S> fmt::Debug for RetryFuture<S>
 where
-    S: Service<Request<ReplayBody<B>>>,
+    S: Service<Request<ReplayBody>>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryFuture")

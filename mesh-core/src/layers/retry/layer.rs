@@ -33,6 +33,7 @@ pub struct RetryLayer {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Settings {
     pub(super) retries: u32,
+    pub(super) replay_buffer: usize,
     backoff: Backoff,
 }
 
@@ -45,11 +46,12 @@ pub(super) struct Shared {
 
 impl RetryLayer {
     /// Two retries at most, as in Istio, each after a random part of 25 ms, then of 75 ms; the
-    /// [default budget](RetryBudget::new).
+    /// [default budget](RetryBudget::new); bodies are kept up to 64 KiB.
     pub fn new() -> Self {
         Self {
             settings: Settings {
                 retries: 2,
+                replay_buffer: 64 << 10,
                 backoff: Backoff {
                     base: Duration::from_millis(25),
                     max: Duration::from_millis(250),
@@ -66,6 +68,15 @@ impl RetryLayer {
     #[must_use]
     pub fn retries(mut self, retries: u32) -> Self {
         self.settings.retries = retries;
+        self
+    }
+
+    /// Sets how much of a request's body is kept until the request is answered, in bytes, as
+    /// [`Builder::replay_buffer`](crate::Builder::replay_buffer) does: default 65 536; 0 keeps nothing, so that a body
+    /// of which something was read is not sent again.
+    #[must_use]
+    pub fn replay_buffer(mut self, bytes: usize) -> Self {
+        self.settings.replay_buffer = bytes;
         self
     }
 

@@ -1,21 +1,66 @@
 //! A request's body that can be sent from its beginning again, as far as it is kept.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::combinators::UnsyncBoxBody;
+use pin_project_lite::pin_project;
 
 use crate::error::BoxError;
 use crate::telemetry::size;
 use crate::{Error, ErrorKind};
 
-/// The body of a request as the application gave it.
-pub(super) type AppBody = UnsyncBoxBody<Bytes, BoxError>;
+/// The body of a request as the application gave it, its type forgotten.
+pub(crate) type AppBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
+
+/// Forgets the type of a body.
+pub(crate) fn erase<B>(body: B) -> AppBody
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    Box::pin(Erased { inner: body })
+}
+
+pin_project! {
+    /// A body with our types of data and error.
+    struct Erased<B> {
+        #[pin]
+        inner: B,
+    }
+}
+
+impl<B> Body for Erased<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let bytes = |mut data: B::Data| data.copy_to_bytes(data.remaining());
+        self.project().inner.poll_frame(cx).map(|frame| {
+            frame.map(|frame| frame.map(|frame| frame.map_data(bytes)).map_err(Into::into))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
 
 /// How many frames are kept at most: each costs some memory beside its bytes.
 const MAX_FRAMES: usize = 64;
@@ -29,7 +74,10 @@ const COPIED: usize = 1024;
 /// Only the latest attempt reads on; what it reads that is not kept is gone, and the body with it. Large frames
 /// are shared, not copied. The application's body lives no longer than the last attempt to send it, and is
 /// never polled under the lock.
-pub(super) struct Replay {
+///
+/// Dropping it says that there will be no further attempt: nothing is kept any more but for what the latest one has
+/// still to send.
+pub(crate) struct Replay {
     shared: Arc<Mutex<Shared>>,
     sent: Arc<AtomicU64>,
     empty: bool,
@@ -49,6 +97,8 @@ struct Shared {
     whole: bool,
     /// The attempt that may read.
     attempt: u32,
+    /// Whether that attempt is still being sent by somebody.
+    sending: bool,
     /// Wakes the latest attempt while the one before still polls the rest.
     waiting: Option<Waker>,
 }
@@ -70,8 +120,11 @@ enum Kept {
     Trailers(HeaderMap),
 }
 
-/// The body of one attempt.
-pub(super) struct RequestBody {
+/// The body of a request that may be sent again, as far as what was read of it is kept.
+///
+/// When the request has been sent again, the body of the earlier attempt fails if it is read after all: the bytes
+/// are the later attempt's.
+pub struct ReplayBody {
     shared: Arc<Mutex<Shared>>,
     /// How many bytes of the body the latest attempt has taken, trailers included.
     sent: Arc<AtomicU64>,
@@ -82,8 +135,14 @@ pub(super) struct RequestBody {
 }
 
 impl Replay {
-    /// Keeps at most `bound` bytes.
-    pub(super) fn new(body: AppBody, bound: usize) -> Self {
+    /// Keeps at most `bound` bytes for later attempts than the first, which is returned with it.
+    pub(crate) fn begin(body: AppBody, bound: usize) -> (Self, ReplayBody) {
+        let replay = Self::new(body, bound);
+        let first = replay.next(&mut lock(&replay.shared));
+        (replay, first)
+    }
+
+    fn new(body: AppBody, bound: usize) -> Self {
         let (empty, hint) = (body.is_end_stream(), body.size_hint());
         let shared = Shared {
             rest: if empty { Rest::Ended } else { Rest::Here(body) },
@@ -93,6 +152,7 @@ impl Replay {
             room: bound,
             whole: true,
             attempt: 0,
+            sending: false,
             waiting: None,
         };
         Self {
@@ -105,42 +165,55 @@ impl Replay {
 
     /// The body from its beginning, for one more attempt; `None` when its beginning is gone. Earlier
     /// attempts, whoever still holds them, get no more of it.
-    pub(super) fn attempt(&self) -> Option<RequestBody> {
+    pub(crate) fn attempt(&self) -> Option<ReplayBody> {
         let mut shared = lock(&self.shared);
         if !shared.whole {
             return None;
         }
+        Some(self.next(&mut shared))
+    }
+
+    fn next(&self, shared: &mut Shared) -> ReplayBody {
         shared.attempt += 1;
+        shared.sending = true;
         shared.given = 0;
         self.sent.store(0, Ordering::Relaxed);
-        Some(RequestBody {
+        ReplayBody {
             shared: Arc::clone(&self.shared),
             sent: Arc::clone(&self.sent),
             attempt: shared.attempt,
             begun: false,
             empty: self.empty,
             hint: self.hint,
-        })
-    }
-
-    /// Lets go of what is kept, but for what the latest attempt has still to send: the request is answered,
-    /// and will not be sent again.
-    pub(super) fn settle(&self) {
-        lock(&self.shared).settle();
+        }
     }
 
     /// Tells how much of the body was sent. Holds nothing of it.
-    pub(super) fn sent(&self) -> Sent {
+    #[cfg(feature = "http")]
+    pub(crate) fn sent(&self) -> Sent {
         Sent(Arc::clone(&self.sent))
     }
 }
 
-/// How much of a request's body its latest attempt sent.
-pub(super) struct Sent(Arc<AtomicU64>);
+impl Drop for Replay {
+    fn drop(&mut self) {
+        let unsent = {
+            let mut shared = lock(&self.shared);
+            shared.settle();
+            (!shared.sending).then(|| shared.abandon())
+        };
+        drop(unsent);
+    }
+}
 
+/// How much of a request's body its latest attempt sent.
+#[cfg(feature = "http")]
+pub(crate) struct Sent(Arc<AtomicU64>);
+
+#[cfg(feature = "http")]
 impl Sent {
     /// In bytes, so far.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -291,13 +364,13 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl RequestBody {
+impl ReplayBody {
     fn again(what: &'static str) -> BoxError {
         Error::new(ErrorKind::Internal).with_detail(what).into()
     }
 }
 
-impl Body for RequestBody {
+impl Body for ReplayBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -385,15 +458,27 @@ impl Body for RequestBody {
     }
 }
 
-impl Drop for RequestBody {
+impl Drop for ReplayBody {
     fn drop(&mut self) {
         // Nobody will send it: the application's side of the body may know.
         let unsent = {
             let mut shared = lock(&self.shared);
-            let last = shared.attempt == self.attempt && !shared.whole;
-            last.then(|| shared.abandon())
+            let latest = shared.attempt == self.attempt;
+            if latest {
+                shared.sending = false;
+            }
+            (latest && !shared.whole).then(|| shared.abandon())
         };
         drop(unsent);
+    }
+}
+
+impl fmt::Debug for ReplayBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayBody")
+            .field("begun", &self.begun)
+            .field("size_hint", &self.hint)
+            .finish_non_exhaustive()
     }
 }
 

@@ -31,13 +31,14 @@ impl<S> Retry<S> {
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Retry<S>
 where
-    S: Service<Request<ReplayBody<ReqBody>>, Response = Response<ResBody>> + Clone,
+    S: Service<Request<ReplayBody>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
-    ReqBody: Body,
+    ReqBody: Body + Send + 'static,
+    ReqBody::Error: Into<BoxError>,
 {
     type Response = Response<ResBody>;
     type Error = Error;
-    type Future = RetryFuture<S, ReqBody>;
+    type Future = RetryFuture<S>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner

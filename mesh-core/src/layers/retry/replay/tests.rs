@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 use std::task::Waker;
 
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::StreamBody;
 use proptest::prelude::*;
 
 use super::*;
@@ -16,13 +16,11 @@ fn body(sizes: &[usize], trailers: bool) -> AppBody {
     last.insert("end", "here".parse().unwrap());
     let last = trailers.then(|| Frame::trailers(last));
     let frames: Vec<_> = data.chain(last).map(Ok::<_, Infallible>).collect();
-    StreamBody::new(futures_util::stream::iter(frames))
-        .map_err(Into::into)
-        .boxed_unsync()
+    erase(StreamBody::new(futures_util::stream::iter(frames)))
 }
 
 /// Reads at most so many frames: their bytes, and whether it failed.
-fn read(body: &mut RequestBody, frames: usize) -> (Vec<u8>, bool, bool) {
+fn read(body: &mut ReplayBody, frames: usize) -> (Vec<u8>, bool, bool) {
     let (mut bytes, mut trailers) = (Vec::new(), false);
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..frames {
@@ -80,8 +78,7 @@ proptest! {
             let (nothing, _, failed) = read(&mut overtaken, 1);
             prop_assert!(nothing.is_empty() && failed);
         }
-        replay.settle();
-        prop_assert!(replay.attempt().is_none());
+        drop(replay);
         let (bytes, ended, failed) = read(&mut attempt, usize::MAX);
         prop_assert!(!failed);
         prop_assert_eq!(bytes, expected);
@@ -92,10 +89,8 @@ proptest! {
 #[test]
 fn a_body_that_failed_is_not_sent_again() {
     let frames = [Ok(Frame::data(Bytes::from_static(b"a"))), Err("lost")];
-    let body = StreamBody::new(futures_util::stream::iter(frames))
-        .map_err(Into::into)
-        .boxed_unsync();
-    let replay = Replay::new(body, 100);
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    let replay = Replay::new(erase(body), 100);
     let mut attempt = replay.attempt().unwrap();
     assert!(read(&mut attempt, 2).2);
     assert!(replay.attempt().is_none());
@@ -103,8 +98,7 @@ fn a_body_that_failed_is_not_sent_again() {
 
 #[test]
 fn an_empty_body_is_one_from_the_start() {
-    let empty = http_body_util::Empty::new().map_err(|never: Infallible| match never {});
-    let replay = Replay::new(empty.boxed_unsync(), 0);
+    let replay = Replay::new(erase(http_body_util::Empty::<Bytes>::new()), 0);
     let attempt = replay.attempt().unwrap();
     assert!(attempt.is_end_stream());
     assert_eq!(attempt.size_hint().exact(), Some(0));
@@ -132,19 +126,46 @@ impl Body for Channel {
 fn a_body_ends_with_the_attempt_to_send_it_whoever_still_asks_how_much_was_sent() {
     let (sender, receiver) = tokio::sync::mpsc::channel(2);
     sender.try_send(Bytes::from_static(b"abc")).unwrap();
-    let replay = Replay::new(Channel(receiver).boxed_unsync(), 100);
+    let replay = Replay::new(erase(Channel(receiver)), 100);
     let overtaken = replay.attempt().unwrap();
     let mut attempt = replay.attempt().unwrap();
     let sent = replay.sent();
     let mut cx = Context::from_waker(Waker::noop());
     assert!(Pin::new(&mut attempt).poll_frame(&mut cx).is_ready());
     assert!(Pin::new(&mut attempt).poll_frame(&mut cx).is_pending());
-    replay.settle();
+    drop(replay);
     assert!(!sender.is_closed(), "it is still being sent");
     drop(attempt);
     assert!(sender.is_closed());
     assert_eq!(sent.bytes(), 3);
-    drop((overtaken, replay));
+    drop(overtaken);
+}
+
+/// A request that fails leaves attempts behind that a connection has not let go of yet.
+#[test]
+fn a_body_ends_with_the_request_when_its_latest_attempt_has_ended_before() {
+    let (sender, receiver) = tokio::sync::mpsc::channel(2);
+    let replay = Replay::new(erase(Channel(receiver)), 100);
+    let overtaken = replay.attempt().unwrap();
+    let attempt = replay.attempt().unwrap();
+    drop(attempt);
+    assert!(!sender.is_closed(), "it may be sent again");
+    drop(replay);
+    assert!(sender.is_closed());
+    drop(overtaken);
+}
+
+#[test]
+fn nothing_is_kept_for_a_request_that_will_not_be_sent_again() {
+    let replay = Replay::new(body(&[30, 30], false), 100);
+    let mut attempt = replay.attempt().unwrap();
+    read(&mut attempt, 1);
+    let shared = Arc::clone(&replay.shared);
+    assert_eq!(lock(&shared).kept.len(), 1);
+    drop(replay);
+    assert_eq!(lock(&shared).kept.len(), 0);
+    read(&mut attempt, 1);
+    assert_eq!(lock(&shared).kept.len(), 0);
 }
 
 #[test]
@@ -188,13 +209,13 @@ impl Body for Asks {
 }
 
 thread_local! {
-    static NEXT: std::cell::RefCell<Option<(RequestBody, Replay)>> = const { std::cell::RefCell::new(None) };
+    static NEXT: std::cell::RefCell<Option<(ReplayBody, Replay)>> = const { std::cell::RefCell::new(None) };
 }
 
 #[test]
 fn a_body_is_polled_without_the_lock_and_a_new_attempt_gets_what_the_old_one_read() {
     let slot = Arc::new(Mutex::new(None));
-    let replay = Replay::new(Asks(Arc::clone(&slot)).boxed_unsync(), 100);
+    let replay = Replay::new(erase(Asks(Arc::clone(&slot))), 100);
     let mut attempt = replay.attempt().unwrap();
     *slot.lock().unwrap() = Some((replay.sent(), replay));
     let (bytes, _, failed) = read(&mut attempt, 1);
@@ -215,7 +236,7 @@ fn a_small_frame_does_not_keep_the_buffer_that_it_is_a_slice_of() {
     let frame = Bytes::from_owner(Large(Arc::clone(&held))).slice(..10);
     let frames = [Ok::<_, Infallible>(Frame::data(frame))];
     let body = StreamBody::new(futures_util::stream::iter(frames));
-    let replay = Replay::new(body.map_err(Into::into).boxed_unsync(), 100);
+    let replay = Replay::new(erase(body), 100);
     let mut attempt = replay.attempt().unwrap();
     assert_eq!(read(&mut attempt, 5).0, [7; 10]);
     assert_eq!(Arc::strong_count(&held), 1);
