@@ -45,6 +45,27 @@
 //! Features add and never change behaviour; `aws-lc-rs` and `ring` may both be on. The crypto
 //! provider is a value of the builder: the process default is neither read nor set.
 //!
+//! # Logs
+//!
+//! Events of `tracing`, under these targets. What somebody should look at is WARN or ERROR; each denial is DEBUG, since
+//! who is denied can repeat it as often as it likes.
+//!
+//! | target | says |
+//! |---|---|
+//! | `mesh::access` | connections and requests as they end: [`telemetry::AccessLog`], [`telemetry::RequestLog`] |
+//! | `mesh::admin` | connections to the admin service that failed |
+//! | `mesh::authz` | connections and requests that were refused, with policy and rule; dry runs |
+//! | `mesh::config` | configuration that was applied, refused or passed over; what is waited for; the control plane |
+//! | `mesh::hbone` | tunnels and their connections, in detail |
+//! | `mesh::health` | the readiness probe |
+//! | `mesh::identity` | certificates and roots: what was renewed, what could not be, what is waited for |
+//! | `mesh::inbound` | listeners: connections that failed before they were judged, layers that are missing |
+//! | `mesh::layers` | errors that a layer answered, requests that came around the listener |
+//! | `mesh::net` | sockets |
+//! | `mesh::node` | tasks that ended, drains that cut |
+//! | `mesh::outbound` | hosts outside of the mesh, connections that were tried again or closed |
+//! | `mesh::retry` | [`layers::RetryLayer`]: requests that were sent again |
+//!
 //! # Stability
 //!
 //! Before 1.0 every minor version may break. Not covered by any promise: `Debug` output, the text of

@@ -331,7 +331,12 @@ async fn a_program_that_takes_too_long_is_killed_with_its_descendants() {
     let why = probe.attempt(&around()).await.unwrap_err();
     assert_eq!(why, "exec sh: no answer within 2s");
     let pid = std::fs::read_to_string(&file).unwrap();
-    let gone = || !Path::new("/proc").join(pid.trim()).exists();
+    let stat = Path::new("/proc").join(pid.trim()).join("stat");
+    // Who has adopted it may leave it a zombie.
+    let gone = || match std::fs::read_to_string(&stat) {
+        Ok(stat) => stat.rsplit(')').next().unwrap().trim().starts_with('Z'),
+        Err(_) => true,
+    };
     for _ in 0..1000 {
         if gone() {
             return;

@@ -216,3 +216,29 @@ fn the_index_of_examples_names_them_all() {
     let rows = index.lines().filter(|line| line.starts_with("| [")).count();
     assert_eq!(rows, examples);
 }
+
+#[test]
+fn every_target_of_logs_is_documented() {
+    let sources = sources();
+    let (_, page) = sources
+        .iter()
+        .find(|(name, _)| name == "mesh-core/src/lib.rs")
+        .expect("the crate's page");
+    let mut used = std::collections::BTreeSet::new();
+    for (name, text) in sources.iter().filter(|(name, _)| is_library_source(name)) {
+        // `target: "mesh::x"`, and the constant of access records.
+        for quoted in text.split("\"mesh::").skip(1) {
+            let target = quoted.split('"').next().unwrap_or_default();
+            assert!(
+                page.contains(&format!("| `mesh::{target}` |")),
+                "{name}: mesh::{target}"
+            );
+            used.insert(target.to_owned());
+        }
+    }
+    assert_eq!(
+        page.matches("//! | `mesh::").count(),
+        used.len(),
+        "{used:?}"
+    );
+}
