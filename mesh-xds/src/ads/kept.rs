@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::state::{Delivery, Pending, Session};
-use super::subscription::Version;
-use crate::model::Update;
+use super::subscription::{Known, Version};
+use crate::decode::Replicas;
 
 /// A resource as the control plane sent it, to be given to a later session:
 /// see [`Settings::with_restored`](super::Settings::with_restored).
@@ -136,16 +136,27 @@ impl Session {
         let Some(index) = index else {
             return (delivery, true);
         };
-        let mut pending = Pending::restored(index, kept.len());
+        let number = self.next_number();
+        let mut pending = Pending::restored(index, number);
+        let mut replicas = Replicas::default();
+        let known = &mut self.subscriptions[index].known;
         let mut whole = true;
         for one in kept {
-            match self.decoder.decode(&one.type_url, &one.name, &one.value) {
+            let decoded = self
+                .decoder
+                .decode(&mut replicas, &one.type_url, &one.name, &one.value);
+            match decoded {
                 Ok(update) => {
-                    delivery
-                        .updates
-                        .extend(update.into_iter().collect::<Vec<Update>>());
-                    let version = Version::new(&one.version);
-                    pending.accepted.push((one.name, version));
+                    delivery.updates.extend(update);
+                    let name: Arc<str> = one.name.into();
+                    let here = Known {
+                        version: Version::new(&one.version),
+                        seen: number,
+                    };
+                    let before = known.insert(Arc::clone(&name), here);
+                    pending
+                        .before
+                        .push((name, before.map(|known| known.version)));
                 }
                 Err(rejection) => {
                     tracing::warn!(

@@ -7,22 +7,19 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use prost::bytes::Bytes;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::kept::{Changed, Kept};
+use super::receive::restore;
 use super::refusal::Refusal;
 use super::settings::{Interest, MAX_NAME, Settings};
 use super::subscription::{Reply, Subscription, Version, Wanted};
-use crate::decode::{Decoder, ResourceType};
+use crate::decode::{Decoder, Replicas, ResourceType};
 use crate::error::{Error, ErrorKind};
 use crate::model::{Rejection, ResourceName, Update};
 use crate::proto::envoy::config::core::v3::Node;
-use crate::proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
-use crate::proto::google::protobuf::Any;
+use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use crate::proto::google::rpc::Status;
 use crate::proto::type_url;
 
@@ -38,8 +35,14 @@ const INBOUND_LISTENER: &str = "xds.istio.io/grpc/lds/inbound/";
 /// Makes resources of bytes.
 pub(crate) trait Decode: Send + Sync {
     /// The update that a resource is; `None` if the model has no place for it. `name` is empty where the
-    /// response has none.
-    fn decode(&self, url: &str, name: &str, value: &[u8]) -> Result<Option<Update>, Rejection>;
+    /// response has none; `replicas` is what the response had so far.
+    fn decode(
+        &self,
+        replicas: &mut Replicas,
+        url: &str,
+        name: &str,
+        value: &[u8],
+    ) -> Result<Option<Update>, Rejection>;
 
     /// What goes when the resource of this name does.
     fn removed(&self, url: &str, name: &str) -> Vec<ResourceName>;
@@ -49,10 +52,16 @@ pub(crate) trait Decode: Send + Sync {
 }
 
 impl Decode for Decoder {
-    fn decode(&self, url: &str, name: &str, value: &[u8]) -> Result<Option<Update>, Rejection> {
+    fn decode(
+        &self,
+        replicas: &mut Replicas,
+        url: &str,
+        name: &str,
+        value: &[u8],
+    ) -> Result<Option<Update>, Rejection> {
         let kind = ResourceType::from_url(url);
         let kind = kind.ok_or_else(|| Rejection::new("its type has no place in the model"))?;
-        Self::decode(self, kind, name, value)
+        self.decode_with(replicas, kind, name, value)
     }
 
     fn removed(&self, url: &str, name: &str) -> Vec<ResourceName> {
@@ -86,22 +95,6 @@ pub(crate) enum Outgoing {
     StateOfTheWorld(DiscoveryRequest),
 }
 
-/// A response that came.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Incoming {
-    Delta(DeltaDiscoveryResponse),
-    StateOfTheWorld(DiscoveryResponse),
-}
-
-impl Incoming {
-    pub(crate) fn type_url(&self) -> &str {
-        match self {
-            Self::Delta(response) => &response.type_url,
-            Self::StateOfTheWorld(response) => &response.type_url,
-        }
-    }
-}
-
 /// What a response brings. [`Session::judged`] has to follow before the next one.
 #[derive(Debug, Default)]
 pub(crate) struct Delivery {
@@ -131,26 +124,28 @@ pub enum Health {
 
 pub(crate) struct Session {
     pub(super) decoder: Arc<dyn Decode>,
-    settings: Settings,
+    pub(super) settings: Settings,
     node: Node,
     pub(super) subscriptions: Vec<Subscription>,
-    backoff: Backoff,
-    protocol: Protocol,
+    pub(super) backoff: Backoff,
+    pub(super) protocol: Protocol,
     stream: Stream,
     /// Whether the current stream had a response.
-    answered: bool,
+    pub(super) answered: bool,
     /// Whether the last stream was refused for what it said first.
-    without_versions: bool,
+    pub(super) without_versions: bool,
     /// When what came along with forgotten names is to go.
     recycle_at: Option<Instant>,
     health: Option<Health>,
     health_due: bool,
     /// A response of a type that nobody asked for: its type and nonce.
-    stray: Option<(String, String)>,
+    pub(super) stray: Option<(String, String)>,
     pub(super) pending: Option<Pending>,
     refused: Option<Refused>,
     pub(super) changed: Changed,
-    streams: u64,
+    pub(super) streams: u64,
+    /// How many responses came so far.
+    pub(super) responses: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,38 +157,39 @@ enum Stream {
 
 /// A response whose resources are being applied.
 pub(super) struct Pending {
-    stream: u64,
-    subscription: usize,
-    reply: Reply,
-    pub(super) accepted: Vec<(Box<str>, Version)>,
+    pub(super) stream: u64,
+    pub(super) subscription: usize,
+    /// Which response it is, among all.
+    pub(super) number: u32,
+    pub(super) reply: Reply,
+    /// What it brings is among what is here, in its new version; this is the one before, if there was one.
+    pub(super) before: Vec<(Arc<str>, Option<Version>)>,
     /// Those that are worth keeping, as they came.
-    kept: Vec<Kept>,
+    pub(super) kept: Vec<Kept>,
     /// Whether it did not come from a stream.
-    restored: bool,
-    /// How many of them were not here before.
-    new: usize,
-    gone: Vec<Box<str>>,
-    bad: Vec<Box<str>>,
+    pub(super) restored: bool,
+    pub(super) gone: Vec<Box<str>>,
+    pub(super) bad: Vec<Box<str>>,
     /// Whether this is all that there is.
-    complete: bool,
-    refusal: Refusal,
+    pub(super) complete: bool,
+    pub(super) refusal: Refusal,
     /// Whether a resource was refused whose name is not known.
-    nameless: bool,
+    pub(super) nameless: bool,
 }
 
 /// Names of a type that are remembered to have been refused.
 const MAX_BAD: usize = 1_000;
 
 impl Pending {
-    fn new(stream: u64, subscription: usize, reply: Reply, room: usize) -> Self {
+    pub(super) fn new(stream: u64, subscription: usize, number: u32, reply: Reply) -> Self {
         Self {
             stream,
             subscription,
+            number,
             reply,
-            accepted: Vec::with_capacity(room),
+            before: Vec::new(),
             kept: Vec::new(),
             restored: false,
-            new: 0,
             gone: Vec::new(),
             bad: Vec::new(),
             complete: false,
@@ -203,7 +199,7 @@ impl Pending {
     }
 
     /// What came of no stream.
-    pub(super) fn restored(subscription: usize, room: usize) -> Self {
+    pub(super) fn restored(subscription: usize, number: u32) -> Self {
         let nobody = Reply {
             nonce: String::new(),
             refusal: None,
@@ -211,25 +207,16 @@ impl Pending {
         };
         Self {
             restored: true,
-            ..Self::new(0, subscription, nobody, room)
+            ..Self::new(0, subscription, number, nobody)
         }
     }
 
-    fn refused(&mut self, name: &str) {
+    pub(super) fn refused(&mut self, name: &str) {
         if self.bad.len() <= MAX_BAD {
             let name = if name.len() > MAX_NAME { "" } else { name };
             self.bad.push(name.into());
         }
     }
-}
-
-/// A resource of either protocol.
-struct Resource {
-    /// Empty in the state of the world.
-    name: String,
-    version: String,
-    aliases: Vec<String>,
-    value: Option<Any>,
 }
 
 impl Session {
@@ -260,6 +247,7 @@ impl Session {
             refused: None,
             changed: Changed::default(),
             streams: 0,
+            responses: 0,
         })
     }
 
@@ -344,9 +332,8 @@ impl Session {
                 for (name, _) in subscription.known.drain() {
                     removed.extend(self.decoder.removed(&subscription.url, &name));
                     if self.settings.changes {
-                        self.changed
-                            .gone
-                            .push((Arc::clone(&subscription.url), name));
+                        let url = Arc::clone(&subscription.url);
+                        self.changed.gone.push((url, (&*name).into()));
                     }
                 }
             }
@@ -468,118 +455,6 @@ impl Session {
         })
     }
 
-    /// A response came. What it brings is to be applied, and then [judged](Self::judged).
-    pub(crate) fn received(&mut self, incoming: Incoming) -> Delivery {
-        debug_assert!(self.pending.is_none(), "one response at a time");
-        self.answered = true;
-        self.without_versions = false;
-        self.backoff.reset();
-        let (url, reply, resources, removed) = parts(incoming);
-        let found = self.subscriptions.iter().position(|s| *s.url == *url);
-        let Some(index) = found.filter(|index| self.subscriptions[*index].stream.started) else {
-            self.stray = Some((url, reply.nonce));
-            return Delivery::default();
-        };
-        let mut delivery = Delivery::default();
-        let mut pending = Pending::new(self.streams, index, reply, resources.len());
-        let mut seen: HashSet<Box<str>> = HashSet::with_capacity(resources.len());
-        for resource in resources {
-            self.resource(resource, &mut pending, &mut seen, &mut delivery.updates);
-        }
-        let subscription = &mut self.subscriptions[index];
-        let world = self.protocol == Protocol::StateOfTheWorld;
-        let complete = world || (subscription.stream.complete && !subscription.stream.answered);
-        subscription.stream.answered = true;
-        let mut gone: Vec<Box<str>> = removed.into_iter().map(String::into_boxed_str).collect();
-        // What is not among everything is no more, unless what it is was not understood.
-        pending.complete = complete && !pending.nameless;
-        if pending.complete {
-            let names = subscription.known.keys();
-            gone.extend(names.filter(|name| !seen.contains(*name)).cloned());
-            if world {
-                let wanted = subscription.wanted.keys();
-                gone.extend(wanted.filter(|name| !seen.contains(*name)).cloned());
-            }
-        }
-        for name in gone {
-            if !seen.insert(name.clone()) {
-                continue;
-            }
-            if subscription.known.contains_key(&name) {
-                delivery.removed.extend(self.decoder.removed(&url, &name));
-            }
-            pending.gone.push(name.clone());
-            if let Some(absent) = subscription.wanted.get_mut(&name)
-                && !std::mem::replace(absent, true)
-            {
-                delivery.absent.push(name.into());
-            }
-        }
-        self.pending = Some(pending);
-        delivery
-    }
-
-    fn resource(
-        &mut self,
-        resource: Resource,
-        pending: &mut Pending,
-        seen: &mut HashSet<Box<str>>,
-        updates: &mut Vec<Update>,
-    ) {
-        let subscription = &mut self.subscriptions[pending.subscription];
-        let decoded = decode(&*self.decoder, &self.settings, &subscription.url, &resource);
-        let (name, update) = match decoded {
-            Ok((name, update)) => (name, update),
-            Err(reason) => {
-                pending.refusal.add(&resource.name, &reason);
-                pending.nameless |= resource.name.is_empty();
-                pending.refused(&resource.name);
-                // Its last good version stays.
-                if resource.name.len() <= MAX_NAME {
-                    seen.insert(resource.name.into());
-                }
-                return;
-            }
-        };
-        if !seen.insert(name.as_str().into()) {
-            pending.refusal.add(&name, "is there twice");
-            pending.refused(&name);
-            return;
-        }
-        let room = self.settings.max_resources;
-        let new = !subscription.known.contains_key(&*name);
-        if new && subscription.known.len() + pending.new >= room {
-            let reason = format!("there are {room} resources of its type already");
-            pending.refusal.add(&name, &reason);
-            pending.refused(&name);
-            return;
-        }
-        pending.new += usize::from(new);
-        for asked in resource.aliases.iter().chain([&name]) {
-            if let Some(absent) = subscription.wanted.get_mut(asked.as_str()) {
-                *absent = false;
-                // It was answered, though under another name.
-                seen.insert(asked.as_str().into());
-            }
-        }
-        if let Some(value) = resource.value.filter(|_| self.settings.changes) {
-            let url = Arc::clone(&subscription.url);
-            let version = resource.version.as_str();
-            pending
-                .kept
-                .push(Kept::new(url, name.as_str(), version, &*value.value));
-        }
-        pending
-            .accepted
-            .push((name.into(), Version::new(&resource.version)));
-        updates.extend(update);
-    }
-
-    /// What the last response brought was not applied, and nobody will say what became of it.
-    pub(crate) fn abandoned(&mut self) {
-        self.pending = None;
-    }
-
     /// What the last response brought is in effect, but for these, by their names in discovery, and why.
     ///
     /// Returns the type whose resources are all here now, for the first time.
@@ -596,10 +471,13 @@ impl Session {
             rejected_names.insert(name);
         }
         let subscription = &mut self.subscriptions[pending.subscription];
+        if !rejected_names.is_empty() {
+            let before = pending.before.drain(..);
+            for (name, before) in before.filter(|(name, _)| rejected_names.contains(&**name)) {
+                restore(&mut subscription.known, &name, before);
+            }
+        }
         if pending.restored {
-            let accepted = pending.accepted.into_iter();
-            let accepted = accepted.filter(|(name, _)| !rejected_names.contains(&**name));
-            subscription.known.extend(accepted);
             // Which of them are wanted is not known yet: what is not goes with the first answer.
             subscription.surplus |= subscription.interest == Interest::Named;
             return None;
@@ -618,15 +496,16 @@ impl Session {
         }
         // Not before: what nobody applied is asked for again, removals too.
         for name in pending.gone {
-            subscription.known.remove(&name);
+            subscription.known.remove(&*name);
             subscription.bad.remove(&name);
         }
-        for (name, version) in pending.accepted {
-            if !rejected_names.contains(&*name) {
-                subscription.bad.remove(&name);
-                subscription.known.insert(name, version);
-            }
-        }
+        let known = &subscription.known;
+        subscription.bad.retain(|name| {
+            let known = known.get(&**name);
+            // Not where a response refused it and an older version is still here.
+            let seen = known.is_some_and(|known| known.seen == pending.number);
+            !seen || pending.bad.contains(name)
+        });
         subscription.more_bad |= pending.bad.len() > MAX_BAD;
         for name in pending.bad.into_iter().take(MAX_BAD) {
             if subscription.bad.len() < MAX_BAD {
@@ -666,70 +545,4 @@ fn not_asked(url: &str) -> Status {
         message: refusal.into_text().unwrap_or_default(),
         details: Vec::new(),
     }
-}
-
-fn parts(incoming: Incoming) -> (String, Reply, Vec<Resource>, Vec<String>) {
-    match incoming {
-        Incoming::Delta(response) => {
-            let resources = response.resources.into_iter().map(|resource| Resource {
-                name: resource.name,
-                version: resource.version,
-                aliases: resource.aliases,
-                value: resource.resource,
-            });
-            let mut removed = response.removed_resources;
-            let names = response.removed_resource_names.into_iter();
-            removed.extend(names.map(|name| name.name));
-            let reply = Reply {
-                nonce: response.nonce,
-                refusal: None,
-                version: String::new(),
-            };
-            (response.type_url, reply, resources.collect(), removed)
-        }
-        Incoming::StateOfTheWorld(response) => {
-            let resources = response.resources.into_iter().map(|value| Resource {
-                name: String::new(),
-                version: String::new(),
-                aliases: Vec::new(),
-                value: Some(value),
-            });
-            let reply = Reply {
-                nonce: response.nonce,
-                refusal: None,
-                version: response.version_info,
-            };
-            (response.type_url, reply, resources.collect(), Vec::new())
-        }
-    }
-}
-
-/// The resource's name in discovery, and what it is in the model.
-fn decode(
-    decoder: &dyn Decode,
-    settings: &Settings,
-    url: &str,
-    resource: &Resource,
-) -> Result<(String, Option<Update>), String> {
-    if resource.name.len() > MAX_NAME {
-        return Err(format!("its name has more than {MAX_NAME} bytes"));
-    }
-    let value: &Any = resource.value.as_ref().ok_or("has no value")?;
-    if value.type_url != url {
-        return Err(format!("is of type {:?}, expected {url}", value.type_url));
-    }
-    let bytes: &Bytes = &value.value;
-    let max = settings.max_resource_size;
-    if bytes.len() > max {
-        return Err(format!("has {} bytes, at most {max}", bytes.len()));
-    }
-    let update = decoder
-        .decode(url, &resource.name, bytes)
-        .map_err(|rejection| rejection.reason().to_owned())?;
-    let name = match (&update, resource.name.is_empty()) {
-        (_, false) => resource.name.clone(),
-        (Some(update), true) => decoder.name(&update.name()),
-        (None, true) => return Err("has no name".to_owned()),
-    };
-    Ok((name, update))
 }

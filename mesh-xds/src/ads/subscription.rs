@@ -41,6 +41,14 @@ impl Version {
     }
 }
 
+/// A resource that is here, or is being applied.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) version: Version,
+    /// The last response that had it.
+    pub(super) seen: u32,
+}
+
 /// An answer to a response.
 #[derive(Debug)]
 pub(super) struct Reply {
@@ -81,7 +89,7 @@ pub(super) struct Subscription {
     pub(super) wanted: BTreeMap<Box<str>, bool>,
     wanted_size: usize,
     /// What is here.
-    pub(super) known: HashMap<Box<str>, Version>,
+    pub(super) known: HashMap<Arc<str>, Known>,
     /// Whether all that came was accepted, ever.
     pub(super) synced: bool,
     /// What was refused and has not been accepted or removed since, and whether there was more of it than
@@ -188,7 +196,7 @@ impl Subscription {
         };
         if !self.surplus && max_versions > 0 {
             let known = self.known.iter();
-            let known = known.map(|(name, version)| (name.to_string(), version.to_text()));
+            let known = known.map(|(name, known)| (name.to_string(), known.version.to_text()));
             request.initial_resource_versions = known.collect();
             if request.encoded_len() > max_versions {
                 request.initial_resource_versions.clear();

@@ -2,23 +2,33 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::sync::Arc;
 use std::{fmt, mem};
 
+use bytes::Bytes;
+use futures_util::Stream;
 use futures_util::future::BoxFuture;
+use http::Uri;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
-use tonic::Streaming;
-use tonic::codegen::tokio_stream::{Stream, StreamExt};
 
 use super::client::{Command, Event};
 use super::kept::{Kept, Restoring};
-use super::state::{Delivery, Incoming, Outgoing, Protocol, Session};
+use super::response::Response;
+use super::state::{Delivery, Outgoing, Protocol, Session};
 use crate::error::{Error, ErrorKind};
 use crate::model::{Batch, Verdict};
-use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::transport::Channel;
+use crate::transport::messages::{self, Messages};
 
-type Service = AggregatedDiscoveryServiceClient<tonic::transport::Channel>;
+/// The method of each protocol.
+const DELTA: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+const WORLD: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+
+/// How many resources are read before other tasks have their turn: some 0.5 ms.
+const PART: usize = 256;
 
 /// Requests that wait for the connection.
 const REQUESTS: usize = 16;
@@ -33,7 +43,7 @@ pub struct Worker {
     outbox: VecDeque<Event>,
     link: Link,
     restoring: Restoring,
-    /// The verdicts on what the last response brought.
+    /// The verdicts on what the last response brought, but those that are good.
     verdicts: Option<oneshot::Receiver<Vec<Verdict>>>,
     answered: bool,
 }
@@ -43,24 +53,21 @@ enum Link {
     Down,
     Connecting(BoxFuture<'static, Result<Connection, Error>>),
     /// Requests are on their way; a server may send no headers before its first response.
-    Calling(Requests, BoxFuture<'static, Result<Responses, Error>>),
-    Up(Requests, Responses),
+    Calling(Requests, BoxFuture<'static, Result<Messages, Error>>),
+    Up(Requests, Box<Messages>),
 }
 
 /// A connection, with what the stream's request needs.
 struct Connection {
-    service: Service,
+    channel: tonic::transport::Channel,
+    origin: Uri,
     request: tonic::Request<()>,
+    max: usize,
 }
 
 enum Requests {
     Delta(mpsc::Sender<crate::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest>),
     World(mpsc::Sender<crate::proto::envoy::service::discovery::v3::DiscoveryRequest>),
-}
-
-enum Responses {
-    Delta(Box<Streaming<crate::proto::envoy::service::discovery::v3::DeltaDiscoveryResponse>>),
-    World(Box<Streaming<crate::proto::envoy::service::discovery::v3::DiscoveryResponse>>),
 }
 
 /// What the worker has to do next.
@@ -75,8 +82,8 @@ enum Step {
 /// What the link did.
 enum Progress {
     Connected(Box<Connection>),
-    Called(Responses),
-    Response(Incoming),
+    Called(Box<Messages>),
+    Response(Bytes),
     Room,
     Ended(Option<Error>),
 }
@@ -150,7 +157,7 @@ impl Worker {
                     self.verdicts = None;
                     self.judged(verdicts);
                 }
-                Step::Progress(progress) => self.progress(progress),
+                Step::Progress(progress) => self.progress(progress).await,
                 Step::Again => {}
                 Step::End => return,
             }
@@ -220,7 +227,7 @@ impl Worker {
         true
     }
 
-    fn progress(&mut self, progress: Progress) {
+    async fn progress(&mut self, progress: Progress) {
         match progress {
             Progress::Connected(connection) => {
                 self.answered = false;
@@ -237,24 +244,53 @@ impl Worker {
                     self.link = Link::Up(requests, responses);
                 }
             }
-            Progress::Response(incoming) => {
-                if !mem::replace(&mut self.answered, true) {
-                    self.outbox.push_back(Event::Connected);
-                }
-                let url = incoming.type_url().into();
-                let mut delivery = self.session.received(incoming);
-                let absent = mem::take(&mut delivery.absent);
-                if !self.deliver(delivery) {
-                    self.judged(Ok(Vec::new()));
-                }
-                for name in absent {
-                    let type_url = std::sync::Arc::clone(&url);
-                    self.outbox.push_back(Event::Absent { type_url, name });
+            Progress::Response(message) => {
+                if let Err(error) = self.response(message).await {
+                    self.ended(Some(error));
                 }
             }
             Progress::Room => {}
             Progress::Ended(error) => self.ended(error),
         }
+    }
+
+    /// Reads a response in parts, between which other tasks have their turn: a whole mesh takes a while.
+    async fn response(&mut self, message: Bytes) -> Result<(), Error> {
+        let (head, mut response) = Response::read(self.session.protocol(), message)?;
+        let url: Arc<str> = head.url.as_str().into();
+        let mut delivery = Delivery::default();
+        if let Some(mut receiving) = self.session.begin(head) {
+            let mut left = PART;
+            loop {
+                match response.next() {
+                    Ok(Some(resource)) => self.session.resource(resource, &mut receiving),
+                    Ok(None) => break,
+                    Err(error) => {
+                        self.session.cancel(receiving);
+                        return Err(error);
+                    }
+                }
+                left -= 1;
+                if left == 0 {
+                    left = PART;
+                    tokio::task::yield_now().await;
+                }
+            }
+            delivery = self.session.end(receiving);
+        }
+        drop(response);
+        if !mem::replace(&mut self.answered, true) {
+            self.outbox.push_back(Event::Connected);
+        }
+        let absent = mem::take(&mut delivery.absent);
+        if !self.deliver(delivery) {
+            self.judged(Ok(Vec::new()));
+        }
+        for name in absent {
+            let type_url = Arc::clone(&url);
+            self.outbox.push_back(Event::Absent { type_url, name });
+        }
+        Ok(())
     }
 
     /// Whether there is anything that the caller has to judge.
@@ -264,7 +300,8 @@ impl Worker {
             return false;
         }
         let (judged, verdicts) = oneshot::channel();
-        let batch = batch.with_reply(move |verdicts| {
+        let batch = batch.with_reply(move |mut verdicts| {
+            verdicts.retain(|verdict| verdict.result().is_err());
             // The session may have ended.
             let _ = judged.send(verdicts);
         });
@@ -284,8 +321,7 @@ impl Worker {
             let rejection = verdict.result().err()?;
             Some((verdict.resource().clone(), rejection.reason().to_owned()))
         });
-        self.restoring
-            .judged(verdicts.iter().all(|verdict| verdict.result().is_ok()));
+        self.restoring.judged(verdicts.is_empty());
         if let Some(type_url) = self.session.judged(rejected) {
             self.outbox.push_back(Event::Synced(type_url));
         }
@@ -332,41 +368,45 @@ async fn verdicts(
 fn connect(channel: Channel) -> BoxFuture<'static, Result<Connection, Error>> {
     Box::pin(async move {
         let connection = channel.connect().await?;
-        let service = Service::with_origin(connection, channel.uri().clone())
-            .max_decoding_message_size(channel.max_message_size());
-        let request = channel.request(()).await?;
-        Ok(Connection { service, request })
+        Ok(Connection {
+            channel: connection,
+            origin: channel.uri().clone(),
+            request: channel.request(()).await?,
+            max: channel.max_message_size(),
+        })
     })
 }
 
 fn call(
     connection: Connection,
     protocol: Protocol,
-) -> (Requests, BoxFuture<'static, Result<Responses, Error>>) {
-    let Connection {
-        mut service,
-        request,
-    } = connection;
+) -> (Requests, BoxFuture<'static, Result<Messages, Error>>) {
     match protocol {
         Protocol::Delta => {
             let (requests, taken) = mpsc::channel(REQUESTS);
-            let call = async move {
-                let request = request.map(|()| received(taken));
-                let response = service.delta_aggregated_resources(request).await?;
-                Ok(Responses::Delta(Box::new(response.into_inner())))
-            };
-            (Requests::Delta(requests), Box::pin(call))
+            (Requests::Delta(requests), stream(connection, DELTA, taken))
         }
         Protocol::StateOfTheWorld => {
             let (requests, taken) = mpsc::channel(REQUESTS);
-            let call = async move {
-                let request = request.map(|()| received(taken));
-                let response = service.stream_aggregated_resources(request).await?;
-                Ok(Responses::World(Box::new(response.into_inner())))
-            };
-            (Requests::World(requests), Box::pin(call))
+            (Requests::World(requests), stream(connection, WORLD, taken))
         }
     }
+}
+
+fn stream<M: prost::Message + 'static>(
+    connection: Connection,
+    path: &'static str,
+    requests: mpsc::Receiver<M>,
+) -> BoxFuture<'static, Result<Messages, Error>> {
+    let Connection {
+        channel,
+        origin,
+        request,
+        max,
+    } = connection;
+    Box::pin(async move {
+        messages::open(channel, &origin, path, request, received(requests), max).await
+    })
 }
 
 fn received<T: Send + 'static>(
@@ -404,26 +444,6 @@ impl Requests {
     }
 }
 
-impl Responses {
-    async fn next(&mut self) -> Progress {
-        let next = match self {
-            Self::Delta(responses) => {
-                let next = responses.next().await;
-                next.map(|response| response.map(Incoming::Delta))
-            }
-            Self::World(responses) => {
-                let next = responses.next().await;
-                next.map(|response| response.map(Incoming::StateOfTheWorld))
-            }
-        };
-        match next {
-            Some(Ok(incoming)) => Progress::Response(incoming),
-            Some(Err(status)) => Progress::Ended(Some(status.into())),
-            None => Progress::Ended(None),
-        }
-    }
-}
-
 impl Link {
     /// The next thing that happens. Responses wait until the last one's are judged.
     async fn progress(&mut self, blocked: bool, idle: bool) -> Progress {
@@ -435,13 +455,17 @@ impl Link {
             },
             Self::Calling(requests, call) => tokio::select! {
                 responses = call => match responses {
-                    Ok(responses) => Progress::Called(responses),
+                    Ok(responses) => Progress::Called(Box::new(responses)),
                     Err(error) => Progress::Ended(Some(error)),
                 },
                 () = requests.room(), if blocked => Progress::Room,
             },
             Self::Up(requests, responses) => tokio::select! {
-                progress = responses.next(), if idle => progress,
+                next = responses.next(), if idle => match next {
+                    Ok(Some(message)) => Progress::Response(message),
+                    Ok(None) => Progress::Ended(None),
+                    Err(error) => Progress::Ended(Some(error)),
+                },
                 () = requests.room(), if blocked => Progress::Room,
                 else => pending().await,
             },

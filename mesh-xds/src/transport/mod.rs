@@ -6,6 +6,7 @@
 //! it is called follows their rotation. The token is asked for with each request or stream.
 
 mod connector;
+pub(crate) mod messages;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -486,3 +486,70 @@ async fn what_cannot_be_restored_whole_is_said_to_be_so() {
         );
     }
 }
+
+/// Notes how many resources were read with no other task in between.
+struct Watching {
+    turns: Arc<AtomicUsize>,
+    at: AtomicUsize,
+    run: AtomicUsize,
+    longest: Arc<AtomicUsize>,
+}
+
+impl Decode for Watching {
+    fn decode(
+        &self,
+        replicas: &mut Replicas,
+        url: &str,
+        name: &str,
+        value: &[u8],
+    ) -> Result<Option<Update>, Rejection> {
+        let turns = self.turns.load(Ordering::Relaxed);
+        if self.at.swap(turns, Ordering::Relaxed) != turns {
+            self.run.store(0, Ordering::Relaxed);
+        }
+        let run = self.run.fetch_add(1, Ordering::Relaxed) + 1;
+        self.longest.fetch_max(run, Ordering::Relaxed);
+        Texts.decode(replicas, url, name, value)
+    }
+
+    fn removed(&self, url: &str, name: &str) -> Vec<ResourceName> {
+        Texts.removed(url, name)
+    }
+
+    fn name(&self, resource: &ResourceName) -> String {
+        Texts.name(resource)
+    }
+}
+
+#[tokio::test]
+async fn others_have_their_turn_while_a_large_response_is_read() {
+    let (pipe, mut peers) = delta_server();
+    let channel = builder().build(pipe).expect("settings");
+    let (turns, longest) = (Arc::default(), Arc::default());
+    let watching = Watching {
+        turns: Arc::clone(&turns),
+        at: AtomicUsize::new(0),
+        run: AtomicUsize::new(0),
+        longest: Arc::clone(&longest),
+    };
+    let settings = settings(&[(URL, Interest::All)]);
+    let client = Client::with_decoder(channel, settings, Arc::new(watching));
+    let (_client, mut events, worker) = client.expect("settings");
+    tokio::spawn(worker.run());
+    let mut peer = peers.recv().await.expect("a stream");
+    peer.request().await;
+    let other = tokio::spawn(async move {
+        loop {
+            turns.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    let names = (0..5_000).map(|number| resource(&number.to_string(), "1", "x"));
+    peer.answer("n1", names.collect(), &[]);
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    assert_eq!(apply(batch(&mut events).await).0.len(), 5_000);
+    let longest = longest.load(Ordering::Relaxed);
+    // Two tasks that yield to each other have two turns each, one after the other.
+    assert!((1..=2 * 256).contains(&longest), "{longest}");
+    other.abort();
+}

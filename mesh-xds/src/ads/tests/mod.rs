@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::state::{Decode, Incoming, Outgoing, Session};
+use prost::Message;
+
+use super::state::{Decode, Delivery, Outgoing, Protocol, Session};
 use super::{Interest, Node, Settings};
+use crate::decode::Replicas;
 use crate::model::{Rejection, ResourceName, Update, Workload};
 use crate::proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, Resource,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
 use crate::proto::google::protobuf::Any;
 
@@ -25,7 +28,13 @@ pub(super) const OTHER: &str = "type.googleapis.com/test.Other";
 pub(super) struct Texts;
 
 impl Decode for Texts {
-    fn decode(&self, _: &str, name: &str, value: &[u8]) -> Result<Option<Update>, Rejection> {
+    fn decode(
+        &self,
+        _: &mut Replicas,
+        _: &str,
+        name: &str,
+        value: &[u8],
+    ) -> Result<Option<Update>, Rejection> {
         let text = std::str::from_utf8(value).map_err(|_| Rejection::new("expected UTF-8"))?;
         let (own, value) = text
             .split_once('=')
@@ -90,6 +99,27 @@ pub(super) fn response(nonce: &str, resources: Vec<Resource>, removed: &[&str]) 
         removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
         ..DeltaDiscoveryResponse::default()
     })
+}
+
+/// A response that came.
+#[derive(Debug, Clone)]
+pub(super) enum Incoming {
+    Delta(DeltaDiscoveryResponse),
+    StateOfTheWorld(DiscoveryResponse),
+}
+
+impl Session {
+    #[track_caller]
+    pub(super) fn received(&mut self, incoming: Incoming) -> Delivery {
+        let (protocol, message) = match incoming {
+            Incoming::Delta(response) => (Protocol::Delta, response.encode_to_vec()),
+            Incoming::StateOfTheWorld(response) => {
+                (Protocol::StateOfTheWorld, response.encode_to_vec())
+            }
+        };
+        let delivery = self.receive(protocol, message.into());
+        delivery.expect("it is a response")
+    }
 }
 
 /// Opens a stream; the session has to want one now.

@@ -469,3 +469,60 @@ fn settings_are_checked() {
         assert_eq!(error.kind(), ErrorKind::InvalidSettings);
     }
 }
+
+#[test]
+fn a_response_that_cannot_be_read_to_its_end_changes_nothing() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    session.received(response("n1", vec![resource("a", "1", "x")], &[]));
+    session.judged([]);
+    delta(&mut session);
+    let resources = vec![resource("a", "2", "y"), resource("b", "1", "x")];
+    let Incoming::Delta(whole) = response("n2", resources, &[]) else {
+        panic!("it is delta");
+    };
+    let mut message = whole.encode_to_vec();
+    // Another resource, whose name is not as long as it says.
+    message.extend_from_slice(b"\x12\x02\x1a\x7f");
+    assert!(session.receive(Protocol::Delta, message.into()).is_err());
+    session.closed(None, now);
+    let later = now + wait(&session, now);
+    open(&mut session, later);
+    let versions = delta(&mut session).initial_resource_versions;
+    assert_eq!(versions, [("a".to_owned(), "1".to_owned())].into());
+}
+
+#[test]
+fn what_nobody_applied_is_as_it_was() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    session.received(response("n1", vec![resource("a", "1", "x")], &[]));
+    session.judged([]);
+    delta(&mut session);
+    let resources = vec![resource("a", "2", "y"), resource("b", "1", "x")];
+    session.received(response("n2", resources, &[]));
+    session.abandoned();
+    session.closed(None, now);
+    let later = now + wait(&session, now);
+    open(&mut session, later);
+    let versions = delta(&mut session).initial_resource_versions;
+    assert_eq!(versions, [("a".to_owned(), "1".to_owned())].into());
+}
+
+#[test]
+fn of_a_response_with_a_bad_resource_in_its_middle_the_rest_is_applied() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    let resources = (0..1_000).map(|number| {
+        let value = if number == 500 { "!" } else { "x" };
+        resource(&format!("r{number}"), "1", value)
+    });
+    let delivery = session.received(response("n1", resources.collect(), &[]));
+    assert_eq!(delivery.updates.len(), 999);
+    session.judged([]);
+    let refusal = delta(&mut session).error_detail.expect("it is refused");
+    assert_eq!(refusal.message, "r500: value: expected a good one");
+}

@@ -1,0 +1,214 @@
+//! The messages of a gRPC stream as they came.
+//!
+//! tonic's own `Streaming` keeps the buffer of the largest message for as long as the stream lives, and decodes a
+//! message as a whole. Here each message has a buffer of its own, which goes with it.
+
+use std::future::poll_fn;
+use std::marker::PhantomData;
+use std::pin::Pin;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use http::header::{CONTENT_TYPE, HeaderName, TE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use http_body::Body as _;
+use prost::Message;
+use tonic::body::Body;
+use tonic::codec::{EncodeBody, EncodeBuf, Encoder};
+use tonic::{Code, Status};
+use tower_service::Service as _;
+
+use crate::error::{Error, ErrorKind};
+
+/// A message's flag and length.
+const HEADER: usize = 5;
+
+/// The responses of a stream.
+pub(crate) struct Messages {
+    body: Body,
+    status: StatusCode,
+    max: usize,
+    /// What came of the next header.
+    header: BytesMut,
+    message: Option<Partial>,
+    /// What came behind a message that is complete.
+    rest: Bytes,
+    trailers: Option<HeaderMap>,
+}
+
+/// A message that is on its way.
+struct Partial {
+    bytes: BytesMut,
+    missing: usize,
+}
+
+/// Opens a stream, on which requests leave at once; returns when the server has answered.
+///
+/// # Errors
+///
+/// The server's status, or `Connection`.
+pub(crate) async fn open<M: Message + 'static>(
+    mut channel: tonic::transport::Channel,
+    origin: &Uri,
+    path: &'static str,
+    request: tonic::Request<()>,
+    requests: impl Stream<Item = M> + Send + 'static,
+    max: usize,
+) -> Result<Messages, Error> {
+    let lost = |error: tonic::transport::Error| Error::from(Status::from_error(Box::new(error)));
+    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(lost)?;
+    let encoder = Encoding(PhantomData);
+    let body = EncodeBody::new_client(encoder, requests.map(Ok), None, None);
+    let mut parts = origin.clone().into_parts();
+    parts.path_and_query = Some(http::uri::PathAndQuery::from_static(path));
+    let uri = Uri::from_parts(parts).map_err(|error| {
+        Error::new(ErrorKind::InvalidSettings, origin.to_string()).with_source(error)
+    })?;
+    let (metadata, _, ()) = request.into_parts();
+    let mut request = http::Request::new(Body::new(body));
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = metadata.into_headers();
+    let headers = request.headers_mut();
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let response = channel.call(request).await.map_err(lost)?;
+    let (head, body) = response.into_parts();
+    if let Some(status) = Status::from_header_map(&head.headers)
+        && status.code() != Code::Ok
+    {
+        return Err(status.into());
+    }
+    let encoding = HeaderName::from_static("grpc-encoding");
+    if let Some(encoding) = head.headers.get(encoding).filter(|of| *of != "identity") {
+        let text = format!("grpc-encoding: {encoding:?}, expected none, for none was offered");
+        return Err(Status::unimplemented(text).into());
+    }
+    Ok(Messages {
+        body,
+        status: head.status,
+        max,
+        header: BytesMut::with_capacity(HEADER),
+        message: None,
+        rest: Bytes::new(),
+        trailers: None,
+    })
+}
+
+impl Messages {
+    /// The next message; `None` at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// The status with which the server ends the stream, `TooLarge` for a message beyond the limit.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped nothing is lost.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
+            }
+            let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;
+            let Some(frame) = frame else {
+                return self.end().map(|()| None);
+            };
+            match frame.map_err(Error::from)?.into_data() {
+                Ok(data) => self.rest = data,
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        self.trailers = Some(trailers);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A whole message out of what is left of the last frame, if there is one.
+    fn take(&mut self) -> Result<Option<Bytes>, Status> {
+        loop {
+            let Some(partial) = &mut self.message else {
+                let wanted = HEADER - self.header.len();
+                let taken = self.rest.split_to(wanted.min(self.rest.len()));
+                self.header.extend_from_slice(&taken);
+                if self.header.len() < HEADER {
+                    return Ok(None);
+                }
+                self.message = Some(self.begin()?);
+                continue;
+            };
+            let taken = self.rest.split_to(partial.missing.min(self.rest.len()));
+            partial.bytes.extend_from_slice(&taken);
+            partial.missing -= taken.len();
+            if partial.missing > 0 {
+                return Ok(None);
+            }
+            let whole = self.message.take();
+            return Ok(whole.map(|whole| whole.bytes.freeze()));
+        }
+    }
+
+    fn begin(&mut self) -> Result<Partial, Status> {
+        let flag = self.header.get_u8();
+        let length = self.header.get_u32() as usize;
+        self.header.clear();
+        if flag != 0 {
+            let text = format!("a message with flag {flag}, expected 0: not compressed");
+            return Err(Status::internal(text));
+        }
+        if length > self.max {
+            let max = self.max;
+            let text = format!("a message of {length} bytes, expected at most {max}");
+            return Err(Status::out_of_range(text));
+        }
+        Ok(Partial {
+            bytes: BytesMut::with_capacity(length),
+            missing: length,
+        })
+    }
+
+    /// Whether the stream ended as it should.
+    fn end(&mut self) -> Result<(), Error> {
+        let trailers = self.trailers.take();
+        if let Some(status) = trailers.as_ref().and_then(Status::from_header_map) {
+            if status.code() != Code::Ok {
+                return Err(status.into());
+            }
+        } else {
+            // <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>
+            let code = match self.status {
+                StatusCode::BAD_REQUEST => Code::Internal,
+                StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+                StatusCode::FORBIDDEN => Code::PermissionDenied,
+                StatusCode::NOT_FOUND => Code::Unimplemented,
+                StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+                _ => Code::Unknown,
+            };
+            let text = format!("the stream ended without a status, HTTP {}", self.status);
+            return Err(Status::new(code, text).into());
+        }
+        match self.message.is_some() || !self.header.is_empty() {
+            true => Err(Status::internal("the stream ended within a message").into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Writes requests.
+struct Encoding<M>(PhantomData<fn(M)>);
+
+impl<M: Message + 'static> Encoder for Encoding<M> {
+    type Item = M;
+    type Error = Status;
+
+    fn encode(&mut self, message: M, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        message
+            .encode(buffer)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
+}
