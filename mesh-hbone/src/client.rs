@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
 use tokio::io::AsyncReadExt as _;
@@ -17,8 +16,9 @@ use tokio::time::timeout;
 use crate::authority::Authority;
 use crate::config::Config;
 use crate::driver::{Driver, Http2, SharedIo, from_h2};
-use crate::frames::{Frames, Owed};
+use crate::frames::{Frames, Owed, PREFACE};
 use crate::headers::{Baggage, ConnectHeaders, read_baggage};
+use crate::payloads::Placeholder;
 use crate::tls::Peer;
 use crate::tunnel::{Alive, Outboxes, Slot};
 use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
@@ -60,7 +60,7 @@ where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
     let owed = Owed::new(config.max_outgoing_streams);
-    let io = SharedIo::new(io, Frames::of_client(config, owed.clone()));
+    let io = SharedIo::new(io, Frames::of_client(config, owed.clone()), PREFACE);
     match timeout(config.handshake_timeout, start(io.clone(), config, owed)).await {
         Ok(Ok(started)) => Ok(started),
         Ok(Err(error)) => Err(last_words(io, error).await.retry_safe()),
@@ -108,7 +108,7 @@ where
 {
     let side = Side::Upstream;
     let (send, mut h2) = builder(config)
-        .handshake::<_, Bytes>(io.clone())
+        .handshake::<_, Placeholder>(io.clone())
         .await
         .map_err(|error| io.error(error, side))?;
     let mut driver = Driver::new(
@@ -162,7 +162,7 @@ where
     Ok((Connection { run: Box::pin(run) }, sender))
 }
 
-impl<IO> Http2 for h2::client::Connection<SharedIo<IO>, Bytes>
+impl<IO> Http2 for h2::client::Connection<SharedIo<IO>, Placeholder>
 where
     IO: DeferredFlush + Unpin,
 {
@@ -279,7 +279,7 @@ impl ConnectResponse {
 /// Opens tunnels on one connection. Clones share it.
 #[derive(Clone)]
 pub struct Sender {
-    send: SendRequest<Bytes>,
+    send: SendRequest<Placeholder>,
     outboxes: Arc<Outboxes>,
     live: Arc<AtomicUsize>,
     owed: Owed,

@@ -12,7 +12,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Config;
 use crate::frames::Frames;
+use crate::framing::Framing;
 use crate::keepalive::{Action, KeepAlive};
+use crate::payloads::Payloads;
 use crate::tunnel::Outboxes;
 use crate::windows::Windows;
 use crate::{DeferredFlush, Error, ErrorKind, Side};
@@ -28,7 +30,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The transport, which h2 owns and its driver flushes. Both run in one task: the lock never waits.
 pub(crate) struct SharedIo<IO> {
     shared: Arc<Mutex<Shared<IO>>>,
-    vectored: bool,
 }
 
 struct Shared<IO> {
@@ -39,6 +40,9 @@ struct Shared<IO> {
     /// h2 keeps only the text of an I/O error.
     failure: Option<Error>,
     frames: Frames,
+    framing: Framing,
+    /// A driver flushes after every poll; until there is one, a reader that waits does.
+    driven: bool,
     /// How many acknowledged SETTINGS h2 has applied: those that were here when it last read on.
     applied: u32,
     /// What the peer sent too much of: nothing more is read.
@@ -48,16 +52,18 @@ struct Shared<IO> {
 }
 
 impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
-    pub(crate) fn new(mut io: IO, frames: Frames) -> Self {
+    /// `preface` bytes are written before the first frame.
+    pub(crate) fn new(mut io: IO, frames: Frames, preface: usize) -> Self {
         Pin::new(&mut io).defer_flushes();
         Self {
-            vectored: io.is_write_vectored(),
             shared: Arc::new(Mutex::new(Shared {
                 io,
                 heard: false,
                 arrived: 0,
                 failure: None,
                 frames,
+                framing: Framing::new(Arc::default(), preface),
+                driven: false,
                 applied: 0,
                 excess: None,
                 yields: false,
@@ -66,7 +72,15 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
     }
 
     pub(crate) fn poll_flush_now(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|io| io.poll_flush_now(cx))
+        lock(&self.shared).poll_flush_now(cx)
+    }
+
+    fn payloads(&self) -> Arc<Payloads> {
+        Arc::clone(lock(&self.shared).framing.payloads())
+    }
+
+    fn set_driven(&self) {
+        lock(&self.shared).driven = true;
     }
 
     /// Whether the peer is to close first, after HTTP/2 has ended.
@@ -80,7 +94,9 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
 
     /// Closes our side, whoever was to do so first.
     fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|io| io.poll_shutdown(cx))
+        let shared = &mut *lock(&self.shared);
+        ready!(shared.poll_emit(cx))?;
+        shared.with(|io| io.poll_shutdown(cx))
     }
 
     fn take_heard(&self) -> bool {
@@ -129,13 +145,6 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
         Poll::Pending
     }
 
-    fn with<T>(
-        &self,
-        operation: impl FnOnce(Pin<&mut IO>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        lock(&self.shared).with(operation)
-    }
-
     /// Why the connection failed: what the transport said, if it said more than h2 understood.
     pub(crate) fn error(&self, error: h2::Error, side: Side) -> Error {
         match lock(&self.shared).failure.take() {
@@ -145,12 +154,52 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
     }
 }
 
-impl<IO: Unpin> Shared<IO> {
+impl<IO: DeferredFlush + Unpin> Shared<IO> {
+    /// Takes frames from h2, as many as the transport does.
+    fn poll_take(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let mut taken = 0;
+        for buf in bufs {
+            let mut left = &buf[..];
+            while !left.is_empty() {
+                if self.framing.must_leave() {
+                    match self.poll_emit(cx)? {
+                        Poll::Pending if taken == 0 => return Poll::Pending,
+                        Poll::Pending => return Poll::Ready(Ok(taken)),
+                        Poll::Ready(()) => {}
+                    }
+                }
+                let count = self.framing.take(left)?;
+                taken += count;
+                left = &left[count..];
+            }
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Gives the transport all frames that were taken.
+    fn poll_emit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(frame) = self.framing.next() {
+            let written = Pin::new(&mut self.io).poll_write_frame(cx, frame);
+            ready!(self.note(written))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush_now(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_emit(cx))?;
+        self.with(|io| io.poll_flush_now(cx))
+    }
+
     fn with<T>(
         &mut self,
         operation: impl FnOnce(Pin<&mut IO>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let result = operation(Pin::new(&mut self.io));
+        self.note(result)
+    }
+
+    /// Keeps what an error says.
+    fn note<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &result
             && let Some(error) = error.get_ref().and_then(|source| source.downcast_ref())
         {
@@ -164,7 +213,6 @@ impl<IO> Clone for SharedIo<IO> {
     fn clone(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
-            vectored: self.vectored,
         }
     }
 }
@@ -190,6 +238,9 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
             shared.arrived += new.len() as u64;
             shared.excess = shared.frames.arrived(new, Instant::now).err();
         }
+        if read.is_pending() && !shared.driven {
+            let _ = shared.poll_flush_now(cx)?;
+        }
         read
     }
 }
@@ -200,7 +251,7 @@ impl<IO: DeferredFlush + Unpin> AsyncWrite for SharedIo<IO> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.with(|io| io.poll_write(cx, buf))
+        lock(&self.shared).poll_take(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -208,15 +259,15 @@ impl<IO: DeferredFlush + Unpin> AsyncWrite for SharedIo<IO> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.with(|io| io.poll_write_vectored(cx, bufs))
+        lock(&self.shared).poll_take(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.vectored
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|io| io.poll_flush(cx))
+        lock(&self.shared).with(|io| io.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -304,13 +355,15 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         side: Side,
     ) -> Self {
         let now = Instant::now();
+        io.set_driven();
+        let outboxes = Arc::new(Outboxes::new(io.payloads()));
         Self {
             io,
             ping,
             waiting_for_pong: false,
             keepalive: KeepAlive::new(now, config.ping_interval, config.ping_timeout),
             timer: Box::pin(sleep_until(now + config.ping_interval)),
-            outboxes: Arc::new(Outboxes::new()),
+            outboxes,
             windows: config.windows_of(streams, now),
             shrinking: None,
             header_timeout: config.header_timeout,

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
+
+use crate::FrameBuf;
 
 /// I/O under h2 whose flushes can be put off to the end of the connection's poll.
 ///
@@ -19,6 +21,31 @@ pub trait DeferredFlush: AsyncRead + AsyncWrite {
     /// Without this call `poll_flush` keeps tokio's contract. Does nothing on I/O that has no
     /// buffer of its own.
     fn defer_flushes(self: Pin<&mut Self>) {}
+
+    /// Accepts all of `frame`, which is empty then: as `poll_write` would its bytes, but I/O that
+    /// keeps or changes them can do so where they are.
+    ///
+    /// # Errors
+    ///
+    /// Those of `poll_write`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Of a call that is pending, `frame` holds what was not accepted.
+    fn poll_write_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        frame: &mut FrameBuf,
+    ) -> Poll<io::Result<()>> {
+        while !frame.is_empty() {
+            let count = ready!(self.as_mut().poll_write(cx, frame.bytes()))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            frame.advance(count);
+        }
+        Poll::Ready(Ok(()))
+    }
 
     /// Writes everything that was accepted, then flushes the transport.
     ///

@@ -17,9 +17,12 @@ mod driver;
 mod error;
 mod flows;
 mod flush;
+mod frame_buf;
 mod frames;
+mod framing;
 pub mod headers;
 pub mod keepalive;
+mod payloads;
 pub mod pool;
 pub mod server;
 mod spares;
@@ -29,4 +32,5 @@ mod windows;
 
 pub use error::{Error, ErrorKind, Side};
 pub use flush::DeferredFlush;
+pub use frame_buf::FrameBuf;
 pub use tunnel::{ResetHandle, Tunnel};

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Method, Request, Response, StatusCode};
@@ -17,6 +16,7 @@ use crate::config::Config;
 use crate::driver::{Driver, Http2, SharedIo, from_h2};
 use crate::frames::{Frames, PREFACE};
 use crate::headers::{Baggage, ConnectHeaders, write_baggage};
+use crate::payloads::Placeholder;
 use crate::tunnel::{Alive, Outboxes};
 use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
 
@@ -49,7 +49,7 @@ where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
     let streams = config.max_incoming_streams;
-    let io = SharedIo::new(io, Frames::new(config, PREFACE));
+    let io = SharedIo::new(io, Frames::new(config, PREFACE), 0);
     let handshake = h2::server::Builder::new()
         .initial_window_size(config.stream_window)
         .initial_connection_window_size(config.window_of(streams))
@@ -85,12 +85,12 @@ pub struct Connection<IO> {
 
 enum State<IO> {
     Handshake {
-        handshake: Box<h2::server::Handshake<SharedIo<IO>, Bytes>>,
+        handshake: Box<h2::server::Handshake<SharedIo<IO>, Placeholder>>,
         timer: Pin<Box<Sleep>>,
         io: SharedIo<IO>,
     },
     Open {
-        h2: Box<h2::server::Connection<SharedIo<IO>, Bytes>>,
+        h2: Box<h2::server::Connection<SharedIo<IO>, Placeholder>>,
         driver: Driver<IO>,
         /// Until when the first CONNECT has to be here.
         first: Option<Instant>,
@@ -102,7 +102,7 @@ enum State<IO> {
     Closed,
 }
 
-type Request2 = (Request<RecvStream>, SendResponse<Bytes>);
+type Request2 = (Request<RecvStream>, SendResponse<Placeholder>);
 
 impl<IO> Connection<IO>
 where
@@ -263,7 +263,7 @@ where
     }
 }
 
-impl<IO> Http2 for h2::server::Connection<SharedIo<IO>, Bytes>
+impl<IO> Http2 for h2::server::Connection<SharedIo<IO>, Placeholder>
 where
     IO: DeferredFlush + Unpin,
 {
@@ -290,7 +290,7 @@ impl<IO> fmt::Debug for Connection<IO> {
 pub struct Incoming {
     authority: Authority,
     headers: ConnectHeaders,
-    stream: Option<(RecvStream, SendResponse<Bytes>, Alive)>,
+    stream: Option<(RecvStream, SendResponse<Placeholder>, Alive)>,
     settings: crate::tunnel::Settings,
 }
 
@@ -386,7 +386,7 @@ fn destination(request: &Request<RecvStream>) -> Result<Authority, String> {
     authority.parse().map_err(|error: Error| error.to_string())
 }
 
-fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+fn answer(respond: &mut SendResponse<Placeholder>, status: StatusCode) {
     let mut response = Response::new(());
     *response.status_mut() = status;
     if let Err(error) = respond.send_response(response, true) {

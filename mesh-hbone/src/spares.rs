@@ -3,9 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use bytes::BytesMut;
-
 use crate::driver::lock;
+use crate::tunnel::FULL;
 
 /// Buffers that a connection keeps: 256 KiB, until its next PING is due.
 const KEPT: usize = 16;
@@ -13,18 +12,18 @@ const KEPT: usize = 16;
 /// The buffers of one connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Spares {
-    buffers: Arc<Mutex<Vec<BytesMut>>>,
+    buffers: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Spares {
     /// An empty buffer, with room if there is one to spare.
-    pub(crate) fn take(&self) -> BytesMut {
+    pub(crate) fn take(&self) -> Vec<u8> {
         lock(&self.buffers).pop().unwrap_or_default()
     }
 
-    pub(crate) fn give(&self, mut buffer: BytesMut) {
+    pub(crate) fn give(&self, mut buffer: Vec<u8>) {
         let mut buffers = lock(&self.buffers);
-        if buffers.len() < KEPT {
+        if buffers.len() < KEPT && buffer.capacity() >= FULL {
             buffer.clear();
             buffers.push(buffer);
         }

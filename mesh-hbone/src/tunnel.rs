@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 use crate::driver::{from_h2, lock};
 use crate::flows::Flows;
+use crate::frame_buf::FrameBuf;
+use crate::payloads::{Payloads, Placeholder};
 use crate::spares::Spares;
 use crate::{Error, ErrorKind, Side};
 
@@ -83,11 +85,12 @@ pub(crate) type Slot = Box<dyn std::any::Any + Send + Sync>;
 
 /// The sending half, which the connection's task shares to send what was written last.
 struct Outbox {
-    send: Option<SendStream<Bytes>>,
+    send: Option<SendStream<Placeholder>>,
     /// Written, but not yet in h2: it joins what is written next.
-    pending: BytesMut,
+    pending: FrameBuf,
     spares: Spares,
-    /// Held by every frame in h2: alone when all have left.
+    payloads: Arc<Payloads>,
+    /// Held by every frame that has not left: alone when all have.
     token: Arc<()>,
     listed: bool,
     /// The writer had to wait: more is coming, and what is no full frame yet joins it.
@@ -97,30 +100,9 @@ struct Outbox {
     linger: Duration,
 }
 
-/// Payload that tells when h2 is done with it.
-struct Tracked {
-    data: BytesMut,
-    spares: Spares,
-    _token: Arc<()>,
-}
-
-impl Drop for Tracked {
-    fn drop(&mut self) {
-        if self.data.capacity() >= FULL {
-            self.spares.give(std::mem::take(&mut self.data));
-        }
-    }
-}
-
-impl AsRef<[u8]> for Tracked {
-    fn as_ref(&self) -> &[u8] {
-        &self.data
-    }
-}
-
 impl Tunnel {
     pub(crate) fn new(
-        send: SendStream<Bytes>,
+        send: SendStream<Placeholder>,
         mut recv: RecvStream,
         alive: Alive,
         slot: Option<Slot>,
@@ -135,8 +117,9 @@ impl Tunnel {
             ended: false,
             outbox: Arc::new(Mutex::new(Outbox {
                 send: Some(send),
-                pending: BytesMut::new(),
+                pending: FrameBuf::default(),
                 spares: outboxes.spares.clone(),
+                payloads: Arc::clone(&outboxes.payloads),
                 token: Arc::new(()),
                 listed: false,
                 bulk: false,
@@ -222,7 +205,7 @@ impl Outbox {
         if let Some(send) = &mut self.send {
             send.send_reset(Reason::CONNECT_ERROR);
         }
-        self.pending.clear();
+        self.pending = FrameBuf::default();
     }
 
     fn in_flight(&self) -> bool {
@@ -270,15 +253,17 @@ impl Outbox {
             while !slice.is_empty() {
                 let room = FULL - self.pending.len();
                 let (now, later) = slice.split_at(room.min(slice.len()));
-                if self.pending.capacity() < self.pending.len() + now.len() {
+                if self.pending.room() < now.len() {
                     // Once for this frame, so that its buffer is never moved.
                     let frame = (self.pending.len() + slice.len() + left).min(FULL);
-                    if frame == FULL && self.pending.is_empty() {
-                        self.pending = self.spares.take();
-                    }
-                    self.pending.reserve(frame - self.pending.len());
+                    let mut larger = match frame {
+                        FULL => FrameBuf::spare(&self.spares, FULL),
+                        less => FrameBuf::with_capacity(less),
+                    };
+                    larger.extend(self.pending.bytes());
+                    self.pending = larger;
                 }
-                self.pending.extend_from_slice(now);
+                self.pending.extend(now);
                 slice = later;
                 if self.pending.len() == FULL {
                     self.send(false, side)?;
@@ -292,14 +277,13 @@ impl Outbox {
     }
 
     fn send(&mut self, end: bool, side: Side) -> io::Result<()> {
-        let data = Bytes::from_owner(Tracked {
-            data: std::mem::take(&mut self.pending),
-            spares: self.spares.clone(),
-            _token: Arc::clone(&self.token),
-        });
         let Some(send) = &mut self.send else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
+        let stream = send.stream_id().as_u32();
+        let token = Arc::clone(&self.token);
+        let pending = std::mem::take(&mut self.pending);
+        let data = self.payloads.give(stream, pending, token);
         match send.send_data(data, end) {
             Ok(()) => Ok(()),
             Err(_) => Err(write_error(send, side)),
@@ -308,7 +292,7 @@ impl Outbox {
 }
 
 /// Why h2 takes nothing more for this stream.
-fn write_error(send: &mut SendStream<Bytes>, side: Side) -> io::Error {
+fn write_error(send: &mut SendStream<Placeholder>, side: Side) -> io::Error {
     let mut cx = Context::from_waker(Waker::noop());
     let reset = |reason: Reason| {
         let kind = match reason {
@@ -416,7 +400,7 @@ impl Drop for Tunnel {
         let mut outbox = lock(&self.outbox);
         let ended = self.ended || self.recv.as_ref().is_none_or(RecvStream::is_end_stream);
         let shut = outbox.shut;
-        outbox.pending.clear();
+        outbox.pending = FrameBuf::default();
         let Some(mut send) = outbox.send.take() else {
             return;
         };
@@ -452,6 +436,7 @@ pub(crate) struct Outboxes {
     /// How many streams there are.
     live: AtomicUsize,
     spares: Spares,
+    payloads: Arc<Payloads>,
     flows: Flows,
 }
 
@@ -464,7 +449,7 @@ struct Waiting {
 /// The rest of a tunnel that was shut down and dropped before its peer had ended too. It holds its
 /// place among the streams of the connection for a time that no peer can lengthen.
 struct Linger {
-    send: SendStream<Bytes>,
+    send: SendStream<Placeholder>,
     recv: Option<RecvStream>,
     /// The peer said something that nobody will read.
     lost: bool,
@@ -505,7 +490,7 @@ impl Linger {
 }
 
 impl Outboxes {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(payloads: Arc<Payloads>) -> Self {
         Self {
             waiting: Mutex::new(Waiting {
                 waker: Waker::noop().clone(),
@@ -514,6 +499,7 @@ impl Outboxes {
             }),
             live: AtomicUsize::new(0),
             spares: Spares::default(),
+            payloads,
             flows: Flows::default(),
         }
     }

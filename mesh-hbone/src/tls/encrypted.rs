@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::failure;
 use super::session::{Failure, Session};
-use crate::{DeferredFlush, Error, ErrorKind, Side};
+use crate::{DeferredFlush, Error, ErrorKind, FrameBuf, Side};
 
 /// A session after its handshake, with the side that its errors are of.
 #[derive(Debug)]
@@ -78,6 +78,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> DeferredFlush for Encrypted<IO> {
     fn defer_flushes(self: Pin<&mut Self>) {
         self.get_mut().session.defer_flushes();
+    }
+
+    fn poll_write_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        frame: &mut FrameBuf,
+    ) -> Poll<io::Result<()>> {
+        self.get_mut().session.poll_write_frame(cx, frame)
     }
 
     fn poll_flush_now(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

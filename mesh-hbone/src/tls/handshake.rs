@@ -138,7 +138,7 @@ fn step<Data>(
             let mut bytes = vec![0; size];
             data.encode(&mut bytes)
                 .map_err(|error| Error::General(error.to_string()))?;
-            outgoing.push(bytes);
+            outgoing.push(bytes.into());
             Ok(Step::Again)
         }
         ConnectionState::TransmitTlsData(data) => {

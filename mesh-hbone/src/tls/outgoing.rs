@@ -7,15 +7,18 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
+use crate::FrameBuf;
+
 /// Records of one write to the transport.
 const AT_ONCE: usize = 64;
+
+/// Places that an empty queue keeps: a burst's, so that none is an allocation of its own.
+const KEPT: usize = 4;
 
 /// Encrypted records in the order in which they leave.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
-    records: VecDeque<Vec<u8>>,
-    /// What of the first has left.
-    sent: usize,
+    records: VecDeque<FrameBuf>,
     /// What of all has not.
     bytes: usize,
     /// How much has not up to the end of the last answer.
@@ -23,7 +26,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn push(&mut self, record: Vec<u8>) {
+    pub(super) fn push(&mut self, record: FrameBuf) {
         if !record.is_empty() {
             self.bytes += record.len();
             self.records.push_back(record);
@@ -58,11 +61,7 @@ impl Outgoing {
         let mut slices = [IoSlice::new(&[]); AT_ONCE];
         let mut count = 0;
         for (slice, record) in slices.iter_mut().zip(&self.records) {
-            *slice = IoSlice::new(if count == 0 {
-                &record[self.sent..]
-            } else {
-                record
-            });
+            *slice = IoSlice::new(record.bytes());
             count += 1;
         }
         let written = ready!(Pin::new(io).poll_write_vectored(cx, &slices[..count]))?;
@@ -76,26 +75,26 @@ impl Outgoing {
     /// All that has not left.
     #[cfg(test)]
     pub(super) fn take(&mut self) -> Vec<u8> {
-        assert_eq!(self.sent, 0);
         (self.bytes, self.answer) = (0, 0);
-        std::mem::take(&mut self.records)
-            .into_iter()
-            .flatten()
-            .collect()
+        let records = std::mem::take(&mut self.records);
+        records.iter().flat_map(FrameBuf::bytes).copied().collect()
     }
 
     fn advance(&mut self, written: usize) {
         self.bytes -= written;
         self.answer = self.answer.saturating_sub(written);
-        self.sent += written;
-        while let Some(first) = self.records.front() {
-            if self.sent < first.len() {
+        let mut left = written;
+        while let Some(first) = self.records.front_mut() {
+            let count = left.min(first.len());
+            first.advance(count);
+            left -= count;
+            if !first.is_empty() {
                 return;
             }
-            self.sent -= first.len();
             self.records.pop_front();
         }
-        // An idle connection keeps no table of what has left.
-        self.records = VecDeque::new();
+        if self.records.capacity() > KEPT {
+            self.records = VecDeque::new();
+        }
     }
 }

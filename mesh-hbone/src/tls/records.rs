@@ -13,6 +13,7 @@ use rustls::crypto::cipher::{
     InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundPlainMessage,
 };
 use rustls::kernel::KernelConnection;
+use rustls::quic::PacketKey;
 use rustls::server::ServerConnectionData;
 use rustls::{
     AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets,
@@ -21,9 +22,8 @@ use rustls::{
 
 use super::credentials::RECORD;
 use super::outgoing::Outgoing;
-
-/// Content type, version, length.
-pub(super) const HEADER: usize = 5;
+use crate::FrameBuf;
+use crate::frame_buf::RECORD_HEADER as HEADER;
 
 /// A record's payload at most (RFC 8446, 5.2).
 const MAX_CIPHERTEXT: usize = RECORD + 256;
@@ -50,6 +50,15 @@ pub(super) enum Keys {
     Server(Box<KernelConnection<ServerConnectionData>>),
 }
 
+/// How records are encrypted.
+enum Sealer {
+    /// Where they are. QUIC's packets and TLS 1.3's records have the same nonces (RFC 9001 section 5.3,
+    /// RFC 8446 section 5.3), and rustls has a call in place for the former only.
+    InPlace(Box<dyn PacketKey>),
+    /// Into memory of their own, where a provider has no QUIC.
+    Copying(Box<dyn MessageEncrypter>),
+}
+
 /// What a record was.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Opened {
@@ -67,7 +76,7 @@ pub(super) struct Records {
     suite: &'static Tls13CipherSuite,
     opener: Box<dyn MessageDecrypter>,
     opened: u64,
-    sealer: Box<dyn MessageEncrypter>,
+    sealer: Sealer,
     sealed: u64,
     /// Records that may be sealed with one key.
     limit: u64,
@@ -300,13 +309,33 @@ impl Records {
     ) -> Result<(), Error> {
         let mut rest = data;
         while !rest.is_empty() {
-            // With room for the last words, which are of no use to who attacks the cipher.
-            if self.sealed + 2 >= self.limit {
-                self.update_key(outgoing)?;
-            }
+            self.keep_limit(outgoing)?;
             let (record, after) = rest.split_at(RECORD);
             self.seal_record(ContentType::ApplicationData, record, outgoing)?;
             rest = after;
+        }
+        Ok(())
+    }
+
+    /// Encrypts data in the buffer that it comes in.
+    pub(super) fn seal_frame(
+        &mut self,
+        frame: FrameBuf,
+        outgoing: &mut Outgoing,
+    ) -> Result<(), Error> {
+        let fits = frame.has_front() && (1..=RECORD).contains(&frame.len());
+        if !fits || matches!(self.sealer, Sealer::Copying(_)) {
+            return self.seal(OutboundChunks::Single(frame.bytes()), outgoing);
+        }
+        self.keep_limit(outgoing)?;
+        self.seal_in_place(ContentType::ApplicationData, frame, outgoing)
+    }
+
+    /// Takes the next key before this one has sealed too much.
+    fn keep_limit(&mut self, outgoing: &mut Outgoing) -> Result<(), Error> {
+        // With room for the last words, which are of no use to who attacks the cipher.
+        if self.sealed + 2 >= self.limit {
+            self.update_key(outgoing)?;
         }
         Ok(())
     }
@@ -348,14 +377,46 @@ impl Records {
         payload: OutboundChunks<'_>,
         outgoing: &mut Outgoing,
     ) -> Result<(), Error> {
+        let sealer = match &mut self.sealer {
+            Sealer::InPlace(_) => {
+                let mut frame = FrameBuf::with_capacity(payload.len());
+                payload.copy_to_vec(frame.tail());
+                return self.seal_in_place(typ, frame, outgoing);
+            }
+            Sealer::Copying(sealer) => sealer,
+        };
         let plain = OutboundPlainMessage {
             typ,
             version: ProtocolVersion::TLSv1_2,
             payload,
         };
-        let sealed = self.sealer.encrypt(plain, self.sealed)?;
+        let sealed = sealer.encrypt(plain, self.sealed)?;
         self.sealed += 1;
-        outgoing.push(sealed.encode());
+        outgoing.push(sealed.encode().into());
+        Ok(())
+    }
+
+    /// Makes a record of a frame that has room for its header, and is no longer than one may be.
+    fn seal_in_place(
+        &mut self,
+        typ: ContentType,
+        mut frame: FrameBuf,
+        outgoing: &mut Outgoing,
+    ) -> Result<(), Error> {
+        let Sealer::InPlace(key) = &self.sealer else {
+            return Err(Error::EncryptError);
+        };
+        // The content type is the last byte of what is encrypted (RFC 8446, 5.2).
+        frame.extend(&[typ.into()]);
+        let length = frame.len() + key.tag_len();
+        let length = u16::try_from(length).map_err(|_| Error::EncryptError)?;
+        let [high, low] = length.to_be_bytes();
+        let header = [ContentType::ApplicationData.into(), 3, 3, high, low];
+        let tag = key.encrypt_in_place(self.sealed, &header, frame.bytes_mut())?;
+        self.sealed += 1;
+        frame.extend(tag.as_ref());
+        frame.prepend(&header);
+        outgoing.push(frame);
         Ok(())
     }
 }
@@ -396,17 +457,17 @@ fn opener(
     }
 }
 
-fn sealer(
-    suite: &Tls13CipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageEncrypter>, Error> {
+fn sealer(suite: &Tls13CipherSuite, secrets: ConnectionTrafficSecrets) -> Result<Sealer, Error> {
     use ConnectionTrafficSecrets as Secrets;
-    match secrets {
-        Secrets::Aes128Gcm { key, iv } | Secrets::Aes256Gcm { key, iv } => {
-            Ok(suite.aead_alg.encrypter(key, iv))
+    let (Secrets::Aes128Gcm { key, iv } | Secrets::Aes256Gcm { key, iv }) = secrets else {
+        return Err(other_cipher());
+    };
+    Ok(match suite.quic {
+        Some(quic) if quic.fips() || !suite.common.fips() => {
+            Sealer::InPlace(quic.packet_key(key, iv))
         }
-        _ => Err(other_cipher()),
-    }
+        _ => Sealer::Copying(suite.aead_alg.encrypter(key, iv)),
+    })
 }
 
 /// [`Provider`](super::Provider) offers AES-GCM only.

@@ -16,6 +16,7 @@ use super::handshake::{Handshake, Progress};
 use super::outgoing::Outgoing;
 use super::read_buffer::{Incoming, ReadBuffers};
 use super::records::{Opened, Records, record_len};
+use crate::FrameBuf;
 
 /// Slices looked at in one vectored write; the rest is taken by the next call.
 const MAX_SLICES: usize = 64;
@@ -294,22 +295,46 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if bufs.iter().all(|buf| buf.is_empty()) {
             return Poll::Ready(Ok(0));
         }
-        if self.closing || self.failed.is_some() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        ready!(self.poll_make_room(cx))?;
-        let State::Finished(records) = &mut self.state else {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        };
+        let send_buffer = self.send_buffer;
+        let (records, outgoing) = ready!(self.poll_writable(cx))?;
         // Whole records, so that a full queue makes no small one.
-        let room = self.send_buffer.saturating_sub(self.outgoing.len());
+        let room = send_buffer.saturating_sub(outgoing.len());
         let room = room.max(1).next_multiple_of(RECORD);
         let mut first = [&[][..]; MAX_SLICES];
         let (chunks, count) = prefix(bufs, room, &mut first);
         records
-            .seal(OutboundChunks::new(chunks), &mut self.outgoing)
+            .seal(OutboundChunks::new(chunks), outgoing)
             .map_err(io::Error::other)?;
         Poll::Ready(Ok(count))
+    }
+
+    /// Takes all of `frame`, or nothing.
+    pub(super) fn poll_write_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        frame: &mut FrameBuf,
+    ) -> Poll<io::Result<()>> {
+        if frame.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let (records, outgoing) = ready!(self.poll_writable(cx))?;
+        let sealed = records.seal_frame(std::mem::take(frame), outgoing);
+        Poll::Ready(sealed.map_err(io::Error::other))
+    }
+
+    /// Once there is room to write: where to.
+    fn poll_writable(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(&mut Records, &mut Outgoing)>> {
+        if self.closing || self.failed.is_some() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        ready!(self.poll_make_room(cx))?;
+        Poll::Ready(match &mut self.state {
+            State::Finished(records) => Ok((records, &mut self.outgoing)),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        })
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -16,7 +16,7 @@ use super::bundle::Facts;
 use super::credentials::Credentials;
 use super::encrypted::Encrypted;
 use super::session::Session;
-use crate::{DeferredFlush, Error, Side};
+use crate::{DeferredFlush, Error, FrameBuf, Side};
 
 /// Who is at the other end, as its certificate proves. Cloning is one reference count.
 #[derive(Clone)]
@@ -189,6 +189,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> DeferredFlush for TlsStream<IO> {
     fn defer_flushes(self: Pin<&mut Self>) {
         Pin::new(&mut self.get_mut().io).defer_flushes();
+    }
+
+    fn poll_write_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        frame: &mut FrameBuf,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_write_frame(cx, frame)
     }
 
     fn poll_flush_now(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
