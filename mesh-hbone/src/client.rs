@@ -15,10 +15,11 @@ use tokio::time::timeout;
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::driver::{Driver, Http2, SharedIo, from_h2};
+use crate::driver::{Driver, Http2, from_h2};
 use crate::frames::{Frames, Owed, PREFACE};
 use crate::headers::{Baggage, ConnectHeaders, read_baggage};
 use crate::payloads::Placeholder;
+use crate::shared_io::SharedIo;
 use crate::tls::Peer;
 use crate::tunnel::{Alive, Outboxes, Slot};
 use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
@@ -119,17 +120,23 @@ where
         side,
     );
     let outboxes = Arc::clone(driver.outboxes());
+    // What answers the peer's SETTINGS leaves with the first CONNECT.
+    driver.hold(true);
     poll_fn(|cx| {
         let polled = driver.poll(cx, None, &mut h2);
         match polled {
             Poll::Ready(Ok(Some(Err(error)))) => Poll::Ready(Err(driver.error(error))),
             Poll::Ready(Ok(_)) => Poll::Ready(Err(Error::new(ErrorKind::Closed, side))),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending if send.current_max_send_streams() == 0 => Poll::Pending,
+            Poll::Pending if send.current_max_send_streams() == 0 => {
+                driver.flush(cx)?;
+                Poll::Pending
+            }
             Poll::Pending => Poll::Ready(Ok(())),
         }
     })
     .await?;
+    driver.hold(false);
     let control = Arc::new(Control::default());
     let told = Arc::clone(&control);
     let run = async move {

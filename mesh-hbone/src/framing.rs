@@ -141,3 +141,6 @@ fn join(together: &mut FrameBuf, bytes: &[u8]) {
     }
     together.extend(bytes);
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,7 @@ pub mod keepalive;
 mod payloads;
 pub mod pool;
 pub mod server;
+mod shared_io;
 mod spares;
 pub mod tls;
 mod tunnel;

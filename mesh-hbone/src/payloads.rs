@@ -97,6 +97,11 @@ impl Payloads {
         (first.len() == count).then(|| queues.pop(stream))?
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.of).streams.is_empty()
+    }
+
     /// h2 has thrown its placeholder away.
     fn forget(&self, stream: u32, number: u64) {
         let queues = &mut *lock(&self.of);

@@ -13,10 +13,11 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::driver::{Driver, Http2, SharedIo, from_h2};
+use crate::driver::{Driver, Http2, from_h2};
 use crate::frames::{Frames, PREFACE};
 use crate::headers::{Baggage, ConnectHeaders, write_baggage};
 use crate::payloads::Placeholder;
+use crate::shared_io::SharedIo;
 use crate::tunnel::{Alive, Outboxes};
 use crate::{DeferredFlush, Error, ErrorKind, Side, Tunnel};
 
@@ -158,7 +159,10 @@ where
                     io,
                 } => {
                     let polled = Pin::new(handshake).poll(cx);
-                    if let Poll::Ready(Err(error)) = io.poll_flush_now(cx) {
+                    // Our SETTINGS leave with the answer to the client's if those are here already.
+                    if polled.is_pending()
+                        && let Poll::Ready(Err(error)) = io.poll_flush_now(cx)
+                    {
                         return Poll::Ready(Some(Err(Error::from_io(error, Side::Downstream))));
                     }
                     let mut h2 = match polled {

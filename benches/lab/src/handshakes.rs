@@ -201,7 +201,7 @@ async fn dial(world: Arc<World>, to: SocketAddr, shape: Shape) -> Done {
             ask(&mut connector.connect(name, stream).await?).await
         }
         Shape::Tunnel => {
-            let tls = tls::connect(stream, &world.credentials, &world.expected).await?;
+            let tls = tls::connect_unflushed(stream, &world.credentials, &world.expected).await?;
             if (tls.cipher_suite(), tls.key_exchange()) != (Some(SUITE), Some(GROUP)) {
                 return Err("another cipher or key exchange".into());
             }

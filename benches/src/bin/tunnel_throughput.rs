@@ -252,7 +252,7 @@ async fn receive_bare(
 
 async fn send_tunnelled(world: Arc<World>, to: SocketAddr, streams: usize, bytes: usize) -> Done {
     let expected = std::slice::from_ref(&world.expected);
-    let tls = tls::connect(dial(to).await?, &world.credentials, expected).await?;
+    let tls = tls::connect_unflushed(dial(to).await?, &world.credentials, expected).await?;
     let suite = tls.cipher_suite();
     if suite != Some(rustls::CipherSuite::TLS13_AES_256_GCM_SHA384) {
         return Err(format!("another cipher: {suite:?}").into());

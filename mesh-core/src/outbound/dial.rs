@@ -379,7 +379,7 @@ impl MeshInner {
             let io = dial(&transport, limit, next_hop)
                 .await
                 .map_err(mesh_hbone::Error::dial)?;
-            let stream = tls::connect(io, &credentials, &expected).await?;
+            let stream = tls::connect_unflushed(io, &credentials, &expected).await?;
             let peer = stream.peer().clone();
             let (connection, sender) = client::handshake(stream, &hbone).await?;
             if let Some(node) = weak.upgrade() {

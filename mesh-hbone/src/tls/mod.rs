@@ -92,6 +92,42 @@ pub async fn connect<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    connect_as(io, credentials, expected, false).await
+}
+
+/// As [`connect`], but the last flight of the handshake leaves with what is said first: when the stream
+/// is flushed, or waits for the peer. Until then the server waits, too.
+///
+/// For what speaks at once, as [`client::handshake`](crate::client::handshake) does: a system call less,
+/// and the server is woken once.
+///
+/// # Errors
+///
+/// As [`connect`].
+///
+/// # Cancel safety
+///
+/// As [`connect`].
+pub async fn connect_unflushed<IO>(
+    io: IO,
+    credentials: &Credentials,
+    expected: &[Identity],
+) -> Result<TlsStream<IO>, Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    connect_as(io, credentials, expected, true).await
+}
+
+async fn connect_as<IO>(
+    io: IO,
+    credentials: &Credentials,
+    expected: &[Identity],
+    holds: bool,
+) -> Result<TlsStream<IO>, Error>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
     if expected.is_empty() {
         return Err(Error::new(ErrorKind::InvalidSettings, Side::Us)
             .with_detail("expected identities: expected at least one, found none"));
@@ -102,7 +138,10 @@ where
     // SNI is off, so this name is never sent: the one that istio/ztunnel uses.
     let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
     let tls = Handshake::client(config, nobody).map_err(internal)?;
-    let session = session(io, tls, credentials);
+    let mut session = session(io, tls, credentials);
+    if holds {
+        session.hold_last_flight();
+    }
     let limit = credentials.options().handshake_timeout;
     timeout(limit, finish(session, &verifier, Side::Upstream))
         .await

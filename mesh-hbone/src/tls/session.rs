@@ -74,6 +74,8 @@ pub(super) struct Session<IO> {
     send_buffer: usize,
     flush_at: usize,
     deferred: bool,
+    /// The last flight of the handshake.
+    holds: bool,
     /// A writer waits for the transport, and its waker must not be replaced by a reader's.
     writer_waits: bool,
     /// The transport takes nothing more. What the peer said before, and why, can still be read.
@@ -101,6 +103,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             send_buffer: options.send_buffer,
             flush_at: options.flush_at,
             deferred: false,
+            holds: false,
             writer_waits: false,
             mute: false,
             closing: false,
@@ -122,7 +125,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         self.incoming.start_with(bytes);
     }
 
-    /// Runs the handshake until it is done and its last flight is written.
+    /// The last flight of the handshake waits for what is said first, and leaves with it.
+    pub(super) fn hold_last_flight(&mut self) {
+        self.holds = true;
+    }
+
+    /// Runs the handshake until it is done and its last flight is written, unless that is held.
     pub(super) fn poll_handshake(
         &mut self,
         cx: &mut Context<'_>,
@@ -135,11 +143,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             let written = match progress.map_err(Failure::Tls)? {
                 // close_notify in the middle of a handshake would be waited on for ever.
                 Progress::Closed => return Poll::Ready(Err(Failure::Truncated)),
-                Progress::Finished | Progress::Going => self.poll_drain(cx)?,
+                Progress::Finished if self.holds => Poll::Pending,
+                Progress::Finished => {
+                    ready!(self.poll_drain(cx))?;
+                    Poll::Ready(())
+                }
+                Progress::Going => self.poll_drain(cx)?,
             };
-            if self.negotiated.is_some() {
-                ready!(written);
-            }
             if written.is_ready() {
                 ready!(Pin::new(&mut self.io).poll_flush(cx))?;
             }

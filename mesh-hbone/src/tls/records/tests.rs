@@ -11,13 +11,39 @@ use super::*;
 
 /// Both ends of a connection whose handshake is done.
 fn pair() -> (Records, Records) {
+    pair_of(aws_lc_rs::default_provider())
+}
+
+/// With a provider that has no QUIC, so that records cannot be sealed where they are.
+fn copying_pair() -> (Records, Records) {
+    let mut crypto = aws_lc_rs::default_provider();
+    for suite in &mut crypto.cipher_suites {
+        let Some(tls13) = suite.tls13() else { continue };
+        let without = Tls13CipherSuite {
+            common: rustls::crypto::CipherSuiteCommon {
+                suite: tls13.common.suite,
+                hash_provider: tls13.common.hash_provider,
+                confidentiality_limit: tls13.common.confidentiality_limit,
+            },
+            hkdf_provider: tls13.hkdf_provider,
+            aead_alg: tls13.aead_alg,
+            quic: None,
+        };
+        *suite = rustls::SupportedCipherSuite::Tls13(Box::leak(Box::new(without)));
+    }
+    let (client, server) = pair_of(crypto);
+    assert!(matches!(client.sealer, Sealer::Copying(_)));
+    (client, server)
+}
+
+fn pair_of(crypto: rustls::crypto::CryptoProvider) -> (Records, Records) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().der().clone();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).unwrap();
-    let crypto = Arc::new(aws_lc_rs::default_provider());
+    let crypto = Arc::new(crypto);
     let client = ClientConfig::builder_with_provider(Arc::clone(&crypto))
         .with_protocol_versions(&[&TLS13])
         .unwrap()
@@ -82,6 +108,11 @@ fn say(to: &mut Records, mut record: Vec<u8>) -> Result<Opened, Error> {
     opened
 }
 
+fn say_in_place(to: &mut Records, record: &mut [u8]) -> Opened {
+    let mut outgoing = Outgoing::default();
+    to.open(record, &mut outgoing).unwrap()
+}
+
 /// One record of a kind.
 fn sealed(from: &mut Records, typ: ContentType, payload: &[u8]) -> Vec<u8> {
     let mut outgoing = Outgoing::default();
@@ -114,11 +145,36 @@ fn key_update(requested: u8) -> [u8; 5] {
 
 #[test]
 fn data_of_any_size_is_opened_where_it_was() {
-    let (mut client, mut server) = pair();
-    for size in [1, 2, 100, RECORD - 1, RECORD, RECORD + 1, 3 * RECORD + 5] {
-        let data: Vec<u8> = (0..size).map(|index| (index * 7 / 3) as u8).collect();
-        assert_eq!(exchange(&mut client, &mut server, &data), data);
-        assert_eq!(exchange(&mut server, &mut client, &data), data);
+    for (mut client, mut server) in [pair(), copying_pair()] {
+        for size in [1, 2, 100, RECORD - 1, RECORD, RECORD + 1, 3 * RECORD + 5] {
+            let data: Vec<u8> = (0..size).map(|index| (index * 7 / 3) as u8).collect();
+            assert_eq!(exchange(&mut client, &mut server, &data), data);
+            assert_eq!(exchange(&mut server, &mut client, &data), data);
+        }
+    }
+}
+
+#[test]
+fn a_frame_is_sealed_where_it_is_if_it_fits_a_record() {
+    for (mut client, mut server) in [pair(), copying_pair()] {
+        for size in [1, 100, RECORD, RECORD + 1] {
+            let data: Vec<u8> = (0..size).map(|index| (index * 7 / 3) as u8).collect();
+            let mut frame = FrameBuf::with_capacity(size);
+            frame.extend(&data);
+            // As a frame without room in front.
+            for frame in [frame, data.clone().into()] {
+                let mut outgoing = Outgoing::default();
+                client.seal_frame(frame, &mut outgoing).unwrap();
+                let mut received = Vec::new();
+                for mut record in records(&mut outgoing.take()) {
+                    match say_in_place(&mut server, &mut record) {
+                        Opened::Data(range) => received.extend_from_slice(&record[range]),
+                        other => panic!("{other:?}"),
+                    }
+                }
+                assert_eq!(received, data);
+            }
+        }
     }
 }
 
@@ -148,11 +204,20 @@ fn keys_change_when_the_peer_says_so_and_when_it_asks() {
 
 #[test]
 fn a_key_is_changed_before_it_has_sealed_too_much() {
-    let (mut client, mut server) = pair();
-    client.limit = 10;
-    for round in 0..50 {
-        assert_eq!(exchange(&mut client, &mut server, b"a record"), b"a record");
-        assert!(client.sealed < 10, "{round}");
+    for (mut client, mut server) in [pair(), copying_pair()] {
+        client.limit = 10;
+        for round in 0..50 {
+            assert_eq!(exchange(&mut client, &mut server, b"a record"), b"a record");
+            assert!(client.sealed < 10, "{round}");
+            let mut outgoing = Outgoing::default();
+            let mut frame = FrameBuf::with_capacity(4);
+            frame.extend(b"data");
+            client.seal_frame(frame, &mut outgoing).unwrap();
+            assert!(client.sealed < 10, "{round}");
+            for mut record in records(&mut outgoing.take()) {
+                say_in_place(&mut server, &mut record);
+            }
+        }
     }
 }
 
