@@ -1,12 +1,12 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use mesh_hbone::tls::{Credentials, Options, TlsStream, accept, connect};
+use mesh_hbone::tls::{Credentials, Options, TlsStream, accept, connect, connect_unflushed};
 use mesh_hbone::{DeferredFlush, Error, ErrorKind, Side};
 use proptest::prelude::*;
 use tokio::io::{
@@ -153,6 +153,44 @@ async fn a_deferred_flush_writes_from_where_it_was_set() {
         let options = Options::default().flush_at(wrong);
         let error = Credentials::new(provider(), bundle, options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidSettings);
+    }
+}
+
+#[tokio::test]
+async fn an_unflushed_handshake_ends_with_what_is_said_first() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let expected = [id(SERVER)];
+    for waits in [false, true] {
+        let (near, far) = duplex(64 * 1024);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut accepting = pin!(accept(far, &server));
+        let mut connecting = pin!(connect_unflushed(near, &client, &expected));
+        let mut near = loop {
+            assert!(accepting.as_mut().poll(&mut cx).is_pending());
+            if let Poll::Ready(near) = connecting.as_mut().poll(&mut cx) {
+                break near.unwrap();
+            }
+        };
+        assert!(
+            accepting.as_mut().poll(&mut cx).is_pending(),
+            "the last flight has not left"
+        );
+        let mut answer = [0; 4];
+        if waits {
+            let reading = pin!(near.read_exact(&mut answer));
+            assert!(reading.poll(&mut cx).is_pending());
+        } else {
+            near.write_all(b"said").await.unwrap();
+            near.flush().await.unwrap();
+        }
+        let Poll::Ready(far) = accepting.as_mut().poll(&mut cx) else {
+            panic!("the last flight is here")
+        };
+        if !waits {
+            far.unwrap().read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"said");
+        }
     }
 }
 
