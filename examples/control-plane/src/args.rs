@@ -1,10 +1,12 @@
 //! The command line and the environment: read here and nowhere else.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand, value_parser};
+use clap::parser::ValueSource;
+use clap::{Args as _, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, value_parser};
 use tracing_subscriber::EnvFilter;
 
 use crate::BoxError;
@@ -20,7 +22,7 @@ const HOST_RETURN: u64 = 30;
 
 /// A control plane on one machine: discovery and certificates out of files.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version)]
 pub struct Args {
     /// The folder of the root certificate, its key and the key of tokens; created when absent.
     #[arg(long, global = true, default_value = ".mesh-control-plane")]
@@ -35,6 +37,33 @@ pub struct Args {
 
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+}
+
+impl Args {
+    /// Reads a command line: what is for serving is for nothing else, what is for all may come before or after
+    /// the command.
+    ///
+    /// # Errors
+    ///
+    /// When it says what there is not; the error exits as clap has it.
+    pub fn read(
+        given: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(given)?;
+        let args = Self::from_arg_matches(&matches)?;
+        let serve = Serve::augment_args(clap::Command::default());
+        let of_serving = serve.get_arguments().map(|one| one.get_id().as_str());
+        let mut said = of_serving
+            .filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine))
+            .map(|id| format!("--{}", id.replace('_', "-")));
+        match said.next().filter(|_| args.command.is_some()) {
+            Some(said) => {
+                let text = format!("{said} before a command: expected it without one, to serve");
+                Err(Self::command().error(clap::error::ErrorKind::ArgumentConflict, text))
+            }
+            None => Ok(args),
+        }
+    }
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -190,6 +219,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_for_all_commands_comes_before_or_after_them() {
+        let configure = [
+            "workload",
+            "configure",
+            "-n",
+            "bank",
+            "--name",
+            "x",
+            "-o",
+            "y",
+        ];
+        let read = |before: &[&str], after: &[&str]| {
+            let program = ["control-plane"];
+            let given = [&program[..], before, &configure, after].concat();
+            Args::read(given)
+        };
+        let state = ["--state", "here"];
+        for args in [read(&state, &[]), read(&[], &state)] {
+            assert_eq!(args.unwrap().state, Path::new("here"));
+        }
+        let error = read(&["--host-return", "3"], &[]).unwrap_err().to_string();
+        assert!(error.contains("--host-return before a command"), "{error}");
+    }
+
+    #[test]
     fn connections_that_end_as_they_begin_are_refused() {
         let age = |seconds: &str| {
             let given = [
@@ -199,7 +253,7 @@ mod tests {
                 "--max-connection-age",
                 seconds,
             ];
-            Args::try_parse_from(given)
+            Args::read(given)
         };
         let error = age("0").unwrap_err().to_string();
         assert!(

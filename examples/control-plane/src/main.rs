@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use control_plane::{Args, complain, init_logging, run};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     init_logging();
     match run(&args).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,7 +15,7 @@ use super::registry::Refused;
 use super::server::{Registered, Shared};
 use super::session::{Bounds, End, Session};
 use super::status::ClientStatus;
-use super::store::Store;
+use super::store::{Owner, Store};
 use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use crate::proto::envoy::service::discovery::v3::{
@@ -234,7 +234,10 @@ impl<P: Protocol> Running<P> {
         {
             self.client.status.node_id = check_node(&node, &self.client.status.identity)?;
             if has_listeners(&node) {
-                self.session.own(self.client.status.identity.clone());
+                self.session.own(Owner {
+                    identity: self.client.status.identity.clone(),
+                    network: text(&node, "NETWORK").unwrap_or_default().into(),
+                });
             }
             if let Some(host) = host::read(&node, &self.client.status.identity)? {
                 self.client.register(host)?;

@@ -45,6 +45,7 @@ pub struct Server {
 }
 
 pub(super) struct Shared {
+    /// Taken last, where the registry is taken too.
     store: Mutex<Store>,
     changes: watch::Sender<u64>,
     clients: Mutex<Clients>,
@@ -99,11 +100,8 @@ impl Server {
     /// Batches are what the file source yields, or any other. Of their resources workloads, services and
     /// policies are served. The others are accepted, and nobody is sent them.
     pub fn apply(&self, batch: Batch) {
-        let mut store = self
-            .shared
-            .store
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let store = &self.shared.store;
+        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
         let (reply, verdicts) = store.apply(batch);
         let revision = store.revision();
         drop(store);
@@ -228,12 +226,14 @@ impl Registered {
     /// Registers the host that the client is.
     pub(super) fn register(&mut self, host: Host) -> Result<(), Refused> {
         let (entry, address) = (host.entry_name(), host.address);
-        if let Some(by) = self.shared.occupant(&host) {
-            return Err(Refused::Taken { address, by });
-        }
         let id = self.status.id;
-        self.shared
-            .change_registry(|registry| registry.connect(id, host))?;
+        // Nobody else registers between the look and the entry.
+        self.shared.change_registry(|registry| {
+            if let Some(by) = self.shared.occupant(&host) {
+                return Err(Refused::Taken { address, by });
+            }
+            registry.connect(id, host)
+        })?;
         self.is_host = true;
         tracing::info!(%entry, "a host is registered");
         Ok(())

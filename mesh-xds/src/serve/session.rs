@@ -2,10 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use mesh_authz::Identity;
-
 use super::status::Subscription;
-use super::store::{Kind, Store};
+use super::store::{Kind, Owner, Store};
 use super::subscribed::{Push, Source, Type};
 use crate::proto::envoy::config::core::v3::ControlPlane;
 use crate::proto::envoy::service::discovery::v3::{
@@ -48,7 +46,7 @@ pub(super) struct Session {
     nonce: u64,
     bounds: Bounds,
     /// Whose listeners it may ask for.
-    owner: Option<Identity>,
+    owner: Option<Owner>,
 }
 
 impl Session {
@@ -61,8 +59,8 @@ impl Session {
         }
     }
 
-    /// Lets the client ask for the inbound listeners of workloads that run as `owner`.
-    pub(super) fn own(&mut self, owner: Identity) {
+    /// Lets the client ask for the inbound listeners of `owner`.
+    pub(super) fn own(&mut self, owner: Owner) {
         self.owner = Some(owner);
     }
 

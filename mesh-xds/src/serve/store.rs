@@ -28,6 +28,14 @@ pub(super) enum Kind {
     Address,
 }
 
+/// Whose listeners a client may ask for.
+#[derive(Debug, Clone)]
+pub(super) struct Owner {
+    pub(super) identity: Identity,
+    /// Where it says that it is; empty, it does not say.
+    pub(super) network: Arc<str>,
+}
+
 /// All resources. The revision grows with every change.
 #[derive(Debug, Default)]
 pub(super) struct Store {
@@ -194,10 +202,9 @@ impl Store {
         if self.withheld.remove(name).is_some() {
             relisted.insert(name.clone());
         }
-        let by_list = *policy.scope() == Scope::Workload;
-        let resource = Resource {
-            by_list,
-            ..Resource::new(value)
+        let resource = match policy.scope() {
+            Scope::Workload => Resource::new(value).by_list(),
+            _ => Resource::new(value),
         };
         self.authorizations.set(&mut self.revision, key, resource);
         Ok(())
@@ -325,8 +332,9 @@ impl Store {
     }
 
     /// The inbound listener of a name, if it is that of a port that some service has on a workload which
-    /// runs as `owner`.
-    pub(super) fn listener(&self, name: &str, owner: &Identity) -> Option<Bytes> {
+    /// runs as `owner` and may be in its network.
+    pub(super) fn listener(&self, name: &str, owner: &Owner) -> Option<Bytes> {
+        let Owner { identity, network } = owner;
         let address = encode::inbound_address(name)?;
         let uids = self.by_ip.get(&address.ip().to_canonical())?.iter();
         let is_port = |workload: &Workload| {
@@ -334,11 +342,15 @@ impl Store {
             let mut ports = ports.map(|port| port.target_port().unwrap_or(port.service_port()));
             ports.any(|port| port == address.port())
         };
-        let workload = uids.filter_map(|uid| self.workloads.get(uid)).find(|one| {
-            one.namespace() == owner.namespace()
-                && one.service_account() == owner.service_account()
+        let workloads = uids.filter_map(|uid| self.workloads.get(uid));
+        let own = workloads.filter(|one| {
+            one.namespace() == identity.namespace()
+                && one.service_account() == identity.service_account()
+                && (network.is_empty() || one.network().is_empty() || *one.network() == **network)
                 && is_port(one)
-        })?;
+        });
+        // An address can be somebody's in each network.
+        let workload = own.max_by_key(|one| *one.network() == **network)?;
         let policies = self.policies_of(workload);
         let policies: Vec<_> = policies.iter().map(|policy| &**policy).collect();
         Some(encode::listener(name, address, &policies))
@@ -407,6 +419,15 @@ pub(super) fn version(value: &Bytes) -> Arc<str> {
     let mut hasher = DefaultHasher::new();
     hasher.write(value);
     format!("{:016x}", hasher.finish()).into()
+}
+
+/// What the version of a policy ends with that binds nobody by itself.
+const BY_LIST: &str = "-by-list";
+
+/// Whether the policy of a version that a client says it has binds nobody by itself. Those of other servers
+/// do not say, and may.
+pub(super) fn is_by_list(version: &str) -> bool {
+    version.ends_with(BY_LIST)
 }
 
 /// A resource as it is sent.
@@ -552,6 +573,13 @@ impl Resource {
             by_list: false,
             changed: 0,
         }
+    }
+
+    /// A policy that binds those who list it, which its version says for who comes back with it.
+    fn by_list(mut self) -> Self {
+        self.by_list = true;
+        self.version = format!("{}{BY_LIST}", self.version).into();
+        self
     }
 
     /// The names of the services that it is an endpoint of.

@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_authz::Identity;
 
 use super::session::End;
 use super::status::{Refusal, Subscription};
-use super::store::{Kind, Store, Table, version};
+use super::store::{Kind, Owner, Store, Table, is_by_list, version};
 use crate::encode;
 use crate::proto::envoy::service::discovery::v3::Resource;
 use crate::proto::google::protobuf::Any;
@@ -21,8 +20,8 @@ const MAX_REFUSAL: usize = 4096;
 pub(super) enum Source {
     /// The model does not fill the type: none of its resources exist.
     Nothing,
-    /// Inbound listeners of who runs as this.
-    Listeners(Identity),
+    /// Inbound listeners of whoever this is.
+    Listeners(Owner),
     Table(Kind),
 }
 
@@ -324,8 +323,9 @@ impl Type {
             !gone
         });
         // Of what it has already nothing but versions is known.
-        self.wide
-            .extend(ask.known.keys().map(|name| name.as_str().into()));
+        let known = ask.known.iter();
+        let wide = known.filter(|(_, version)| !is_by_list(version));
+        self.wide.extend(wide.map(|(name, _)| name.as_str().into()));
         send.retain(|name| {
             let by_list = table.get(name).is_some_and(|(_, one)| one.by_list);
             let later = by_list && self.wide.contains(name) && !ask.names.contains(&**name);
@@ -364,7 +364,7 @@ impl Type {
     }
 
     /// Listeners are asked for by name: nobody is told of those that it has not named.
-    fn push_listeners(&mut self, ask: &Ask, owner: &Identity, store: &Store) -> Option<Push> {
+    fn push_listeners(&mut self, ask: &Ask, owner: &Owner, store: &Store) -> Option<Push> {
         if self.seen == store.revision() && !ask.owed && !ask.fewer {
             return None;
         }

@@ -1,19 +1,29 @@
 //! The listener of a host that a client has from a server before this one.
 
 use mesh_authz::Identity;
+use mesh_authz::policy::{Action, Expr, Policy, PolicyName, Rule};
 
 use super::new_session;
-use crate::model::{Batch, Membership, ObjectName, Port, ServiceName, Workload};
+use crate::model::{
+    AttachedPolicy, Batch, Membership, ObjectName, Port, Scope, ServiceName, Update, Workload,
+};
 use crate::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use crate::proto::type_url;
 use crate::serve::session::Session;
-use crate::serve::store::Store;
+use crate::serve::store::{Owner, Store};
 
 const NAME: &str = "xds.istio.io/grpc/lds/inbound/10.0.0.1:9080";
 
 fn client(store: &Store) -> Session {
+    client_in("", store)
+}
+
+fn client_in(network: &str, store: &Store) -> Session {
     let mut session = new_session();
-    session.own(Identity::new("td", "bank", "forum").unwrap());
+    session.own(Owner {
+        identity: Identity::new("td", "bank", "forum").unwrap(),
+        network: network.into(),
+    });
     let request = DeltaDiscoveryRequest {
         type_url: type_url::LISTENER.to_owned(),
         resource_names_subscribe: vec![NAME.to_owned()],
@@ -74,4 +84,40 @@ fn it_goes_when_the_host_does_not_come_back() {
     assert_eq!(read(&mut client, &store), Some((0, vec![NAME.to_owned()])));
     let mut late = self::client(&store);
     assert_eq!(read(&mut late, &store), Some((0, vec![NAME.to_owned()])));
+}
+
+/// One address is that of a workload in each network, under policies of its own.
+#[test]
+fn it_is_of_the_workload_in_the_clients_network() {
+    let mut store = store();
+    let deny = PolicyName::new("bank", "deny");
+    let policy = Policy::new(deny.clone(), Action::Deny, vec![Rule::new(Expr::TRUE)]);
+    let policy = AttachedPolicy::new(policy.into(), Scope::Workload);
+    let update = host().updates()[0].clone();
+    let Update::Workload(open) = update else {
+        panic!("a workload");
+    };
+    let workload = |uid: &str, network: &str| {
+        let workload = Workload::new(uid, "bank", "forum")
+            .with_service_account("forum")
+            .with_addresses(open.addresses().to_vec())
+            .with_services(open.services().to_vec());
+        workload.with_network(network)
+    };
+    let closed = workload("closed", "net-1").with_authorization_policies(vec![deny]);
+    let updates: Vec<Update> = vec![
+        policy.into(),
+        closed.into(),
+        workload("open", "net-2").into(),
+    ];
+    store.apply(Batch::new(updates, Vec::new()));
+    let of = |network: &str| {
+        let mut client = client_in(network, &store);
+        let response = client.poll(&store).unwrap().expect("an answer");
+        response.resources.first().map(|one| one.version.clone())
+    };
+    let (one, other) = (of("net-1"), of("net-2"));
+    assert!(one.is_some() && other.is_some() && one != other);
+    assert_eq!(of("net-3"), None, "an address of nobody there");
+    assert!(of("").is_some(), "who does not say may be in any");
 }

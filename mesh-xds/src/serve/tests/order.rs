@@ -261,6 +261,31 @@ fn a_policy_with_another_name_goes_after_the_addresses_that_listed_it() {
     }
 }
 
+/// A policy that binds by a list can only bind less by itself if it did so before, which its version tells.
+#[test]
+fn who_comes_back_has_changed_policies_before_the_addresses_that_list_them() {
+    let mut store = Store::default();
+    store.apply(mesh(0, true));
+    let mut client = Client::new(true, &store);
+    assert!(client.read(&store) && client.read(&store));
+    let name = PolicyName::new("ns", "p0");
+    let policy = Policy::new(name.clone(), Action::Deny, vec![]);
+    let workload = Workload::new(UID, "ns", "another").with_authorization_policies(vec![name]);
+    let updates: Vec<Update> = vec![
+        AttachedPolicy::new(policy.into(), Scope::Workload).into(),
+        workload.into(),
+    ];
+    store.apply(Batch::new(updates, Vec::new()));
+    client.connect(&store);
+    let mut order = Vec::new();
+    while let Some(response) = client.session.poll(&store).expect("it is not behind") {
+        order.extend(response.resources.iter().map(|one| one.name.clone()));
+        let nonce = response.nonce;
+        client.request(&response.type_url, nonce, Vec::new(), &store);
+    }
+    assert_eq!(order, ["ns/p0", UID]);
+}
+
 #[test]
 fn addresses_wait_for_policies_that_wait_for_an_answer() {
     for delta in [true, false] {
