@@ -34,7 +34,8 @@ use crate::{Error, ErrorKind};
 ///
 /// [`Mesh::builder`] makes a private one; build one with [`Node::builder`] to have several workloads
 /// in one process. Its tasks run on the runtime that built it and end with its last handle: those
-/// are the clones of the node, its [`Mesh`]es and their listeners.
+/// are the clones of the node, its [`Mesh`]es, their listeners, and what they have opened: streams and
+/// responses.
 ///
 /// # Examples
 ///

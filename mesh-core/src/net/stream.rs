@@ -13,6 +13,7 @@ use super::cut::Wire;
 use super::{BoxedIo, CutReason};
 use crate::ConnectionContext;
 use crate::inbound::Registered;
+use crate::mesh::MeshInner;
 
 /// One connection of the mesh: a tunnel to or from another member, or plaintext where that is permitted.
 ///
@@ -37,6 +38,8 @@ pub struct MeshStream {
     /// What has to be around the service before it sees a byte.
     #[cfg(feature = "http")]
     layer: Option<crate::inbound::LayerUse>,
+    /// What carries it, for as long as it lives: dropped last.
+    _mesh: Option<Arc<MeshInner>>,
 }
 
 #[derive(Debug)]
@@ -102,7 +105,14 @@ impl MeshStream {
             first_byte: None,
             #[cfg(feature = "http")]
             layer: None,
+            _mesh: None,
         }
+    }
+
+    /// Keeps the workload that opened it, whose tasks move its bytes. Not for streams that such a task holds.
+    pub(crate) fn with_mesh(mut self, mesh: Arc<MeshInner>) -> Self {
+        self._mesh = Some(mesh);
+        self
     }
 
     pub(crate) fn with_registered(mut self, registered: Registered) -> Self {

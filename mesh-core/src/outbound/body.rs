@@ -1,5 +1,6 @@
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,22 +12,27 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::exchange::Returned;
 use super::report::RequestReport;
+use crate::mesh::MeshInner;
 use crate::settings::deadline;
 use crate::{Error, ErrorKind};
 
 /// The body of a response. Its connection is used again once it was read to its end.
 ///
 /// A body of which nothing comes for the builder's
-/// [`response_idle_timeout`](crate::Builder::response_idle_timeout) fails with [`ErrorKind::RequestTimeout`].
+/// [`response_idle_timeout`](crate::Builder::response_idle_timeout) fails with [`ErrorKind::RequestTimeout`]. It keeps the
+/// mesh, and so can be read when all handles are dropped.
 pub struct MeshBody {
     inner: Incoming,
     returned: Option<Returned>,
     report: Option<RequestReport>,
     idle: Option<Idle>,
+    /// Whose tasks move its bytes: dropped last.
+    _mesh: Arc<MeshInner>,
 }
 
 impl MeshBody {
     pub(super) fn new(
+        mesh: Arc<MeshInner>,
         inner: Incoming,
         returned: Returned,
         report: RequestReport,
@@ -37,6 +43,7 @@ impl MeshBody {
             returned: Some(returned),
             report: Some(report),
             idle: idle.map(Idle::new),
+            _mesh: mesh,
         };
         if body.inner.is_end_stream() {
             body.finish(None);

@@ -124,7 +124,8 @@ async fn send(mesh: &Mesh, mut request: Request<AppBody>) -> Result<Response<Mes
             let idle = mesh.inner.settings().response_idle_timeout;
             // The streams of gRPC may be silent for as long as they like; they bring their own deadlines.
             let idle = idle.filter(|_| !report.is_grpc());
-            Ok(response.map(|body| MeshBody::new(body, returned, report, idle)))
+            let mesh = std::sync::Arc::clone(&mesh.inner);
+            Ok(response.map(|body| MeshBody::new(mesh, body, returned, report, idle)))
         }
         Err(error) => {
             report.failed(&error);

@@ -63,6 +63,8 @@ impl Mesh {
     /// `mysql.db.svc.cluster.local`. Endpoints that cannot be reached are passed over for others, as
     /// many as the builder's `connect_attempts`. A failed tunnel never falls back to plaintext.
     ///
+    /// The stream keeps the mesh: it goes on when all handles are dropped.
+    ///
     /// # Errors
     ///
     /// By [`Error::kind`]: what the mesh does not know or has no healthy endpoint for, what refused
@@ -76,7 +78,8 @@ impl Mesh {
     pub async fn connect(&self, target: impl AsRef<str>) -> Result<MeshStream, Error> {
         let destination = Destination::parse(target.as_ref())?;
         let (route, stream) = self.inner.connect(&destination).await?;
-        Ok(account::accounted(&self.inner, &route, stream))
+        let stream = account::accounted(&self.inner, &route, stream);
+        Ok(stream.with_mesh(Arc::clone(&self.inner)))
     }
 }
 
@@ -257,7 +260,15 @@ impl MeshInner {
         let address = match destination {
             Destination::Addr(address) => *address,
             Destination::Host { name, port } => {
-                SocketAddr::new(self.look_up(name, tried).await?, *port)
+                let found = self.look_up(name, tried).await;
+                // Most likely a slip in the name of a service.
+                let address = found.map_err(|error| match error.kind() {
+                    ErrorKind::HostLookup => {
+                        error.with_detail(format!("{name}, which the mesh does not know"))
+                    }
+                    _ => error,
+                })?;
+                SocketAddr::new(address, *port)
             }
         };
         account::passthrough(self, destination);

@@ -406,3 +406,34 @@ async fn nothing_goes_out_once_a_shutdown_is_over() {
     assert_eq!(error.kind(), ErrorKind::Draining);
     assert!(!error.is_retry_safe());
 }
+
+#[tokio::test]
+async fn what_a_mesh_has_opened_goes_on_without_its_handles_and_ends_it() {
+    let world = World::new(180);
+    let (client, server) = world.pair().await;
+    let credentials = world.ca.clone();
+    echo(server.listen(PORT).await.unwrap());
+    // On a node of its own, of which nobody has a handle afterwards.
+    let (control, batches) = crate::mesh_world::Control::new();
+    let alone = mesh_core::Mesh::builder()
+        .workload("default", "client", "client")
+        .config(batches)
+        .identity(credentials)
+        .build()
+        .unwrap();
+    let records = [world.workload("client", 1), world.workload("server", 2)];
+    let mut updates: Vec<_> = records.into_iter().map(Into::into).collect();
+    updates.push(world.service("server", 2).into());
+    control.set(updates).await;
+    drop(client);
+    let mut stream = alone.connect(format!("server:{PORT}")).await.unwrap();
+    drop(alone);
+    for _ in 0..3 {
+        ping(&mut stream).await.unwrap();
+    }
+    stream.shutdown().await.unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "a clean end");
+    drop(stream);
+    // And then the configuration has nobody to apply it.
+    until("the node has gone", || control.is_unwanted()).await;
+}

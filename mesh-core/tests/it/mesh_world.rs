@@ -55,6 +55,11 @@ impl Control {
         answered.await.unwrap()
     }
 
+    /// Whether the node has gone.
+    pub(crate) fn is_unwanted(&self) -> bool {
+        self.0.is_closed()
+    }
+
     pub(crate) async fn set(&self, updates: Vec<Update>) {
         for verdict in self.apply(updates, Vec::new()).await {
             verdict.result().unwrap();
