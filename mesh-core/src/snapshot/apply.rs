@@ -93,10 +93,19 @@ impl Snapshot {
                 tables.remove(name, &mut sharing, &mut changes);
             }
         }
-        let verdicts = batch.updates().iter().map(|update| {
-            match tables.put(update, &mut sharing, &mut changes) {
-                Ok(()) => Verdict::accepted(update.name()),
-                Err(rejection) => Verdict::rejected(update.name(), rejection),
+        let mut rejected = Vec::new();
+        for (at, update) in batch.updates().iter().enumerate() {
+            if let Err(rejection) = tables.put(update, &mut sharing, &mut changes) {
+                rejected.push((at, rejection));
+            }
+        }
+        // Only now, behind all that stays: a hole among it would stay too.
+        let mut rejected = rejected.into_iter().peekable();
+        let verdicts = batch.updates().iter().enumerate().map(|(at, update)| {
+            let name = update.name();
+            match rejected.next_if(|(rejected, _)| *rejected == at) {
+                None => Verdict::accepted(name),
+                Some((_, rejection)) => Verdict::rejected(name, rejection),
             }
         });
         let verdicts = verdicts.collect();

@@ -137,7 +137,7 @@ impl Session {
             return (delivery, true);
         };
         let number = self.next_number();
-        let mut pending = Pending::restored(index, number);
+        let pending = Pending::restored(index, number);
         let mut replicas = Replicas::default();
         let known = &mut self.subscriptions[index].known;
         let mut whole = true;
@@ -152,11 +152,9 @@ impl Session {
                     let here = Known {
                         version: Version::new(&one.version),
                         seen: number,
+                        new: true,
                     };
-                    let before = known.insert(Arc::clone(&name), here);
-                    pending
-                        .before
-                        .push((name, before.map(|known| known.version)));
+                    known.insert(name, here);
                 }
                 Err(rejection) => {
                     tracing::warn!(

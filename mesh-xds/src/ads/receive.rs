@@ -124,6 +124,7 @@ impl Session {
                 Some(known) if known.seen == pending.number => continue,
                 Some(known) => {
                     known.seen = pending.number;
+                    known.new = false;
                     let url = &subscription.url;
                     delivery.removed.extend(self.decoder.removed(url, &name));
                 }
@@ -168,6 +169,8 @@ impl Session {
                 pending.refused(&resource.name);
                 // Its last good version stays.
                 if let Some(known) = subscription.known.get_mut(&*resource.name) {
+                    // It may be here by this response, and is there twice then.
+                    known.new &= known.seen == pending.number;
                     known.seen = pending.number;
                 } else if resource.name.len() <= MAX_NAME {
                     others.insert(resource.name.into());
@@ -187,8 +190,9 @@ impl Session {
         let version = Version::new(&resource.version);
         if let Some(known) = known {
             known.seen = pending.number;
+            known.new = false;
             let before = std::mem::replace(&mut known.version, version);
-            pending.before.push((Arc::clone(&name), Some(before)));
+            pending.before.push((Arc::clone(&name), before));
         } else {
             let room = self.settings.max_resources;
             if subscription.known.len() >= room {
@@ -201,9 +205,9 @@ impl Session {
             let known = Known {
                 version,
                 seen: pending.number,
+                new: true,
             };
             subscription.known.insert(Arc::clone(&name), known);
-            pending.before.push((Arc::clone(&name), None));
         }
         if !subscription.wanted.is_empty() {
             for asked in resource.aliases.iter().map(String::as_str).chain([&*name]) {
@@ -228,24 +232,26 @@ impl Session {
 
     /// What the last response brought was not applied, and nobody will say what became of it.
     pub(crate) fn abandoned(&mut self) {
-        if let Some(pending) = self.pending.take() {
+        if let Some(mut pending) = self.pending.take() {
             let known = &mut self.subscriptions[pending.subscription].known;
-            for (name, before) in pending.before {
-                restore(known, &name, before);
-            }
+            pending.take_back(known, |_| true);
         }
     }
 }
 
-/// Takes back what a response brought.
-pub(super) fn restore(known: &mut HashMap<Arc<str>, Known>, name: &str, before: Option<Version>) {
-    match before {
-        None => {
-            known.remove(name);
-        }
-        Some(version) => {
-            if let Some(known) = known.get_mut(name) {
-                known.version = version;
+impl Pending {
+    /// Takes back what the response brought of these.
+    pub(super) fn take_back(
+        &mut self,
+        known: &mut HashMap<Arc<str>, Known>,
+        of: impl Fn(&str) -> bool,
+    ) {
+        known.retain(|name, known| !(known.new && known.seen == self.number && of(name)));
+        for (name, before) in self.before.drain(..) {
+            if of(&name)
+                && let Some(known) = known.get_mut(&*name)
+            {
+                known.version = before;
             }
         }
     }

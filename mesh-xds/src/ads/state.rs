@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::kept::{Changed, Kept};
-use super::receive::restore;
 use super::refusal::Refusal;
 use super::settings::{Interest, MAX_NAME, Settings};
 use super::subscription::{Reply, Subscription, Version, Wanted};
@@ -162,8 +161,8 @@ pub(super) struct Pending {
     /// Which response it is, among all.
     pub(super) number: u32,
     pub(super) reply: Reply,
-    /// What it brings is among what is here, in its new version; this is the one before, if there was one.
-    pub(super) before: Vec<(Arc<str>, Option<Version>)>,
+    /// What it brings is among what is here, in its new version; these are those before.
+    pub(super) before: Vec<(Arc<str>, Version)>,
     /// Those that are worth keeping, as they came.
     pub(super) kept: Vec<Kept>,
     /// Whether it did not come from a stream.
@@ -472,10 +471,9 @@ impl Session {
         }
         let subscription = &mut self.subscriptions[pending.subscription];
         if !rejected_names.is_empty() {
-            let before = pending.before.drain(..);
-            for (name, before) in before.filter(|(name, _)| rejected_names.contains(&**name)) {
-                restore(&mut subscription.known, &name, before);
-            }
+            pending.take_back(&mut subscription.known, |name| {
+                rejected_names.contains(name)
+            });
         }
         if pending.restored {
             // Which of them are wanted is not known yet: what is not goes with the first answer.

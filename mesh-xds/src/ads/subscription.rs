@@ -47,6 +47,8 @@ pub(super) struct Known {
     pub(super) version: Version,
     /// The last response that had it.
     pub(super) seen: u32,
+    /// Whether it was not here before that.
+    pub(super) new: bool,
 }
 
 /// An answer to a response.

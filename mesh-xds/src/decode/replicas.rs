@@ -103,13 +103,14 @@ impl Replicas {
         self.places.key.clear();
         self.profiles.key.clear();
         let (mut uid, mut own, mut health) = ("", "", Health::Healthy);
-        let mut addresses = Vec::new();
+        let (mut first, mut others) = (None, Vec::new());
         let mut fields = Fields(bytes);
         while !fields.0.is_empty() {
             let field = fields.next()?;
             match field.number {
                 1 => own = field.text()?,
-                3 => addresses.push(field.ip()?),
+                3 if first.is_none() => first = Some(field.ip()?),
+                3 => others.push(field.ip()?),
                 17 => {
                     health = match field.read()?.1 {
                         Value::Number(0) => Health::Healthy,
@@ -138,8 +139,8 @@ impl Replicas {
         let profile = self
             .profiles
             .get(|key| Some(Arc::clone(decode(key)?.profile())))?;
-        let workload = Workload::replica(uid, own, place, profile);
-        Some(workload.with_addresses(addresses).with_health(health))
+        let addresses = first.into_iter().chain(others).collect();
+        Some(Workload::replica(uid, own, addresses, place, profile).with_health(health))
     }
 }
 

@@ -221,7 +221,7 @@ fn a_reader_shares_what_replicas_have_in_common() {
         })
         .collect();
     for (number, read) in pods.iter().enumerate() {
-        assert_eq!(**read, pod(number as u8));
+        assert_eq!(*read, pod(number as u8));
         assert!(Arc::ptr_eq(read.profile(), pods[0].profile()));
         assert!(Arc::ptr_eq(read.place(), pods[number % 2].place()));
         assert!(!Arc::ptr_eq(read.place(), pods[(number + 1) % 2].place()));

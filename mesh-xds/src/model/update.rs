@@ -15,8 +15,8 @@ use super::{
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
-    /// A workload.
-    Workload(Arc<Workload>),
+    /// A workload: of these there are many, in one allocation.
+    Workload(Workload),
     /// A service.
     Service(Arc<Service>),
     /// A policy with what it binds.
@@ -58,8 +58,13 @@ macro_rules! update_from {
     )*};
 }
 
+impl From<Workload> for Update {
+    fn from(workload: Workload) -> Self {
+        Self::Workload(workload)
+    }
+}
+
 update_from! {
-    Workload: Workload,
     Service: Service,
     Policy: AttachedPolicy,
     RequestAuthentication: RequestAuthentication,

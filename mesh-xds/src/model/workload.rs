@@ -21,13 +21,34 @@ pub struct Workload {
     uid: Arc<str>,
     /// Unless it is the last part of the uid, as a pod's is.
     name: Option<Arc<str>>,
-    addresses: Vec<IpAddr>,
+    addresses: Addresses,
     hostname: Option<Arc<str>>,
     place: Arc<WorkloadPlace>,
     profile: Arc<WorkloadProfile>,
     capacity: u32,
     hbone_port: u16,
     health: Health,
+}
+
+/// Most workloads have one address, which needs no allocation of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Addresses {
+    One(IpAddr),
+    /// None or several.
+    Other(Vec<IpAddr>),
+}
+
+impl FromIterator<IpAddr> for Addresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let mut addresses = addresses.into_iter();
+        match (addresses.next(), addresses.next()) {
+            (Some(one), None) => Self::One(one),
+            (first, second) => {
+                let first = first.into_iter().chain(second);
+                Self::Other(first.chain(addresses).collect())
+            }
+        }
+    }
 }
 
 /// Where a workload is, which those of one node have in common. Equal ones may be one value, or several.
@@ -96,7 +117,7 @@ impl Workload {
         Self {
             name: (last_part(&uid) != &*name).then_some(name),
             uid,
-            addresses: Vec::new(),
+            addresses: Addresses::Other(Vec::new()),
             hostname: None,
             place: Arc::new(place),
             profile: Arc::new(profile),
@@ -111,13 +132,14 @@ impl Workload {
     pub(crate) fn replica(
         uid: &str,
         name: &str,
+        addresses: Addresses,
         place: Arc<WorkloadPlace>,
         profile: Arc<WorkloadProfile>,
     ) -> Self {
         Self {
             uid: uid.into(),
             name: (last_part(uid) != name).then(|| name.into()),
-            addresses: Vec::new(),
+            addresses,
             hostname: None,
             place,
             profile,
@@ -182,7 +204,10 @@ impl Workload {
 
     /// The addresses it answers on; none when only [`hostname`](Self::hostname) tells where it is.
     pub fn addresses(&self) -> &[IpAddr] {
-        &self.addresses
+        match &self.addresses {
+            Addresses::One(one) => std::slice::from_ref(one),
+            Addresses::Other(other) => other,
+        }
     }
 
     /// The network that the addresses are of; empty is the default network.
@@ -306,7 +331,7 @@ impl Workload {
     /// Sets [`addresses`](Self::addresses).
     #[must_use]
     pub fn with_addresses(mut self, addresses: Vec<IpAddr>) -> Self {
-        self.addresses = addresses;
+        self.addresses = addresses.into_iter().collect();
         self
     }
 
@@ -473,6 +498,57 @@ impl Workload {
     pub fn with_services(mut self, services: Vec<Membership>) -> Self {
         Arc::make_mut(&mut self.profile).services = services;
         self
+    }
+}
+
+/// Texts that may be kept without a copy; all else by way of the [`Workload`].
+impl WorkloadPlace {
+    /// See [`Workload::network`].
+    pub fn network(&self) -> &Arc<str> {
+        &self.network
+    }
+
+    /// See [`Workload::cluster_id`].
+    pub fn cluster_id(&self) -> &Arc<str> {
+        &self.cluster_id
+    }
+
+    /// See [`Workload::node`].
+    pub fn node(&self) -> &Arc<str> {
+        &self.node
+    }
+}
+
+/// Texts that may be kept without a copy; all else by way of the [`Workload`].
+impl WorkloadProfile {
+    /// See [`Workload::namespace`].
+    pub fn namespace(&self) -> &Arc<str> {
+        &self.namespace
+    }
+
+    /// See [`Workload::trust_domain`].
+    pub fn trust_domain(&self) -> &Arc<str> {
+        &self.trust_domain
+    }
+
+    /// See [`Workload::service_account`].
+    pub fn service_account(&self) -> &Arc<str> {
+        &self.service_account
+    }
+
+    /// See [`Workload::canonical_name`].
+    pub fn canonical_name(&self) -> &Arc<str> {
+        &self.canonical_name
+    }
+
+    /// See [`Workload::canonical_revision`].
+    pub fn canonical_revision(&self) -> &Arc<str> {
+        &self.canonical_revision
+    }
+
+    /// See [`Workload::workload_name`].
+    pub fn workload_name(&self) -> &Arc<str> {
+        &self.workload_name
     }
 }
 

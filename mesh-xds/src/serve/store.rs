@@ -107,7 +107,7 @@ impl Store {
         relisted: &mut HashSet<PolicyName>,
     ) -> Result<(), Rejection> {
         match update {
-            Update::Workload(workload) => self.set_workload(workload),
+            Update::Workload(workload) => self.set_workload(&Arc::new(workload.clone())),
             Update::Service(service) => self.set_service(service),
             Update::Policy(policy) => self.set_policy(policy, relisted)?,
             // The ambient stream has no such thing.

@@ -46,7 +46,7 @@ fn workload(change: impl FnOnce(&mut wire::Workload)) -> Result<Workload, String
         r#type: Some(wire::address::Type::Workload(message)),
     };
     match decode(ResourceType::Address, "", &message)? {
-        Update::Workload(workload) => Ok((*workload).clone()),
+        Update::Workload(workload) => Ok(workload),
         other => panic!("{other:?}"),
     }
 }

@@ -89,7 +89,7 @@ fn recording(name: &str, client: &str, kind: ResourceType) -> Option<Vec<Respons
 fn workloads(response: &Response) -> Vec<Workload> {
     let updates = response.updates(Decoder::new()).into_iter().flatten();
     let workload = |update| match update {
-        Update::Workload(workload) => Some(Workload::clone(&workload)),
+        Update::Workload(workload) => Some(workload),
         _ => None,
     };
     updates.filter_map(workload).collect()

@@ -16,7 +16,7 @@ pub(crate) fn load(text: &str) -> (Loader, Loaded) {
 
 pub(crate) fn workload(loader: &Loader, name: &str) -> Workload {
     let mut found = loader.resources().filter_map(|update| match update {
-        Update::Workload(workload) if workload.name() == name => Some((**workload).clone()),
+        Update::Workload(workload) if workload.name() == name => Some(workload.clone()),
         _ => None,
     });
     found.next().unwrap_or_else(|| panic!("no workload {name}"))

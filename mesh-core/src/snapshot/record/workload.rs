@@ -382,14 +382,14 @@ impl WorkloadRecord {
 
 impl Place {
     pub(in crate::snapshot) fn of(workload: &Workload) -> Self {
-        let locality = workload.locality();
+        let (place, locality) = (workload.place(), workload.locality());
         Self {
-            network: workload.network().into(),
-            cluster: workload.cluster_id().into(),
+            network: Arc::clone(place.network()),
+            cluster: Arc::clone(place.cluster_id()),
             region: locality.region().into(),
             zone: locality.zone().into(),
             subzone: locality.subzone().into(),
-            node: workload.node().into(),
+            node: Arc::clone(place.node()),
         }
     }
 }
@@ -425,27 +425,29 @@ impl Profile {
                 health: membership.health(),
             })
         });
+        let profile = workload.profile();
         // The parts of a deployment's pods often have one name: one allocation for all of them.
-        let service_account: Arc<str> = workload.service_account().into();
-        let named = |text: &str| -> Arc<str> {
-            if *service_account == *text {
-                Arc::clone(&service_account)
+        let service_account = Arc::clone(profile.service_account());
+        let named = |text: &Arc<str>| {
+            let of = if *service_account == **text {
+                &service_account
             } else {
-                text.into()
-            }
+                text
+            };
+            Arc::clone(of)
         };
         let tunnel = workload.application_tunnel();
         Ok(Self {
-            namespace: workload.namespace().into(),
-            trust_domain: workload.trust_domain().into(),
+            namespace: Arc::clone(profile.namespace()),
+            trust_domain: Arc::clone(profile.trust_domain()),
             service_account: Arc::clone(&service_account),
             identity,
             protocol: workload.protocol(),
             network_mode: workload.network_mode(),
-            canonical_name: named(workload.canonical_name()),
-            canonical_revision: workload.canonical_revision().into(),
+            canonical_name: named(profile.canonical_name()),
+            canonical_revision: Arc::clone(profile.canonical_revision()),
             workload_type: workload.workload_type(),
-            workload_name: named(workload.workload_name()),
+            workload_name: named(profile.workload_name()),
             native_tunnel: workload.native_tunnel(),
             application_tunnel: tunnel.map(|tunnel| (tunnel.protocol(), tunnel.port())),
             policies: distinct(workload.authorization_policies()),
