@@ -49,13 +49,16 @@ impl Default for AdmissionLimits {
 
 impl AdmissionLimits {
     /// Handshakes in progress on one listener. Default: 256. At least 1.
+    ///
+    /// A quarter of them, rounded down, is given only to source addresses that have none in progress, so that
+    /// others who hold all they can get make nobody wait.
     pub fn listener_handshakes(mut self, count: usize) -> Self {
         self.listener_handshakes = count.max(1);
         self
     }
 
     /// Handshakes in progress on all listeners that share the [`Admission`]. Default: 1 024. At
-    /// least 1.
+    /// least 1. A quarter likewise.
     pub fn handshakes(mut self, count: usize) -> Self {
         self.handshakes = count.max(1);
         self

@@ -96,6 +96,8 @@ impl Drop for Slot<'_> {
 
 struct State {
     count: usize,
+    /// Of them, those that only a source without any is given.
+    reserved: usize,
     taken: usize,
     next_id: u64,
     sources: HashMap<IpAddr, Source>,
@@ -130,6 +132,7 @@ impl State {
     fn new(count: usize) -> Self {
         Self {
             count,
+            reserved: count / 4,
             taken: 0,
             next_id: 0,
             sources: HashMap::new(),
@@ -165,17 +168,35 @@ impl State {
 
     /// Gives free slots to those who wait.
     fn grant(&mut self, now: Instant) {
-        while self.taken < self.count
-            && let Some(&(_, id, source)) = self.next.first()
-        {
-            let entry = self.change(source, |source| source.waiting.remove(&id));
-            let Some(Entry { granted, evicted }) = entry else {
-                return;
-            };
-            self.taken += 1;
-            self.change(source, |source| source.running.insert(id, (now, evicted)));
-            // It may be leaving just now, and gives the slot back then.
-            let _ = granted.send(());
+        while let Some(&(running, ..)) = self.next.first()
+            && self.taken < self.limit(running)
+            && self.grant_next(now)
+        {}
+    }
+
+    /// Gives a slot to the first in the queue, if there is one.
+    fn grant_next(&mut self, now: Instant) -> bool {
+        let Some(&(_, id, source)) = self.next.first() else {
+            return false;
+        };
+        let entry = self.change(source, |source| source.waiting.remove(&id));
+        let Some(Entry { granted, evicted }) = entry else {
+            return false;
+        };
+        self.taken += 1;
+        self.change(source, |source| source.running.insert(id, (now, evicted)));
+        // It may be leaving just now, and gives the slot back then.
+        let _ = granted.send(());
+        true
+    }
+
+    /// How many slots may be taken before one more goes to a source that has `running`.
+    ///
+    /// Without the difference, sources that fill all slots at once would make everybody else wait for a grace.
+    fn limit(&self, running: usize) -> usize {
+        match running {
+            0 => self.count,
+            _ => self.count - self.reserved,
         }
     }
 
@@ -208,7 +229,8 @@ impl State {
             // It may be leaving just now.
             let _ = evicted.send(());
         }
-        self.grant(now);
+        // The slot goes from hand to hand, whatever is kept for others.
+        self.grant_next(now);
         Room::Made
     }
 

@@ -154,7 +154,8 @@ async fn handshakes_beyond_the_bounds_wait_for_a_slot() {
     assert_eq!((first.handshakes(), first.waiting()), (0, 0));
 }
 
-/// All slots are held by one address that says a whole hello and nothing more, and its next ones queue.
+/// One address says a whole hello and nothing more, and its next ones queue; others have the slots that it does not get,
+/// until some of them stall too.
 #[tokio::test(start_paused = true)]
 async fn stalled_handshakes_of_one_address_lock_no_other_out() {
     let root = Authority::root("root");
@@ -175,9 +176,21 @@ async fn stalled_handshakes_of_one_address_lock_no_other_out() {
             stalled.push((near, task));
         }
         settle().await;
-        assert_eq!((admission.handshakes(), admission.waiting()), (8, 32));
-
+        assert_eq!((admission.handshakes(), admission.waiting()), (6, 34));
         let began = tokio::time::Instant::now();
+        let (near, task) = incoming(&server, &admission, ip(9));
+        connect(near, &client, &[id(SERVER)]).await.unwrap();
+        task.await.unwrap().unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO, "it waits for nobody");
+
+        let mut kept = Vec::new();
+        for source in 7..9 {
+            let (mut near, task) = incoming(&server, &admission, ip(source));
+            near.write_all(&hello).await.unwrap();
+            kept.push((near, task));
+        }
+        settle().await;
+        assert_eq!((admission.handshakes(), admission.waiting()), (8, 34));
         let mut others = Vec::new();
         for source in 2..6 {
             let (near, task) = incoming(&server, &admission, ip(source));
@@ -194,12 +207,12 @@ async fn stalled_handshakes_of_one_address_lock_no_other_out() {
         settle().await;
         assert_eq!(admission.evicted(), 4);
         let mut ends = Vec::new();
-        for (near, task) in stalled {
+        for (near, task) in stalled.into_iter().chain(kept) {
             ends.push(kind(task.await.unwrap()));
             drop(near);
         }
         assert_eq!(ends[..4], [ErrorKind::Overloaded; 4]);
-        assert_eq!(ends[4..], [ErrorKind::Timeout; 36]);
+        assert_eq!(ends[4..], [ErrorKind::Timeout; 38]);
         assert_eq!((admission.handshakes(), admission.waiting()), (0, 0));
     }
 }
