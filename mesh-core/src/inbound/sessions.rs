@@ -1,9 +1,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
-use tokio::sync::Notify;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Notify, Ordering};
 
 /// The TLS connections on which one workload accepts tunnels. One lives until its peer has been told
 /// all that its tunnels said, and so longer than they do.

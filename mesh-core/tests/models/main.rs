@@ -1,6 +1,7 @@
-//! Every order in which threads can meet at the registry of live connections, by loom.
+//! Every order in which threads can meet at the registry of live connections and at that of the TLS connections
+//! below them, by loom.
 //!
-//! The registry is the library's own file, compiled here with loom's primitives in the place of `std`'s
+//! Both are the library's own files, compiled here with loom's primitives in the place of `std`'s
 //! (`src/sync.rs` is the seam). What it asks of its surroundings is played below.
 #![cfg(feature = "http")]
 
@@ -13,6 +14,7 @@ use mesh_core::authz::Identity;
 use enforcement::Enforcement;
 use net::{Cut, CutReason};
 use registry::{Judgement, Refused, Registry};
+use sessions::Sessions;
 
 mod sync {
     use std::pin::Pin;
@@ -110,6 +112,10 @@ mod net {
 #[path = "../../src/inbound/registry.rs"]
 #[allow(dead_code, reason = "the library uses all of it")]
 pub(crate) mod registry;
+
+#[path = "../../src/inbound/sessions.rs"]
+#[allow(dead_code, reason = "the library uses all of it")]
+pub(crate) mod sessions;
 
 pub(crate) mod places {
     #[derive(Debug)]
@@ -252,5 +258,28 @@ fn a_deadline_cuts_whoever_has_not_left() {
         assert!((1..=2).contains(&count));
         assert!(cut.is_cut());
         leaves.join().unwrap();
+    });
+}
+
+/// A tunnel that is taken while a drain begins is waited for: if not as itself, then as its TLS connection,
+/// which outlives it. This is the order in which a drain looks.
+#[test]
+fn a_drain_does_not_miss_the_tunnel_that_is_taken_meanwhile() {
+    check(|| {
+        let (registry, sessions) = (Arc::new(Registry::new(8)), Arc::new(Sessions::default()));
+        let session = sessions.enter("10.0.0.1:80".parse().unwrap());
+        let takes = {
+            let registry = Arc::clone(&registry);
+            thread::spawn(move || {
+                drop(registry.enter(context(), Judgement::L4));
+                drop(session);
+            })
+        };
+        loom::future::block_on(async {
+            registry.emptied().await;
+            sessions.emptied().await;
+        });
+        assert_eq!((registry.live(), registry.left()), (0, 1));
+        takes.join().unwrap();
     });
 }

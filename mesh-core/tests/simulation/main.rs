@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 use mesh_core::identity::DevCa;
-use mesh_core::xds::model::ResourceName;
+use mesh_core::xds::model::{ResourceName, TunnelProtocol};
 use turmoil::Sim;
 
 use plan::{END, Event, HEALED, RECOVERED, plan};
@@ -59,6 +59,8 @@ struct Simulation {
     witness: Witness,
     addresses: [IpAddr; 4],
     events: Vec<(Duration, Event)>,
+    /// What workloads are said to speak.
+    protocol: TunnelProtocol,
 }
 
 impl Simulation {
@@ -85,6 +87,7 @@ impl Simulation {
             witness,
             addresses,
             events: plan(seed),
+            protocol: TunnelProtocol::Hbone,
         }
     }
 
@@ -165,7 +168,7 @@ impl Simulation {
                 witness.configure(host, Vec::new(), vec![record]);
             }
             Event::Workloads(host) => {
-                let workloads = world::workloads(|host| self.addresses[host]);
+                let workloads = world::workloads(self.protocol, |host| self.addresses[host]);
                 witness.configure(host, workloads, Vec::new());
             }
             Event::Policy(host, mask) => witness.permit(host, mask),
@@ -231,6 +234,10 @@ thread_local! {
 }
 
 fn simulate(seed: u64) -> Run {
+    simulate_with(seed, TunnelProtocol::Hbone)
+}
+
+fn simulate_with(seed: u64, protocol: TunnelProtocol) -> Run {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -240,7 +247,12 @@ fn simulate(seed: u64) -> Run {
         }));
     });
     PANICS.take();
-    Simulation::new(seed).run()
+    let simulation = Simulation::new(seed);
+    let simulation = Simulation {
+        protocol,
+        ..simulation
+    };
+    simulation.run()
 }
 
 #[expect(clippy::print_stdout, reason = "who runs the tests has to see it")]
@@ -293,4 +305,15 @@ fn promises_hold_whatever_goes_wrong() {
         whole * 4 > calls,
         "a mesh in which nothing works breaks no promise"
     );
+}
+
+/// That nobody reads what others say shows only if it would be seen.
+#[test]
+fn plaintext_would_be_seen() {
+    let run = simulate_with(0, TunnelProtocol::None);
+    let seen = run
+        .broken
+        .iter()
+        .any(|broken| broken.contains("plaintext to"));
+    assert!(seen, "{:?}", run.broken);
 }

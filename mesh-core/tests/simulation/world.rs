@@ -238,14 +238,17 @@ pub(crate) fn whose(account: &str) -> Option<usize> {
 }
 
 /// All workloads and services, as every host knows them.
-pub(crate) fn workloads(address: impl Fn(usize) -> IpAddr) -> Vec<Update> {
+pub(crate) fn workloads(
+    protocol: TunnelProtocol,
+    address: impl Fn(usize) -> IpAddr,
+) -> Vec<Update> {
     let mut updates: Vec<Update> = Vec::new();
     for (host, name) in HOSTS.into_iter().enumerate() {
         let workload = Workload::new(uid(host), "default", name)
             .with_addresses(vec![address(host)])
             .with_service_account(name)
             .with_workload_name(name)
-            .with_protocol(TunnelProtocol::Hbone)
+            .with_protocol(protocol)
             .with_authorization_policies(names(host))
             .with_services(vec![
                 Membership::new(service_name(name)),
