@@ -11,7 +11,7 @@ use crate::envoy::{Envoy, Role, soon};
 use crate::require;
 
 /// How istiod sets Envoy's connection manager in each mode, and ours.
-const MODES: [(&str, PathNormalization, &str); 4] = [
+pub(crate) const MODES: [(&str, PathNormalization, &str); 4] = [
     ("none", PathNormalization::None, ""),
     ("base", PathNormalization::Base, "normalize_path: true"),
     (
@@ -64,7 +64,7 @@ const PIECES: [&str; 36] = [
 ];
 
 /// The same paths in every run: a failure names one that can be tried by hand.
-fn paths() -> Vec<String> {
+pub(crate) fn paths() -> Vec<String> {
     let mut state = 0x9e37_79b9_u64;
     let mut below = |bound: u64| {
         // A linear congruential generator (Knuth, MMIX).

@@ -38,6 +38,12 @@ mod admin_dump;
 ))]
 mod admin_explain;
 #[cfg(all(
+    feature = "dev-ca",
+    feature = "file",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod backends_read_paths;
+#[cfg(all(
     any(feature = "aws-lc-rs", feature = "ring"),
     feature = "dev-ca",
     feature = "http",
@@ -181,6 +187,13 @@ mod mesh_cancels;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod mesh_connects;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_denies_the_living;
 #[cfg(all(
     feature = "dev-ca",
     feature = "http",
