@@ -6,8 +6,8 @@ use std::path::Path;
 
 use mesh_fuzz::TARGETS;
 
-/// Changed copies of each input that are tried besides it; the same ones in every run.
-const MUTATIONS: usize = 500;
+/// Changed copies of a target's inputs that are tried besides them; the same ones in every run.
+const MUTATIONS: usize = 4_000;
 
 fn names(folder: &str) -> BTreeSet<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -78,7 +78,7 @@ fn what_lies_beside_the_corpus_holds() {
         let inputs = corpus(target);
         for (path, input) in &inputs {
             println!("beside {path}");
-            for _ in 0..MUTATIONS {
+            for _ in 0..MUTATIONS.div_ceil(inputs.len()) {
                 let mut data = input.clone();
                 for _ in 0..=random(3) {
                     let at = random(data.len());
