@@ -22,6 +22,10 @@ pub(crate) enum Command {
     Handshakes(Handshakes),
     /// A mesh of any size: what a member and a ztunnel need to be ready, and to stay current. Takes root.
     Scale(Scale),
+    /// Live tunnels that a policy refuses from now on: how long until each is cut.
+    Revocation(Revocation),
+    /// New tunnels while handshakes are held half open.
+    HalfOpen(HalfOpen),
     /// A role: an HTTP server.
     #[command(hide = true)]
     Serve(Serve),
@@ -34,6 +38,118 @@ pub(crate) enum Command {
     /// A role: the control plane.
     #[command(hide = true)]
     Control(Control),
+    /// A role: a member that echoes, told of changes of its policies by lines on standard input.
+    #[command(hide = true)]
+    Echo(Echo),
+    /// A role: clients with tunnels that live, told by lines on standard input.
+    #[command(hide = true)]
+    Held(Held),
+    /// A role: clients that begin handshakes and do not end them.
+    #[command(hide = true)]
+    Silent(Silent),
+    /// A role: clients with new tunnels, told by lines on standard input.
+    #[command(hide = true)]
+    Newcomers(Newcomers),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Revocation {
+    /// How many rounds are counted, after one that warms up.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rounds: usize,
+
+    /// How many tunnels live; half of them are affected.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) tunnels: usize,
+
+    /// How many TLS connections they are on.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) connections: usize,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct HalfOpen {
+    /// How many rounds are counted.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
+
+    /// How many connections hold a handshake half open.
+    #[arg(long, default_value_t = 16_000)]
+    pub(crate) count: usize,
+
+    /// How many of those that the server closes are opened again, per second.
+    #[arg(long, default_value_t = 500)]
+    pub(crate) again: u64,
+
+    /// How many new tunnels per second are measured.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) rate: u64,
+
+    /// How long they are measured each time, in milliseconds.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) millis: u64,
+
+    /// Only attacks whose name has this in it.
+    #[arg(long, default_value = "")]
+    pub(crate) only: String,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Echo {
+    /// The folder of the member's files.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Held {
+    /// The folder of the clients' files.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    /// Tunnels of each of the two clients.
+    #[arg(long)]
+    pub(crate) tunnels: usize,
+    /// TLS connections of each of them.
+    #[arg(long)]
+    pub(crate) connections: usize,
+}
+
+/// How far a handshake goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stop {
+    /// A connection, and nothing on it.
+    Nothing,
+    /// Half of a ClientHello, and a byte more every second.
+    Half,
+    /// A ClientHello, and nothing after it.
+    Hello,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Silent {
+    /// The folder of the files of who would be the client.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    #[arg(long)]
+    pub(crate) stop: Stop,
+    #[arg(long)]
+    pub(crate) count: usize,
+    /// From how many source addresses.
+    #[arg(long)]
+    pub(crate) sources: usize,
+    /// How many are opened again, per second.
+    #[arg(long)]
+    pub(crate) again: u64,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Newcomers {
+    /// The folder of the client's files.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    /// How many per second.
+    #[arg(long)]
+    pub(crate) rate: u64,
 }
 
 #[derive(Debug, Clone, clap::Args)]

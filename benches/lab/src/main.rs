@@ -9,17 +9,23 @@ mod app;
 mod args;
 mod certificates;
 mod control;
+mod echo;
 mod fleet;
+mod half_open;
 mod handshakes;
+mod held;
 mod load;
 mod machine;
 mod member;
 mod namespaces;
+mod newcomers;
 mod peers;
 mod processes;
 mod reach;
 mod requests;
+mod revocation;
 mod scale;
+mod silent;
 mod spread;
 
 use std::process::ExitCode;
@@ -36,10 +42,16 @@ fn main() -> ExitCode {
         Command::Requests(of) => requests::run(&of),
         Command::Handshakes(of) => handshakes::run(&of),
         Command::Scale(of) => scale::run(&of),
+        Command::Revocation(of) => revocation::run(&of),
+        Command::HalfOpen(of) => half_open::run(&of),
         Command::Serve(of) => on_two_threads(app::run(of)),
         Command::Load(of) => on_two_threads(load::run(of)),
         Command::Reach(of) => on_two_threads(reach::run(of)),
         Command::Control(of) => on_two_threads(control::run(of)),
+        Command::Echo(of) => on_two_threads(echo::run(of)),
+        Command::Held(of) => on_two_threads(held::run(of)),
+        Command::Silent(of) => on_two_threads(silent::run(of)),
+        Command::Newcomers(of) => on_two_threads(newcomers::run(of)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

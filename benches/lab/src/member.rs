@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use mesh_core::{ControlPlane, Mesh, config, identity};
+use mesh_hbone::tls::{Bundle, Credentials, Options, Provider};
 
 use crate::BoxError;
 use crate::certificates::CONTROL;
@@ -40,10 +41,23 @@ pub(crate) fn join_control(
     Ok(mesh)
 }
 
-fn files(folder: &Path, name: &str) -> identity::Files {
+pub(crate) fn files(folder: &Path, name: &str) -> identity::Files {
     identity::Files::new(
         folder.join(format!("{name}.crt")),
         folder.join(format!("{name}.key")),
         folder.join("root.pem"),
     )
+}
+
+/// What a bare HBONE client shows.
+pub(crate) fn credentials(folder: &Path, name: &str) -> Result<Credentials, BoxError> {
+    let read = |name: String| fs::read(folder.join(name));
+    let bundle = Bundle::from_pem(
+        &read(format!("{name}.crt"))?,
+        &read(format!("{name}.key"))?,
+        &read("root.pem".into())?,
+        b"",
+    )?;
+    let credentials = Credentials::new(Provider::aws_lc_rs(), bundle, Options::default())?;
+    Ok(credentials)
 }

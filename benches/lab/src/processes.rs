@@ -60,16 +60,34 @@ impl Process {
         })
     }
 
-    /// A role of this program.
+    /// A role of this program, in a namespace.
     pub(crate) fn role(
         name: &'static str,
         namespace: &str,
         folder: &Path,
         arguments: &[&str],
     ) -> Result<Self, BoxError> {
+        Self::role_in(name, Some(namespace), folder, arguments)
+    }
+
+    /// A role of this program where it is.
+    pub(crate) fn role_here(
+        name: &'static str,
+        folder: &Path,
+        arguments: &[&str],
+    ) -> Result<Self, BoxError> {
+        Self::role_in(name, None, folder, arguments)
+    }
+
+    fn role_in(
+        name: &'static str,
+        namespace: Option<&str>,
+        folder: &Path,
+        arguments: &[&str],
+    ) -> Result<Self, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(arguments);
-        let mut process = Self::start(name, Some(namespace), folder, &command)?;
+        let mut process = Self::start(name, namespace, folder, &command)?;
         let line = process.line()?;
         if line == "ready" {
             Ok(process)

@@ -1,0 +1,114 @@
+//! New tunnels while others hold handshakes half open.
+//!
+//! The server, who attacks it and who is measured are processes of their own, over the loopback, with addresses of their
+//! own. In each round all attacks take turns, and each is compared with the quiet server of its round.
+
+use crate::args::{HalfOpen, say};
+use crate::processes::Process;
+use crate::spread::Spread;
+use crate::{BoxError, Done, echo, machine};
+
+/// What is held, and from how many addresses.
+const ATTACKS: [(&str, &str, usize); 6] = [
+    ("silent, 1 address", "nothing", 1),
+    ("silent, 100 addresses", "nothing", 100),
+    ("half a hello, 1 address", "half", 1),
+    ("half a hello, 100", "half", 100),
+    ("a hello, 1 address", "hello", 1),
+    ("a hello, 100 addresses", "hello", 100),
+];
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    p50: f64,
+    p99: f64,
+    most: f64,
+    failed: f64,
+}
+
+pub(crate) fn run(of: &HalfOpen) -> Done {
+    machine::print();
+    let folder = tempfile::tempdir()?;
+    let path = folder.path();
+    echo::prepare(path)?;
+    let named = path.to_str().ok_or("a folder whose name is no text")?;
+    let _server = Process::role_here("server", path, &["echo", "--folder", named])?;
+    let rate = of.rate.to_string();
+    let arguments = ["newcomers", "--folder", named, "--rate", &rate];
+    let mut newcomers = Process::role_here("newcomers", path, &arguments)?;
+    let mut measure = || -> Result<Sample, BoxError> {
+        newcomers.tell(&of.millis.to_string())?;
+        let line = newcomers.line()?;
+        let values: Result<Vec<f64>, _> = line.split(' ').map(str::parse).collect();
+        let [p50, p99, most, failed] = values?[..] else {
+            return Err(format!("expected four figures, got {line:?}").into());
+        };
+        Ok(Sample {
+            p50,
+            p99,
+            most,
+            failed,
+        })
+    };
+    let (count, again) = (of.count.to_string(), of.again.to_string());
+    let attacks: Vec<_> = ATTACKS
+        .into_iter()
+        .filter(|(name, _, _)| name.contains(&of.only))
+        .collect();
+    let mut quiet = Vec::new();
+    let mut samples = vec![Vec::new(); attacks.len()];
+    let mut states = vec![String::new(); attacks.len()];
+    measure()?;
+    for _ in 0..of.rounds {
+        quiet.push(measure()?);
+        for (at, (_, stop, sources)) in attacks.iter().enumerate() {
+            let sources = sources.to_string();
+            let mut silent = Process::role_here(
+                "silent",
+                path,
+                &[
+                    "silent",
+                    "--folder",
+                    named,
+                    "--stop",
+                    stop,
+                    "--count",
+                    &count,
+                    "--sources",
+                    &sources,
+                    "--again",
+                    &again,
+                ],
+            )?;
+            samples[at].push(measure()?);
+            silent.tell("?")?;
+            states[at] = silent.line()?;
+        }
+    }
+    machine::print();
+    say(&format!(
+        "{} rounds; {} new tunnels per second for {} ms each; {} half open, {} per second opened again",
+        of.rounds, of.rate, of.millis, of.count, of.again
+    ));
+    say(&format!(
+        "{:<26}{:>22}{:>22}{:>22}{:>8}{:>22}  open, closed so far",
+        "", "p50 ms", "p99 ms", "the last ms", "failed", "p99 to quiet"
+    ));
+    let nobody = String::new();
+    let all = [("quiet", &quiet, &nobody)];
+    let attacked = attacks.iter().zip(&samples).zip(&states);
+    let attacked = attacked.map(|(((name, _, _), samples), state)| (*name, samples, state));
+    for (name, samples, state) in all.into_iter().chain(attacked) {
+        let spread = |value: fn(&Sample) -> f64| Spread::of(samples.iter().map(value)).to_string();
+        let failed: f64 = samples.iter().map(|sample| sample.failed).sum();
+        let ratios = samples.iter().zip(&quiet);
+        let ratio = Spread::of(ratios.map(|(sample, quiet)| sample.p99 / quiet.p99)).to_string();
+        say(&format!(
+            "{name:<26}{:>22}{:>22}{:>22}{failed:>8}{ratio:>22}  {state}",
+            spread(|sample| sample.p50),
+            spread(|sample| sample.p99),
+            spread(|sample| sample.most),
+        ));
+    }
+    Ok(())
+}
