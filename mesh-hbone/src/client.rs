@@ -120,7 +120,7 @@ where
         side,
     );
     let outboxes = Arc::clone(driver.outboxes());
-    // What answers the peer's SETTINGS leaves with the first CONNECT.
+    // What answers the peer's SETTINGS can leave with the first CONNECT.
     driver.hold(true);
     poll_fn(|cx| {
         let polled = driver.poll(cx, None, &mut h2);

@@ -102,7 +102,6 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         side: Side,
     ) -> Self {
         let now = Instant::now();
-        io.set_driven();
         let outboxes = Arc::new(Outboxes::new(io.payloads()));
         Self {
             io,

@@ -22,16 +22,14 @@ pub trait DeferredFlush: AsyncRead + AsyncWrite {
     /// buffer of its own.
     fn defer_flushes(self: Pin<&mut Self>) {}
 
-    /// Accepts all of `frame`, which is empty then: as `poll_write` would its bytes, but I/O that
-    /// keeps or changes them can do so where they are.
+    /// Accepts all of `frame`, as `poll_write` would its bytes; I/O that queues them can keep the buffer.
+    ///
+    /// When it is ready, `frame` is empty: all was written, or the frame was taken and another left in its
+    /// place. While it is pending, `frame` holds what was not accepted, and comes again with the next call.
     ///
     /// # Errors
     ///
-    /// Those of `poll_write`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Of a call that is pending, `frame` holds what was not accepted.
+    /// Those of `poll_write`. What `frame` holds then is of no use.
     fn poll_write_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

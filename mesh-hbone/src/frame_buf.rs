@@ -17,8 +17,9 @@ const BACK: usize = 1 + 16;
 /// Bytes to be written, with room around them for what TLS adds: they are encrypted where they are, and
 /// their buffer is used again.
 ///
-/// [`DeferredFlush::poll_write_frame`](crate::DeferredFlush::poll_write_frame) takes it. A transport without
-/// TLS writes [`bytes`](Self::bytes) and [`advance`](Self::advance)s.
+/// [`DeferredFlush::poll_write_frame`](crate::DeferredFlush::poll_write_frame) takes it. Other I/O than
+/// this crate's writes [`bytes`](Self::bytes) and [`advance`](Self::advance)s, or keeps it whole
+/// ([`std::mem::take`]).
 #[derive(Default)]
 pub struct FrameBuf {
     buffer: Vec<u8>,
@@ -47,6 +48,15 @@ impl FrameBuf {
             buffer,
             start: FRONT,
             spares: Some(spares.clone()),
+        }
+    }
+
+    /// As it is, without room around it.
+    pub(crate) fn of(buffer: Vec<u8>) -> Self {
+        Self {
+            buffer,
+            start: 0,
+            spares: None,
         }
     }
 
@@ -100,19 +110,20 @@ impl FrameBuf {
         &mut self.buffer[self.start..]
     }
 
+    /// Takes the last `count` bytes away.
+    pub(crate) fn cut(&mut self, count: usize) {
+        self.buffer
+            .truncate(self.buffer.len() - count.min(self.len()));
+    }
+
+    /// Whether it was written in part, if nothing was put in front.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.start > FRONT
+    }
+
     /// Whether a record's header fits in front.
     pub(crate) fn has_front(&self) -> bool {
         self.start >= RECORD_HEADER
-    }
-}
-
-impl From<Vec<u8>> for FrameBuf {
-    fn from(buffer: Vec<u8>) -> Self {
-        Self {
-            buffer,
-            start: 0,
-            spares: None,
-        }
     }
 }
 

@@ -36,6 +36,8 @@ enum Rest {
     Bytes(usize),
     /// In the place of a payload.
     Placeholder(usize),
+    /// Nothing more is understood.
+    Failed,
 }
 
 impl Framing {
@@ -70,6 +72,7 @@ impl Framing {
                     self.have += count;
                     if self.have == FRAME_HEADER {
                         self.have = 0;
+                        self.rest = Rest::Failed;
                         self.begin()?;
                     }
                     count
@@ -80,6 +83,7 @@ impl Framing {
                     join(&mut self.together, &left[..count]);
                     count
                 }
+                Rest::Failed => return Err(io::ErrorKind::BrokenPipe.into()),
                 Rest::Placeholder(rest) => {
                     let count = (*rest).min(left.len());
                     *rest -= count;
@@ -118,9 +122,12 @@ impl Framing {
         Ok(())
     }
 
-    /// Whether nothing can be taken before something has left.
+    /// Whether nothing can be taken before something has left. What was written in part has to leave
+    /// whole: a buffer that something is always added to would only grow.
     pub(crate) fn must_leave(&self) -> bool {
-        self.alone.is_some() || self.together.len() >= TOGETHER
+        let together = &self.together;
+        let begun = !together.is_empty() && together.is_begun();
+        self.alone.is_some() || begun || together.len() >= TOGETHER
     }
 
     /// What leaves next. It is gone once it is empty.

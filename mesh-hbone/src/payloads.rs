@@ -4,6 +4,7 @@
 //! [`Framing`](crate::framing::Framing) puts the bytes behind their header. They are copied once, from
 //! their writer into the buffer in which they are encrypted.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
@@ -58,7 +59,12 @@ impl Payloads {
     ) -> Placeholder {
         let left = bytes.len();
         if left == 0 {
-            return Placeholder { left, of: None };
+            // The end of a stream has no bytes to wait for: h2 lets go of it when it is on its way.
+            return Placeholder {
+                left,
+                of: None,
+                _token: Some(token),
+            };
         }
         let queues = &mut *lock(&self.of);
         let number = queues.given;
@@ -80,6 +86,7 @@ impl Payloads {
         Placeholder {
             left,
             of: Some((Arc::clone(self), stream, number)),
+            _token: None,
         }
     }
 
@@ -87,14 +94,17 @@ impl Payloads {
     pub(crate) fn take(&self, stream: u32, count: usize) -> Option<FrameBuf> {
         let queues = &mut *lock(&self.of);
         let first = &mut queues.streams.get_mut(&stream)?.first.bytes;
-        if first.len() > count {
-            // h2 has cut the frame, at the end of a window.
-            let mut part = FrameBuf::with_capacity(count);
-            part.extend(&first.bytes()[..count]);
-            first.advance(count);
-            return Some(part);
+        match first.len().cmp(&count) {
+            Ordering::Less => None,
+            Ordering::Equal => queues.pop(stream),
+            Ordering::Greater => {
+                // h2 has cut the frame, at the end of a window.
+                let mut part = FrameBuf::with_capacity(count);
+                part.extend(&first.bytes()[..count]);
+                first.advance(count);
+                Some(part)
+            }
         }
-        (first.len() == count).then(|| queues.pop(stream))?
     }
 
     #[cfg(test)]
@@ -102,16 +112,24 @@ impl Payloads {
         lock(&self.of).streams.is_empty()
     }
 
-    /// h2 has thrown its placeholder away.
-    fn forget(&self, stream: u32, number: u64) {
+    /// h2 has thrown away what was left of a placeholder. What it has written of it may be on its way.
+    fn forget(&self, stream: u32, number: u64, left: usize) {
         let queues = &mut *lock(&self.of);
         let Some(queue) = queues.streams.get_mut(&stream) else {
             return;
         };
         if queue.first.number == number {
-            queues.pop(stream);
+            queue.first.bytes.cut(left);
+            if queue.first.bytes.is_empty() {
+                queues.pop(stream);
+            }
         } else {
-            queue.more.retain(|payload| payload.number != number);
+            queue.more.retain_mut(|payload| {
+                if payload.number == number {
+                    payload.bytes.cut(left);
+                }
+                !payload.bytes.is_empty()
+            });
         }
     }
 }
@@ -136,6 +154,7 @@ impl Queues {
 pub(crate) struct Placeholder {
     left: usize,
     of: Option<(Arc<Payloads>, u32, u64)>,
+    _token: Option<Arc<()>>,
 }
 
 impl Buf for Placeholder {
@@ -155,11 +174,10 @@ impl Buf for Placeholder {
 
 impl Drop for Placeholder {
     fn drop(&mut self) {
-        // What h2 has taken whole is on its way.
         if self.left > 0
             && let Some((payloads, stream, number)) = self.of.take()
         {
-            payloads.forget(stream, number);
+            payloads.forget(stream, number, self.left);
         }
     }
 }

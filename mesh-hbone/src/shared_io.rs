@@ -28,8 +28,6 @@ struct Shared<IO> {
     failure: Option<Error>,
     frames: Frames,
     framing: Framing,
-    /// A driver flushes after every poll; until there is one, a reader that waits does.
-    driven: bool,
     /// How many acknowledged SETTINGS h2 has applied: those that were here when it last read on.
     applied: u32,
     /// What the peer sent too much of: nothing more is read.
@@ -50,7 +48,6 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
                 failure: None,
                 frames,
                 framing: Framing::new(Arc::default(), preface),
-                driven: false,
                 applied: 0,
                 excess: None,
                 yields: false,
@@ -66,10 +63,6 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
         Arc::clone(lock(&self.shared).framing.payloads())
     }
 
-    pub(crate) fn set_driven(&self) {
-        lock(&self.shared).driven = true;
-    }
-
     /// Whether the peer is to close first, after HTTP/2 has ended.
     pub(crate) fn set_yields(&self, yields: bool) {
         lock(&self.shared).yields = yields;
@@ -82,7 +75,8 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
     /// Closes our side, whoever was to do so first.
     pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shared = &mut *lock(&self.shared);
-        ready!(shared.poll_emit(cx))?;
+        // What cannot leave any more is no reason not to close.
+        let _ = ready!(shared.poll_emit(cx));
         shared.with(|io| io.poll_shutdown(cx))
     }
 
@@ -224,9 +218,6 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
             shared.heard = true;
             shared.arrived += new.len() as u64;
             shared.excess = shared.frames.arrived(new, Instant::now).err();
-        }
-        if read.is_pending() && !shared.driven {
-            let _ = shared.poll_flush_now(cx)?;
         }
         read
     }

@@ -254,8 +254,9 @@ impl Outbox {
                 let room = FULL - self.pending.len();
                 let (now, later) = slice.split_at(room.min(slice.len()));
                 if self.pending.room() < now.len() {
-                    // Once for this frame, so that its buffer is never moved.
-                    let frame = (self.pending.len() + slice.len() + left).min(FULL);
+                    // Once for a large write; small ones that follow each other double it.
+                    let frame = self.pending.len() + slice.len() + left;
+                    let frame = frame.max(2 * self.pending.len()).min(FULL);
                     let mut larger = match frame {
                         FULL => FrameBuf::spare(&self.spares, FULL),
                         less => FrameBuf::with_capacity(less),

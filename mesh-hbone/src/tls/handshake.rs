@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::outgoing::Outgoing;
 use super::records::{Keys, Records};
+use crate::FrameBuf;
 
 /// A handshake of either side.
 ///
@@ -138,7 +139,7 @@ fn step<Data>(
             let mut bytes = vec![0; size];
             data.encode(&mut bytes)
                 .map_err(|error| Error::General(error.to_string()))?;
-            outgoing.push(bytes.into());
+            outgoing.push(FrameBuf::of(bytes));
             Ok(Step::Again)
         }
         ConnectionState::TransmitTlsData(data) => {

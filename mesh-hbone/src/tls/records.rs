@@ -77,6 +77,7 @@ pub(super) struct Records {
     opener: Box<dyn MessageDecrypter>,
     opened: u64,
     sealer: Sealer,
+    /// The next sequence number. In place nothing else keeps a nonce from coming twice.
     sealed: u64,
     /// Records that may be sealed with one key.
     limit: u64,
@@ -115,8 +116,8 @@ impl Records {
         };
         let suite = suite.tls13().ok_or(Error::HandshakeNotComplete)?;
         let ((sealed, tx), (opened, rx)) = (secrets.tx, secrets.rx);
-        // aws-lc takes the first sequence number that a key sees for zero, and refuses later ones
-        // that do not look larger than it. Neither side says anything before the handshake is done.
+        // Neither side says anything before the handshake is done. (A sealer that copies is aws-lc's for
+        // TLS, which takes the first sequence number that it sees for zero.)
         if sealed != 0 {
             return Err(Error::General("records were sealed before".to_owned()));
         }
@@ -392,7 +393,7 @@ impl Records {
         };
         let sealed = sealer.encrypt(plain, self.sealed)?;
         self.sealed += 1;
-        outgoing.push(sealed.encode().into());
+        outgoing.push(FrameBuf::of(sealed.encode()));
         Ok(())
     }
 
@@ -463,9 +464,8 @@ fn sealer(suite: &Tls13CipherSuite, secrets: ConnectionTrafficSecrets) -> Result
         return Err(other_cipher());
     };
     Ok(match suite.quic {
-        Some(quic) if quic.fips() || !suite.common.fips() => {
-            Sealer::InPlace(quic.packet_key(key, iv))
-        }
+        // What FIPS has approved for TLS is the other way only.
+        Some(quic) if !suite.fips() => Sealer::InPlace(quic.packet_key(key, iv)),
         _ => Sealer::Copying(suite.aead_alg.encrypter(key, iv)),
     })
 }

@@ -74,7 +74,7 @@ pub(super) struct Session<IO> {
     send_buffer: usize,
     flush_at: usize,
     deferred: bool,
-    /// The last flight of the handshake.
+    /// The last flight of the handshake waits for a flush.
     holds: bool,
     /// A writer waits for the transport, and its waker must not be replaced by a reader's.
     writer_waits: bool,
@@ -265,7 +265,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 Poll::Ready(_) => {}
                 Poll::Pending => {
                     // Who waits for an answer has asked the question.
-                    if self.wants_flush() {
+                    let says_more = self.holds && self.deferred;
+                    if self.wants_flush() && !says_more {
                         let _ = self.poll_flush_all(cx)?;
                     }
                     return Poll::Pending;
@@ -377,6 +378,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     /// enough: more in flight would only leave the cache.
     fn poll_make_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.outgoing.len() >= self.flush_at {
+            self.holds = false;
             let drained = self.poll_drain(cx)?;
             self.writer_waits = drained.is_pending() && self.outgoing.len() >= self.flush_at;
             if self.writer_waits {
@@ -392,6 +394,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     }
 
     fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.holds = false;
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }

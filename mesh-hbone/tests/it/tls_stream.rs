@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use mesh_hbone::config::Config;
 use mesh_hbone::tls::{Credentials, Options, TlsStream, accept, connect, connect_unflushed};
-use mesh_hbone::{DeferredFlush, Error, ErrorKind, Side};
+use mesh_hbone::{DeferredFlush, Error, ErrorKind, Side, client, server};
 use proptest::prelude::*;
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex,
@@ -16,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::authority::{Authority, CLIENT, SERVER, id, pair, provider};
 use crate::foreign;
+use crate::peers::request;
 
 /// Counts what reaches the transport.
 struct Counted {
@@ -192,6 +194,88 @@ async fn an_unflushed_handshake_ends_with_what_is_said_first() {
             assert_eq!(&answer, b"said");
         }
     }
+}
+
+/// Counts writes, of any number of slices.
+struct Writes {
+    io: DuplexStream,
+    count: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Writes {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Writes {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.count.fetch_add(1, Relaxed);
+        let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        Pin::new(&mut self.io).poll_write(cx, &bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_new_connection_costs_its_client_three_writes_up_to_its_first_request() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let (io, far) = duplex(64 * 1024);
+    let count = Arc::new(AtomicUsize::new(0));
+    let near = Writes {
+        io,
+        count: Arc::clone(&count),
+    };
+    let serving = tokio::spawn(async move {
+        let mut connection = server::handshake(accept(far, &server).await?, &Config::default());
+        let mut tunnels = Vec::new();
+        while let Some(incoming) = connection.accept().await {
+            tunnels.push(incoming?.accept(None)?);
+        }
+        Ok::<_, Error>(())
+    });
+    let expected = [id(SERVER)];
+    let tls = connect_unflushed(near, &client, &expected).await.unwrap();
+    assert_eq!(count.load(Relaxed), 1, "the hello");
+    let (connection, sender) = client::handshake(tls, &Config::default()).await.unwrap();
+    assert_eq!(count.load(Relaxed), 2, "finished, preface and SETTINGS");
+    tokio::spawn(connection);
+    let opened = sender.connect(request("10.0.0.7:80")).await.unwrap();
+    assert_eq!(
+        count.load(Relaxed),
+        3,
+        "the answer to SETTINGS, and CONNECT"
+    );
+    drop((opened, sender));
+    serving.await.unwrap().unwrap();
 }
 
 #[tokio::test]

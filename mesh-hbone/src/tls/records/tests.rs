@@ -162,7 +162,7 @@ fn a_frame_is_sealed_where_it_is_if_it_fits_a_record() {
             let mut frame = FrameBuf::with_capacity(size);
             frame.extend(&data);
             // As a frame without room in front.
-            for frame in [frame, data.clone().into()] {
+            for frame in [frame, FrameBuf::of(data.clone())] {
                 let mut outgoing = Outgoing::default();
                 client.seal_frame(frame, &mut outgoing).unwrap();
                 let mut received = Vec::new();
