@@ -109,6 +109,13 @@ pub(crate) fn drain_begins(mesh: &MeshInner) -> impl Future<Output = ()> + Send 
     reaches(mesh.phase.subscribe(), Phase::Draining)
 }
 
+impl MeshInner {
+    /// Whether nothing goes out any more.
+    pub(crate) fn is_over(&self) -> bool {
+        *self.phase.borrow() == Phase::Over
+    }
+}
+
 /// Resolves when the workload's service has come this far, or is gone.
 pub(crate) async fn reaches(mut phases: watch::Receiver<Phase>, wanted: Phase) {
     let _ = phases.wait_for(|phase| *phase >= wanted).await;

@@ -53,6 +53,7 @@ pub struct Tunnel {
     outboxes: Arc<Outboxes>,
     _alive: Alive,
     slot: Option<Slot>,
+    kept: Option<Slot>,
     side: Side,
 }
 
@@ -130,8 +131,16 @@ impl Tunnel {
             outboxes: Arc::clone(outboxes),
             _alive: alive,
             slot,
+            kept: None,
             side,
         }
+    }
+
+    /// Keeps `what` for as long as this tunnel has something to do: after it was shut down and dropped
+    /// until its peer has ended too, at most [`Config::linger`](crate::config::Config::linger). For what
+    /// carries its connection.
+    pub fn keep(&mut self, what: impl std::any::Any + Send + Sync) {
+        self.kept = Some(Box::new(what));
     }
 
     /// Resets the stream now (RST_STREAM, CONNECT_ERROR), as a TCP connection is reset.
@@ -416,6 +425,7 @@ impl Drop for Tunnel {
                 // The outbox may outlive this in the list, and must not look like a frame in h2.
                 token: std::mem::take(&mut outbox.token),
                 _slot: self.slot.take(),
+                _kept: self.kept.take(),
             });
         }
     }
@@ -457,6 +467,7 @@ struct Linger {
     until: Instant,
     token: Arc<()>,
     _slot: Option<Slot>,
+    _kept: Option<Slot>,
 }
 
 impl Linger {

@@ -38,7 +38,7 @@ pub struct MeshStream {
     /// What has to be around the service before it sees a byte.
     #[cfg(feature = "http")]
     layer: Option<crate::inbound::LayerUse>,
-    /// What carries it, for as long as it lives: dropped last.
+    /// What carries it, for as long as it lives.
     _mesh: Option<Arc<MeshInner>>,
 }
 
@@ -111,7 +111,11 @@ impl MeshStream {
 
     /// Keeps the workload that opened it, whose tasks move its bytes. Not for streams that such a task holds.
     pub(crate) fn with_mesh(mut self, mesh: Arc<MeshInner>) -> Self {
-        self._mesh = Some(mesh);
+        match &mut self.io {
+            // What it has said is carried after it was dropped.
+            Io::Tunnel(tunnel) => tunnel.keep(mesh),
+            Io::Plain(_) => self._mesh = Some(mesh),
+        }
         self
     }
 

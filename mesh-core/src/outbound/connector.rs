@@ -1,6 +1,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::Uri;
@@ -53,11 +54,8 @@ impl Service<Uri> for MeshConnector {
             inner: Box::pin(async move {
                 let destination = super::target::Destination::of_uri(&uri)?;
                 let (route, stream) = mesh.inner.connect(&destination).await?;
-                Ok(TokioIo::new(account::accounted(
-                    &mesh.inner,
-                    &route,
-                    stream,
-                )))
+                let stream = account::accounted(&mesh.inner, &route, stream);
+                Ok(TokioIo::new(stream.with_mesh(Arc::clone(&mesh.inner))))
             }),
         }
     }

@@ -18,7 +18,7 @@ use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
 use crate::settings::{OutboundPolicy, deadline};
-use crate::shutdown::Phase;
+use crate::shutdown::{Phase, reaches};
 use crate::snapshot::{
     self, EndpointId, Hop, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
 };
@@ -133,15 +133,17 @@ impl MeshInner {
         destination: &Destination,
         tried: &Tried,
     ) -> Result<Route, Error> {
-        if *self.phase.borrow() == Phase::Over {
-            return Err(Error::new(ErrorKind::Draining).with_detail(format!(
-                "{destination}: nothing goes out after the shutdown"
-            )));
-        }
-        // Nothing goes out before the first snapshot.
-        self.ready().await?;
-        let source = Source::new(self.record_known().await?)
-            .with_cluster_domain(self.settings().cluster_domain.as_str());
+        // Nothing goes out before the first snapshot, or after the end.
+        let record = tokio::select! {
+            biased;
+            () = reaches(self.phase.subscribe(), Phase::Over) => return Err(over(destination)),
+            record = async {
+                self.ready().await?;
+                self.record_known().await
+            } => record?,
+        };
+        let source =
+            Source::new(record).with_cluster_domain(self.settings().cluster_domain.as_str());
         let node = &self.node.inner;
         let mut published = node.published();
         let mut answered = node.board.answered();
@@ -277,6 +279,10 @@ impl MeshInner {
 
     /// Opens one connection along a route.
     pub(super) async fn open(&self, route: &Route) -> Result<MeshStream, Error> {
+        // The way may have been long.
+        if self.is_over() {
+            return Err(over("a connection"));
+        }
         match route.hop() {
             Hop::Hbone(tunnel) => self.open_tunnel(route, tunnel).await,
             Hop::Plain(address) | Hop::Passthrough(address) => self.open_plain(*address).await,
@@ -293,6 +299,11 @@ impl MeshInner {
         let context = ConnectionContext::plaintext(account::own_address(self), address);
         Ok(MeshStream::plain(io, context))
     }
+}
+
+fn over(what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Draining)
+        .with_detail(format!("{what}: nothing goes out after the shutdown"))
 }
 
 fn refused(refusal: &Refusal) -> Error {

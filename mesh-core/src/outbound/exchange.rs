@@ -100,7 +100,7 @@ impl Returned {
             return;
         };
         if exclusive.sender.is_ready() {
-            mesh.http.check_in(home.hop, exclusive);
+            mesh.http.check_in(&mesh, home.hop, exclusive);
             return;
         }
         // The connection's task has to notice the end first; it errs when it closes instead.
@@ -109,7 +109,7 @@ impl Returned {
             if exclusive.sender.ready().await.is_ok()
                 && let Some(mesh) = weak.upgrade()
             {
-                mesh.http.check_in(hop, exclusive);
+                mesh.http.check_in(&mesh, hop, exclusive);
             }
         });
     }

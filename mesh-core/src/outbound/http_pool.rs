@@ -283,9 +283,13 @@ impl HttpPool {
         }
     }
 
-    pub(super) fn check_in(&self, hop: Hop, connection: Exclusive) {
+    pub(super) fn check_in(&self, mesh: &MeshInner, hop: Hop, connection: Exclusive) {
         let since = Instant::now();
         let mut state = self.state();
+        // Asked under the lock: whoever ends the mesh lets go of what is here after saying so.
+        if mesh.is_over() {
+            return;
+        }
         let idle = state.http1.entry(hop).or_default();
         if idle.len() < self.idle_per_endpoint {
             idle.push(Idle { connection, since });

@@ -412,7 +412,19 @@ async fn what_a_mesh_has_opened_goes_on_without_its_handles_and_ends_it() {
     let world = World::new(180);
     let (client, server) = world.pair().await;
     let credentials = world.ca.clone();
-    echo(server.listen(PORT).await.unwrap());
+    let mut listener = server.listen(PORT).await.unwrap();
+    let (hears, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok(mut stream) = listener.accept().await {
+            let mut said = vec![0; 4];
+            for _ in 0..3 {
+                stream.read_exact(&mut said).await.unwrap();
+                stream.write_all(&said).await.unwrap();
+            }
+            let read = stream.read_to_end(&mut said).await;
+            hears.send(read.map(|_| said)).unwrap();
+        }
+    });
     // On a node of its own, of which nobody has a handle afterwards.
     let (control, batches) = crate::mesh_world::Control::new();
     let alone = mesh_core::Mesh::builder()
@@ -431,9 +443,15 @@ async fn what_a_mesh_has_opened_goes_on_without_its_handles_and_ends_it() {
     for _ in 0..3 {
         ping(&mut stream).await.unwrap();
     }
+    stream.write_all(b"the last words").await.unwrap();
     stream.shutdown().await.unwrap();
-    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "a clean end");
     drop(stream);
+    let heard = tokio::time::timeout(Duration::from_secs(10), heard.recv());
+    let heard = heard.await.unwrap().unwrap();
+    assert!(
+        heard.unwrap().ends_with(b"the last words"),
+        "and a clean end"
+    );
     // And then the configuration has nobody to apply it.
     until("the node has gone", || control.is_unwanted()).await;
 }

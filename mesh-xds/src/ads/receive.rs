@@ -56,9 +56,6 @@ impl Session {
     /// [end](Self::end), and nothing else meanwhile.
     pub(crate) fn begin(&mut self, head: Head) -> Option<Receiving> {
         debug_assert!(self.pending.is_none(), "one response at a time");
-        self.answered = true;
-        self.without_versions = false;
-        self.backoff.reset();
         let reply = Reply {
             nonce: head.nonce,
             refusal: None,
@@ -67,6 +64,7 @@ impl Session {
         let found = self.subscriptions.iter().position(|s| *s.url == *head.url);
         let Some(index) = found.filter(|index| self.subscriptions[*index].stream.started) else {
             self.stray = Some((head.url, reply.nonce));
+            self.answers();
             return None;
         };
         let number = self.next_number();
@@ -79,7 +77,14 @@ impl Session {
         })
     }
 
-    /// There is no end of the response: it has changed nothing.
+    /// The server has said something that could be read.
+    fn answers(&mut self) {
+        self.answered = true;
+        self.without_versions = false;
+        self.backoff.reset();
+    }
+
+    /// There is no end of the response: it has changed nothing, and the next stream is in no hurry.
     pub(crate) fn cancel(&mut self, receiving: Receiving) {
         self.pending = Some(receiving.pending);
         self.abandoned();
@@ -99,6 +104,7 @@ impl Session {
             removed,
             ..
         } = receiving;
+        self.answers();
         let subscription = &mut self.subscriptions[pending.subscription];
         let world = self.protocol == Protocol::StateOfTheWorld;
         let complete = world || (subscription.stream.complete && !subscription.stream.answered);

@@ -235,6 +235,9 @@ impl Shared {
     /// Keeps a frame that was read after all that is kept; whether it could.
     fn keep(&mut self, frame: &Frame<Bytes>) -> bool {
         let size = size_of_frame(frame);
+        if !self.whole || size > self.room || self.kept.len() == MAX_FRAMES {
+            return false;
+        }
         let kept = match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) if data.len() <= COPIED => Kept::Data(Bytes::copy_from_slice(data)),
             (Some(data), _) => Kept::Data(data.clone()),
@@ -242,9 +245,6 @@ impl Shared {
             // Nobody knows how to send it again.
             (None, None) => return false,
         };
-        if !self.whole || size > self.room || self.kept.len() == MAX_FRAMES {
-            return false;
-        }
         self.room -= size;
         self.kept.push(kept);
         true

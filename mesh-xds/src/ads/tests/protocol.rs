@@ -485,12 +485,20 @@ fn a_response_that_cannot_be_read_to_its_end_changes_nothing() {
     let mut message = whole.encode_to_vec();
     // Another resource, whose name is not as long as it says.
     message.extend_from_slice(b"\x12\x02\x1a\x7f");
-    assert!(session.receive(Protocol::Delta, message.into()).is_err());
-    session.closed(None, now);
-    let later = now + wait(&session, now);
-    open(&mut session, later);
-    let versions = delta(&mut session).initial_resource_versions;
-    assert_eq!(versions, [("a".to_owned(), "1".to_owned())].into());
+    let mut later = now;
+    let mut waits = Vec::new();
+    for _ in 0..6 {
+        let message = message.clone().into();
+        assert!(session.receive(Protocol::Delta, message).is_err());
+        session.closed(None, later);
+        waits.push(wait(&session, later));
+        later += waits[waits.len() - 1];
+        open(&mut session, later);
+        let versions = delta(&mut session).initial_resource_versions;
+        assert_eq!(versions, [("a".to_owned(), "1".to_owned())].into());
+    }
+    // Whoever sends it again and again is not asked at once each time.
+    assert!(waits[5] > Duration::from_secs(7), "{waits:?}");
 }
 
 #[test]
