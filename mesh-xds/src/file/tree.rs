@@ -84,7 +84,7 @@ fn next_marker(text: &str) -> Option<usize> {
 /// Reads a document, of which the lines before it are given; one that is empty is none. JSON is read
 /// too, being YAML.
 ///
-/// What it may hold is bounded by `max_nodes`; nesting is bounded to 64 levels, and what aliases
+/// What it may hold is bounded by `max_nodes`; nesting is bounded to 32 levels (a level takes some 30 KB of stack where nothing is optimised), and what aliases
 /// repeat to one million events.
 pub(crate) fn parse(before: u32, text: &str, max_nodes: usize) -> Result<Vec<Node>, Invalid> {
     let options = serde_saphyr::options! {
@@ -94,7 +94,7 @@ pub(crate) fn parse(before: u32, text: &str, max_nodes: usize) -> Result<Vec<Nod
         budget: serde_saphyr::budget! {
             max_nodes: max_nodes,
             max_events: max_nodes.saturating_mul(3),
-            max_depth: 64,
+            max_depth: 32,
         },
     };
     match serde_saphyr::from_multiple_with_options::<Node>(text, options) {

@@ -309,14 +309,12 @@ fn what_a_file_may_hold_is_bounded() {
     let loaded = loader.load(vec![("x".into(), large.into())]);
     assert_eq!(loaded.problems().len(), 1);
     assert_eq!(loaded.problems()[0].field(), "");
-    let deep = format!("a: {}{}", "[".repeat(100), "]".repeat(100));
-    assert_eq!(
-        loader
-            .load(vec![("x".into(), deep.into())])
-            .problems()
-            .len(),
-        1
-    );
+    // Where threads have the stack of a runtime's worker.
+    for depth in [33, 100, 100_000] {
+        let deep = format!("a: {}{}", "[".repeat(depth), "]".repeat(depth));
+        let loaded = loader.load(vec![("x".into(), deep.into())]);
+        assert_eq!(loaded.problems().len(), 1);
+    }
 }
 
 #[test]
