@@ -413,7 +413,7 @@ async fn what_a_mesh_has_opened_goes_on_without_its_handles_and_ends_it() {
     let (client, server) = world.pair().await;
     let credentials = world.ca.clone();
     let mut listener = server.listen(PORT).await.unwrap();
-    let (hears, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let (hears, mut heard) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok(mut stream) = listener.accept().await {
             let mut said = vec![0; 4];
