@@ -322,6 +322,20 @@ async fn who_cannot_be_whom_it_says_gets_nothing() {
     assert_eq!(refused.code(), Code::ResourceExhausted);
 }
 
+#[tokio::test]
+async fn the_names_of_a_stream_have_no_more_bytes_than_set() {
+    let server = Server::builder(Tokens).max_names_size(8).build();
+    let uri = serve(&server, None).await;
+    let mut stream = open(&uri, "default/a").await.unwrap();
+    stream.ask(type_url::ADDRESS, &["four", "more"]).await;
+    stream.next().await;
+    // Of another type, and of the same stream.
+    stream.ask(type_url::AUTHORIZATION, &["x"]).await;
+    let refused = stream.try_next().await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("8 bytes"), "{refused}");
+}
+
 #[derive(Clone)]
 pub(crate) struct Tcp;
 
@@ -456,6 +470,55 @@ fn an_authority_signs_while_it_is_valid_itself() {
         refused.to_string().contains("one of an authority"),
         "{refused}"
     );
+}
+
+#[test]
+fn certificates_live_as_long_as_set_and_no_longer() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let (root, key) = root();
+    let identity: Identity = "spiffe://td/ns/a/sa/b".parse().unwrap();
+    let request = SigningRequest::new(&identity).unwrap();
+    let authority = |default, max| Ca::new(&root, &key).unwrap().with_lifetimes(default, max);
+    let life = |ca: &Ca, asked| {
+        let chain = ca.sign(request.pem(), &identity, asked)?;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).unwrap();
+        let (_, leaf) = X509Certificate::from_der(&pem.contents).unwrap();
+        let validity = leaf.validity();
+        let seconds = validity.not_after.timestamp() - validity.not_before.timestamp();
+        // It began two minutes before now.
+        Ok::<_, mesh_xds::Error>(Duration::from_secs(seconds.try_into().unwrap()) - 2 * MINUTE)
+    };
+    let ca = authority(10 * MINUTE, 30 * MINUTE);
+    assert_eq!(life(&ca, None).unwrap(), 10 * MINUTE);
+    assert_eq!(life(&ca, Some(30 * MINUTE)).unwrap(), 30 * MINUTE);
+    let refused = life(&ca, Some(31 * MINUTE)).unwrap_err();
+    assert_eq!(refused.kind(), mesh_xds::ErrorKind::InvalidRequest);
+    assert_eq!(
+        refused.to_string(),
+        "validity_duration: 1860 s, expected at most 1800 s"
+    );
+    // A default beyond the most would refuse whoever does not say.
+    let ca = authority(60 * MINUTE, 30 * MINUTE);
+    assert_eq!(life(&ca, None).unwrap(), 30 * MINUTE);
+}
+
+#[test]
+fn roots_that_are_added_are_trusted_beside_the_own_one_once_each() {
+    let ((root, key), (next, _)) = (root(), root());
+    let identity: Identity = "spiffe://td/ns/a/sa/b".parse().unwrap();
+    let request = SigningRequest::new(&identity).unwrap();
+    // The own one is there already.
+    let others = format!("{next}{root}");
+    let ca = Ca::new(&root, &key).unwrap().with_other_roots(&others);
+    let lines = |pem: &str| {
+        pem.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(lines(ca.roots()), lines(&format!("{root}{next}")));
+    let chain = ca.sign(request.pem(), &identity, None).unwrap();
+    assert_eq!(chain.len(), 2);
+    assert_eq!(chain.last().unwrap(), ca.roots());
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use mesh_xds::model::{
     Batch, Health, Locality, NetworkAddress, ObjectName, Service, ServiceName, Update, Workload,
     WorkloadGroup,
 };
-use mesh_xds::serve::{HostEntry, Registrations, Server};
+use mesh_xds::serve::{HostEntry, Registrations, Server, ServerBuilder};
 use tonic::{Code, Status};
 
 use crate::proto::envoy::config::core::v3::{Locality as WireLocality, Node};
@@ -250,6 +250,53 @@ async fn a_host_whose_address_is_somebody_elses_by_now_does_not_come_back() {
     let group = WorkloadGroup::new(ObjectName::new("default", "forum"));
     server.set_workload_groups(vec![group]);
     assert_eq!(server.registrations().entries(), []);
+}
+
+/// A server with the groups of two service accounts.
+fn bounded(set: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Server {
+    let server = set(Server::builder(Tokens)).build();
+    let groups = ["forum", "shop"].map(|account| {
+        let name = ObjectName::new("default", account);
+        WorkloadGroup::new(name).with_service_account(account)
+    });
+    server.set_workload_groups(groups.to_vec());
+    server
+}
+
+fn host(account: &str, address: &str) -> Node {
+    let metadata = [("AUTO_REGISTER_GROUP", account), ("INSTANCE_IPS", address)];
+    node("sidecar", &metadata)
+}
+
+#[tokio::test]
+async fn no_more_hosts_are_registered_than_set() {
+    let server = bounded(|server| server.max_hosts(1));
+    let uri = serve(&server, None).await;
+    let first = host("forum", "10.0.0.1");
+    let _first = join(&uri, first.clone()).await.unwrap();
+    let (code, message) = refused(&uri, "default/shop", host("shop", "10.0.0.2")).await;
+    assert_eq!(code, Code::ResourceExhausted, "{message}");
+    assert!(message.contains("more than 1 hosts"), "{message}");
+    // One that is registered comes back.
+    join(&uri, first).await.unwrap();
+    assert_eq!(server.registrations().entries().len(), 1);
+}
+
+#[tokio::test]
+async fn an_identity_registers_no_more_hosts_than_set_and_keeps_out_nobody_else() {
+    let server = bounded(|server| server.max_hosts_per_identity(1));
+    let uri = serve(&server, None).await;
+    let _first = join(&uri, host("forum", "10.0.0.1")).await.unwrap();
+    let (code, message) = refused(&uri, "default/forum", host("forum", "10.0.0.2")).await;
+    assert_eq!(code, Code::ResourceExhausted, "{message}");
+    let words = "more than 1 hosts of spiffe://cluster.local/ns/default/sa/forum";
+    assert!(message.contains(words), "{message}");
+    let mut other = open_as(&uri, "default/shop", host("shop", "10.0.0.3"))
+        .await
+        .unwrap();
+    other.ask(type_url::ADDRESS, &["*"]).await;
+    other.next().await;
+    assert_eq!(server.registrations().entries().len(), 2);
 }
 
 #[tokio::test]

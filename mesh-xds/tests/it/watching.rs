@@ -151,3 +151,14 @@ fn files_are_bounded() {
         ErrorKind::FileTooLarge
     );
 }
+
+/// Whoever polls asks the watcher how often.
+#[test]
+fn a_watcher_says_how_often_it_is_to_be_polled() {
+    let interval = std::time::Duration::from_millis(20);
+    let limits = Limits::new().with_interval(interval);
+    assert_eq!(
+        Watcher::new("mesh.yaml", limits).limits().interval(),
+        interval
+    );
+}

@@ -256,6 +256,31 @@ fn names_are_wanted_and_forgotten() {
 }
 
 #[test]
+fn what_came_along_with_a_forgotten_name_goes_after_the_time_that_is_set() {
+    let wait_for = Duration::from_secs(3);
+    let settings = settings(&[(URL, Interest::Named)]).with_drop_forgotten_after(wait_for);
+    let (mut session, now) = session(settings);
+    open(&mut session, now);
+    for name in ["a", "/10.0.0.1"] {
+        session.want(URL, name).expect("a name");
+    }
+    delta(&mut session);
+    let mut along = resource("w", "1", "x");
+    along.aliases = vec!["/10.0.0.1".to_owned()];
+    let resources = vec![resource("a", "1", "x"), along];
+    session.received(response("n1", resources, &[]));
+    session.judged([]);
+    delta(&mut session);
+    session.forget(URL, "/10.0.0.1", now).expect("a type");
+    assert_eq!(wait(&session, now), wait_for);
+    assert!(session.poll_connect(now + wait_for / 2).is_none());
+    open(&mut session, now + wait_for);
+    assert_eq!(delta(&mut session).resource_names_subscribe, ["a"]);
+    let delivery = session.received(response("m1", vec![resource("a", "1", "x")], &[]));
+    assert_eq!(delivery.removed, [ResourceName::Workload("w".into())]);
+}
+
+#[test]
 fn names_have_bounds() {
     let (mut session, _) = session(settings(&[(URL, Interest::Named)]).with_max_names(2));
     for name in ["", "*", &"n".repeat(4097)] {
