@@ -98,6 +98,7 @@ async fn what_is_asked_is_what_istiod_wants_to_be_asked() {
     let place = Place::new();
     place.write("istio-token", "token-0\n");
     let control_plane = place.control_plane().cluster_id("cluster1");
+    let control_plane = control_plane.header("x-tenant", "ours");
     let source = Istiod::new(control_plane).ttl(12 * HOUR);
     let bundle = next(&mut source.watch(reviews())).await.unwrap();
     assert_eq!(*bundle.identity(), reviews());
@@ -108,6 +109,7 @@ async fn what_is_asked_is_what_istiod_wants_to_be_asked() {
     };
     assert_eq!(call.authorization.as_deref(), Some("Bearer token-0"));
     assert_eq!(call.cluster.as_deref(), Some("cluster1"));
+    assert_eq!(call.tenant.as_deref(), Some("ours"));
     assert_eq!(
         call.peer, None,
         "no certificate is shown where a token does"
@@ -126,6 +128,38 @@ async fn what_is_asked_is_what_istiod_wants_to_be_asked() {
     // subjectAltName, then BOOLEAN TRUE: critical.
     let critical = [0x55, 0x1d, 0x11, 0x01, 0x01, 0xff];
     assert!(der.windows(6).any(|window| window == critical));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_istiod_that_takes_its_time_is_waited_for_as_long_as_set() {
+    let place = Place::new();
+    let seconds = Duration::from_secs;
+    let fails = async |source: Istiod| {
+        let begin = Instant::now();
+        let error = next(&mut source.watch(reviews())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        begin.elapsed()
+    };
+    place.istiod.be(Mood::After(HOUR));
+    assert_eq!(
+        fails(place.source().fetch_timeout(seconds(3))).await,
+        seconds(3)
+    );
+    // Nor does it take connections.
+    let control_plane = place.control_plane().dialer(|_| std::future::pending());
+    let control_plane = control_plane.connect_timeout(seconds(2));
+    assert_eq!(fails(Istiod::new(control_plane)).await, seconds(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_sent_only_where_there_is_to_be_one() {
+    let place = Place::new();
+    let source = Istiod::new(place.control_plane().without_token());
+    let error = next(&mut source.watch(reviews())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Token);
+    let none = "none is configured, and there is no valid certificate in its place";
+    assert_eq!(error.detail(), none);
+    assert!(place.istiod.calls().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,12 +1,13 @@
 //! A source that is made of a function renews in time, and survives an authority that does not.
 
-use std::future::pending;
+use std::future::{Ready, pending, ready};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use mesh_core::authz::Identity;
+use mesh_core::hbone::tls::Bundle;
 use mesh_core::identity::{CertificateSource, DevCa, Error, ErrorKind, Renewed};
 use tokio::time::{Instant, timeout};
 
@@ -118,15 +119,44 @@ async fn an_authority_that_is_down_costs_nothing_until_the_certificate_expires()
 
 #[tokio::test(start_paused = true)]
 async fn a_fetch_that_hangs_is_given_up_and_tried_again() {
-    let source = Renewed::new(|_| pending()).fetch_timeout(Duration::from_secs(10));
+    let source = Renewed::new(|_| pending()).fetch_timeout(Duration::from_secs(3));
     let mut certificates = source.watch(reviews());
     let begin = Instant::now();
     let error = certificates.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert_eq!(error.detail(), "no answer within 10s");
-    assert_eq!(begin.elapsed(), Duration::from_secs(10));
+    assert_eq!(error.detail(), "no answer within 3s");
+    assert_eq!(begin.elapsed(), Duration::from_secs(3));
     let again = certificates.next().await.unwrap().unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Unavailable);
+}
+
+/// How long it takes to fail so often.
+async fn twenty_failures(set: impl FnOnce(Failing) -> Failing) -> Duration {
+    let mut certificates = set(Renewed::new(fail as fn(_) -> _)).watch(reviews());
+    let begin = Instant::now();
+    for _ in 0..20 {
+        certificates.next().await.unwrap().unwrap_err();
+    }
+    begin.elapsed()
+}
+
+type Failing = Renewed<fn(Identity) -> Ready<Result<Bundle, Error>>>;
+
+fn fail(_: Identity) -> Ready<Result<Bundle, Error>> {
+    ready(Err(Error::new(ErrorKind::Unavailable, "down")))
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_after_failures_are_bounded_as_set_and_repeated_by_their_seed() {
+    const MOMENT: Duration = Duration::from_millis(2);
+    let short = twenty_failures(|source| source.backoff(MOMENT, MOMENT)).await;
+    // Tokio's clock counts whole milliseconds.
+    assert!(short < 20 * 2 * MOMENT, "{short:?}");
+    let long = |seed| twenty_failures(move |source| source.backoff(HOUR, HOUR).rng(seed));
+    let first = long(7).await;
+    assert!(first > HOUR, "longer than the default permits: {first:?}");
+    assert_eq!(first, long(7).await);
+    assert_ne!(first, long(8).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -247,6 +247,37 @@ async fn an_agent_that_says_no_or_is_gone_is_asked_again_with_pauses() {
     assert!(begin.elapsed() <= HOUR);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_asked_again_after_the_pauses_that_are_set() {
+    let agent = Agent::start();
+    let pause = Duration::from_secs(600);
+    let mut watch = agent.api().backoff(pause, pause).watch(reviews());
+    let begin = Instant::now();
+    for _ in 0..10 {
+        watch.next().await.unwrap().unwrap_err();
+    }
+    // Nine pauses, each drawn from the upper half.
+    let (least, most) = (pause * 9 / 2, pause * 9 + Duration::from_secs(1));
+    let took = begin.elapsed();
+    assert!((least..most).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_does_not_answer_is_given_up_after_the_time_that_is_set() {
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let silent = WorkloadApi::new("unix:///run/agent.sock").dialer(move || {
+        let (near, far) = duplex(64 * 1024);
+        held.lock().unwrap().push(far);
+        std::future::ready(Ok(BoxedIo::new(near)))
+    });
+    let source = silent.timeout(Duration::from_secs(3));
+    let begin = Instant::now();
+    let error = source.watch(reviews()).next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.detail().contains("no answer within 3s"), "{error}");
+    assert_eq!(begin.elapsed(), Duration::from_secs(3));
+}
+
 /// A real socket, and no agent behind it.
 #[tokio::test]
 async fn a_socket_that_is_not_there_is_named() {

@@ -68,6 +68,7 @@ pub(crate) struct Call {
     pub(crate) ask: Ask,
     pub(crate) authorization: Option<String>,
     pub(crate) cluster: Option<String>,
+    pub(crate) tenant: Option<String>,
     /// Who the client's certificate says it is.
     pub(crate) peer: Option<Identity>,
 }
@@ -275,6 +276,7 @@ impl Istiod {
         let call = Call {
             authorization: header("authorization"),
             cluster: header("clusterid"),
+            tenant: header("x-tenant"),
             peer: request.extensions().get::<PeerOf>().unwrap().0.clone(),
             ask: request.get_ref().clone(),
         };
@@ -299,7 +301,7 @@ impl Istiod {
     }
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     #[cfg(feature = "aws-lc-rs")]
     return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]

@@ -61,6 +61,18 @@ pub(crate) struct Node {
     pub(crate) id: String,
     #[prost(message, optional, tag = "3")]
     pub(crate) metadata: Option<istiod::Struct>,
+    #[prost(message, optional, tag = "4")]
+    pub(crate) locality: Option<Locality>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Locality {
+    #[prost(string, tag = "1")]
+    pub(crate) region: String,
+    #[prost(string, tag = "2")]
+    pub(crate) zone: String,
+    #[prost(string, tag = "3")]
+    pub(crate) subzone: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

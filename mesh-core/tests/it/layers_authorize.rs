@@ -117,9 +117,15 @@ async fn paths_cannot_be_dressed_up() {
 #[tokio::test]
 async fn the_normal_path_goes_on_with_its_query() {
     let handler = Handler::default();
-    let service = |mode| {
+    let alone = |mode| {
         let layer = AuthorizeLayer::new(PolicySet::default()).path_normalization(mode);
         IdentifyLayer::for_connection(plaintext()).layer(layer.layer(handler.clone()))
+    };
+    let in_the_stack = |mode| {
+        InboundLayer::new(Policies::fixed(PolicySet::default()))
+            .path_normalization(mode)
+            .for_connection(plaintext())
+            .layer(handler.clone())
     };
     for (mode, sent, arrives) in [
         (
@@ -144,12 +150,15 @@ async fn the_normal_path_goes_on_with_its_query() {
             "http://h/a/b",
         ),
     ] {
-        let response = service(mode).oneshot(get(sent)).await.unwrap();
+        let response = alone(mode).oneshot(get(sent)).await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(handler.last().uri, arrives);
+        let response = in_the_stack(mode).oneshot(get(sent)).await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(handler.last().uri, arrives);
     }
     let before = handler.count();
-    let response = service(PathNormalization::Base)
+    let response = alone(PathNormalization::Base)
         .oneshot(get("http://h/admin%00"))
         .await
         .unwrap();
@@ -160,7 +169,7 @@ async fn the_normal_path_goes_on_with_its_query() {
     let mut request = get("*");
     *request.method_mut() = Method::OPTIONS;
     request.headers_mut().insert("host", "h".parse().unwrap());
-    let response = service(PathNormalization::Base)
+    let response = alone(PathNormalization::Base)
         .oneshot(request)
         .await
         .unwrap();
@@ -265,16 +274,24 @@ async fn the_original_client_is_believed_only_behind_trusted_proxies() {
         (2, &["203.0.113.9"], 403),
         (1, &[], 403),
     ] {
-        let mut request = get("http://h/");
-        for header in headers {
-            let name = "x-forwarded-for";
-            request.headers_mut().append(name, header.parse().unwrap());
-        }
+        let request = || {
+            let mut request = get("http://h/");
+            for header in headers {
+                let name = "x-forwarded-for";
+                request.headers_mut().append(name, header.parse().unwrap());
+            }
+            request
+        };
+        let alone = AuthorizeLayer::new(allowed.clone()).trusted_hops(hops);
+        let alone = alone.layer(Handler::default());
+        let alone = IdentifyLayer::for_connection(plaintext()).layer(alone);
+        let response = alone.oneshot(request()).await.unwrap();
+        assert_eq!(response.status(), status, "{hops} {headers:?}, alone");
         let service = InboundLayer::new(Policies::fixed(allowed.clone()))
             .trusted_hops(hops)
             .for_connection(plaintext())
             .layer(Handler::default());
-        let response = service.oneshot(request).await.unwrap();
+        let response = service.oneshot(request()).await.unwrap();
         assert_eq!(response.status(), status, "{hops} {headers:?}");
     }
 }

@@ -9,11 +9,12 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use mesh_core::authz::policy::Action;
 use mesh_core::layers::{InboundLayer, ObserveLayer};
-use mesh_core::telemetry::Metrics;
+use mesh_core::telemetry::{Labels, Metrics, Peer, Reporter, SecurityPolicy};
 use mesh_core::{Error, ErrorKind, Policies};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use crate::handler::{Handler, REVIEWS, get, grpc, plaintext, policy, tunnel};
+use crate::layers_logs::capture;
 
 /// The lines of `istio_requests_total`.
 fn counted(metrics: &Metrics) -> Vec<String> {
@@ -62,6 +63,45 @@ async fn a_request_counts_when_its_response_has_ended() {
             &principal,
         ],
     );
+}
+
+fn labels(app: &str) -> Labels {
+    let own = Peer::new(app, "default").with_app(app).with_version("v7");
+    Labels::new(
+        Reporter::Destination,
+        Peer::unknown(),
+        own,
+        None,
+        SecurityPolicy::Unknown,
+    )
+}
+
+#[tokio::test]
+async fn labels_that_are_set_win_over_those_that_are_made_of_a_connection() {
+    let label_with = |layer: ObserveLayer| layer.label_with(|_| labels("made"));
+    for (set, expected) in [(false, "made"), (true, "set")] {
+        let metrics = Metrics::new();
+        let mut layer = label_with(ObserveLayer::new(metrics.clone()));
+        if set {
+            layer = layer.labels(labels("set"));
+        }
+        let service = layer.for_connection(&tunnel()).layer(Handler::default());
+        let response = service.oneshot(get("/")).await.unwrap();
+        response.into_body().collect().await.unwrap();
+        let app = format!("destination_app=\"{expected}\"");
+        one(&metrics, &[&app, "destination_version=\"v7\""]);
+    }
+}
+
+#[tokio::test]
+async fn the_ends_that_are_set_are_logged() {
+    let (lines, _guard) = capture("mesh::access=info");
+    let [source, destination] = ["10.9.8.7:1000", "10.9.8.6:80"].map(|end| end.parse().unwrap());
+    let layer = ObserveLayer::log_only().ends(source, destination);
+    let layer = layer.labels(labels("own"));
+    let response = layer.layer(Handler::default()).oneshot(get("/")).await;
+    response.unwrap().into_body().collect().await.unwrap();
+    lines.has(&["src.addr=10.9.8.7:1000", "10.9.8.6:80"]);
 }
 
 #[tokio::test]

@@ -44,6 +44,13 @@ mod admin_explain;
 ))]
 mod backends_read_paths;
 #[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod crypto_provider;
+#[cfg(all(
     any(feature = "aws-lc-rs", feature = "ring"),
     feature = "dev-ca",
     feature = "http",
@@ -325,6 +332,13 @@ mod require;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod settings_bound;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod settings_of_istiod;
 mod snapshot_applies_batches;
 mod snapshot_attaches_policies;
 mod snapshot_balances;

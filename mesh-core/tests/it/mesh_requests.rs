@@ -9,12 +9,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Version};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::TokioExecutor;
+use mesh_core::authz::matcher::PathNormalization;
 use mesh_core::authz::policy::Action;
 use mesh_core::{Error, ErrorKind, Mesh, MeshBody, MeshListener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::service_fn;
 
-use crate::handler::to;
+use crate::handler::{from, to};
 use crate::layers_logs::capture;
 use crate::mesh_world::{PORT, World, caller, policy};
 
@@ -182,6 +183,30 @@ async fn a_connection_is_admitted_if_some_request_may_be_and_each_is_judged() {
         .await
         .unwrap_err();
     assert!(error.is_denied(), "{error:?}");
+}
+
+/// Whose policies compare the client that a proxy in front of the application names.
+#[tokio::test]
+async fn a_listeners_layer_reads_paths_and_proxies_as_set() {
+    let world = World::new(187);
+    let (client, server) = world.pair().await;
+    let rule = from(|source| source.remote_ip_blocks = vec!["203.0.113.0/24".into()]);
+    let rule = policy("behind-a-proxy", Action::Allow, vec![rule]);
+    world.control.set(vec![rule]).await;
+    let http = server.listen_http(PORT).await.unwrap();
+    let layer = http.layer.path_normalization(PathNormalization::None);
+    let layer = layer.trusted_hops(1);
+    let app = axum::Router::new().fallback(|uri: http::Uri| async move { uri.path().to_owned() });
+    tokio::spawn(axum::serve(http.listener, layer.wrap(app)).into_future());
+    for (remote, status) in [("203.0.113.9", 200), ("192.0.2.9", 403)] {
+        let request = Request::get("http://server:9080/a/../b").header("x-forwarded-for", remote);
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let response = client.http_client().request(request).await.unwrap();
+        assert_eq!(response.status(), status);
+        if status == 200 {
+            assert_eq!(text(response).await.unwrap(), "/a/../b", "as it came");
+        }
+    }
 }
 
 #[tokio::test]

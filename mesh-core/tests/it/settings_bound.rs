@@ -1,6 +1,7 @@
 //! Bounds that no other test sets: each is the builder's, and holds.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,14 +9,18 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Empty};
 use mesh_core::config::File;
-use mesh_core::hbone::tls::AdmissionLimits;
+use mesh_core::hbone::config::Config;
+use mesh_core::hbone::tls::{AdmissionLimits, Bundle, Credentials, Options, Provider};
+use mesh_core::hbone::{client, tls};
 use mesh_core::identity::DevCa;
+use mesh_core::xds::file::Settings as FileSettings;
 use mesh_core::{ErrorKind, Mesh, Node};
+use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::mesh_requests::{OK, by_hand};
-use crate::mesh_world::{PORT, World, echo, ping, until};
+use crate::mesh_world::{PORT, World, connect_to, echo, identity, ping, until};
 
 /// A plaintext connection that is served.
 async fn plaintext(to: SocketAddr) -> std::io::Result<TcpStream> {
@@ -176,12 +181,91 @@ async fn connections_without_a_handshake_are_as_many_as_set() {
         .unwrap();
 }
 
+#[tokio::test]
+async fn workloads_are_of_the_trust_domain_that_is_set() {
+    let ca = DevCa::ephemeral("td.example");
+    let world = World::with_ca(188, ca, |node| node.trust_domain("td.example"));
+    let server = world.mesh("server");
+    let expected = "spiffe://td.example/ns/default/sa/server";
+    assert_eq!(server.identity().to_string(), expected);
+    until("it is certified", || server.certificate().is_some()).await;
+}
+
+/// A certificate of another trust domain, by the same root.
+fn elsewhere(folder: &Path) -> Bundle {
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let root = read("root-cert.pem");
+    let authority = KeyPair::from_pem(&read("root-key.pem")).unwrap();
+    let authority = Issuer::from_ca_cert_pem(&root, authority).unwrap();
+    let mut params = CertificateParams::default();
+    let uri = "spiffe://old.example/ns/default/sa/client";
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    let key = KeyPair::generate().unwrap();
+    let leaf = params.signed_by(&key, &authority).unwrap().pem();
+    let (leaf, key, root) = (leaf.as_bytes(), key.serialize_pem(), root.as_bytes());
+    Bundle::from_pem(leaf, key.as_bytes(), root, b"").unwrap()
+}
+
+#[tokio::test]
+async fn clients_of_another_trust_domain_are_taken_where_it_is_an_alias() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = DevCa::in_dir(folder.path(), "cluster.local");
+    for (net, alias) in [(189, None), (190, Some("old.example"))] {
+        let world = World::with_ca(net, ca.clone(), |node| node.trust_domain_aliases(alias));
+        let (_, server) = world.pair().await;
+        echo(server.listen(PORT).await.unwrap());
+        let provider = Provider::by_feature().unwrap();
+        let bundle = elsewhere(folder.path());
+        let credentials = Credentials::new(provider, bundle, Options::default()).unwrap();
+        let io = TcpStream::connect((world.ip(2), 15008)).await.unwrap();
+        let outcome = async {
+            let stream = tls::connect(io, &credentials, &[identity("server")]).await?;
+            let (connection, sender) = client::handshake(stream, &Config::default()).await?;
+            tokio::spawn(connection);
+            let to = connect_to(SocketAddr::new(world.ip(2), PORT));
+            sender.connect(to).await.map(drop)
+        };
+        let outcome = outcome.await;
+        assert_eq!(outcome.is_ok(), alias.is_some(), "{outcome:?}");
+    }
+}
+
 const PODS: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {istio.io/dataplane-mode: ambient}}\n\
     ---\napiVersion: v1\nkind: Service\nmetadata: {name: server}\n\
     spec: {clusterIP: 240.179.0.9, selector: {app: server}, ports: [{name: tcp, port: 9080}]}\n\
     ---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: server}}\nspec: {serviceAccountName: server}\nstatus: {podIP: 127.179.0.2}\n\
     ---\napiVersion: v1\nkind: Pod\nmetadata: {name: client}\nspec: {serviceAccountName: client}\nstatus: {podIP: 127.179.0.1}\n\
     ---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: mesh-root}\nspec: {action: DENY, rules: [{}]}\n";
+
+/// What the files say of the mesh themselves, whatever the builder does.
+#[tokio::test]
+async fn settings_of_the_files_win_over_the_builders() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    std::fs::write(&file, PODS.replace("179", "182")).unwrap();
+    for (own, builders, denied) in [
+        ("mesh-root", "istio-system", true),
+        ("istio-system", "mesh-root", false),
+    ] {
+        let settings = FileSettings::new().with_root_namespace(own);
+        let node = Node::builder()
+            .root_namespace(builders)
+            .config(File::watch(&file).settings(settings))
+            .identity(DevCa::ephemeral("cluster.local"))
+            .build_node()
+            .unwrap();
+        let [client, server] =
+            ["client", "server"].map(|name| node.workload("default", name, name).unwrap());
+        echo(server.listen(PORT).await.unwrap());
+        let connected = client.connect(format!("127.182.0.2:{PORT}")).await;
+        assert_eq!(
+            connected.as_ref().is_err_and(mesh_core::Error::is_denied),
+            denied,
+            "{own} before {builders}: {connected:?}"
+        );
+        server.shutdown(Duration::ZERO).await;
+    }
+}
 
 /// A policy in the root namespace is everybody's, and services have the cluster's domain.
 #[tokio::test]

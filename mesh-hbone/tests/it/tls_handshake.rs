@@ -1,9 +1,11 @@
-use mesh_hbone::tls::{Options, Provider, accept, connect};
+use mesh_hbone::tls::{NamedClient, Options, Provider, accept, connect};
 use mesh_hbone::{ErrorKind, Side};
 use rustls::server::Acceptor;
 use rustls::{CipherSuite, NamedGroup};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use crate::authority::{Authority, CLIENT, SERVER, id, pair, provider, shake};
@@ -48,6 +50,37 @@ async fn nobody_expected_is_an_error() {
         (error.kind(), error.side()),
         (ErrorKind::InvalidSettings, Side::Us)
     );
+}
+
+/// Whoever begins, and whatever is expected of the peer.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_waited_for_as_long_as_set() {
+    const LIMIT: Duration = Duration::from_secs(3);
+    let root = Authority::root("root");
+    let options = || Options::default().handshake_timeout(LIMIT);
+    let client = root.credentials_with(CLIENT, options());
+    let server = root.credentials_with(SERVER, options());
+    let named = NamedClient::new(&provider(), &[root.der()], options()).unwrap();
+    let [(one, _one), (two, _two), (three, _three)] = [(); 3].map(|()| duplex(64 * 1024));
+    let (began, expected) = (Instant::now(), [id(SERVER)]);
+    let connects = async {
+        (
+            connect(one, &client, &expected).await.unwrap_err(),
+            began.elapsed(),
+        )
+    };
+    let accepts = async { (accept(two, &server).await.unwrap_err(), began.elapsed()) };
+    let by_name = async {
+        let names = ["istiod"];
+        (
+            named.connect(three, &names).await.unwrap_err(),
+            began.elapsed(),
+        )
+    };
+    let (connects, accepts, by_name) = tokio::join!(connects, accepts, by_name);
+    for (error, after) in [connects, accepts, by_name] {
+        assert_eq!((error.kind(), after), (ErrorKind::Timeout, LIMIT));
+    }
 }
 
 #[tokio::test]

@@ -159,6 +159,21 @@ async fn a_deferred_flush_writes_from_where_it_was_set() {
 }
 
 #[tokio::test]
+async fn a_write_takes_no_more_than_the_send_buffer_that_is_set() {
+    for records in [1, 2] {
+        let bytes = records * 16_384;
+        let options = Options::default().flush_at(bytes).send_buffer(bytes);
+        let (mut near, _far, _) = counted_with(options).await;
+        assert_eq!(near.write(&[7; 512 * 1024]).await.unwrap(), bytes);
+    }
+    let root = Authority::root("root");
+    let bundle = root.leaf(CLIENT).bundle(&[&root]).unwrap();
+    let less = Options::default().flush_at(1).send_buffer(16_383);
+    let error = Credentials::new(provider(), bundle, less).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidSettings);
+}
+
+#[tokio::test]
 async fn an_unflushed_handshake_ends_with_what_is_said_first() {
     let root = Authority::root("root");
     let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));

@@ -1,0 +1,154 @@
+//! Settings of the stream from istiod that no other test sets.
+
+use std::sync::Arc;
+
+use mesh_core::Mesh;
+use mesh_core::authz::policy::ztunnel::EmptyMatch;
+use mesh_core::identity::Istiod;
+use prost::Message;
+
+use crate::istiod_discovery::{AUTHORIZATION, Answer, Any, Locality, Resource};
+use crate::istiod_place::{HOUR, Place, SERVER, addresses, dump, greet, until, workload};
+use crate::mesh_world::echo;
+
+#[tokio::test(start_paused = true)]
+async fn resources_beyond_the_number_that_is_set_are_refused_by_name() {
+    let place = Place::new();
+    place.token("client", HOUR);
+    let xds = place.xds("client", [10, 0, 0, 1]).max_resources(2);
+    let client = place.mesh("client", "client", xds);
+    let _server = place.server().await;
+    greet(&client).await;
+    let third = addresses(vec![workload("third", [10, 0, 0, 3], "1")], &[]);
+    let answers = place.say(&third).await;
+    // The server has no such bound.
+    let refusals = answers.iter().filter_map(|one| one.ask.error.as_ref());
+    let refusals: Vec<_> = refusals.map(|error| &*error.message).collect();
+    let [refusal] = refusals[..] else {
+        panic!("{refusals:?}");
+    };
+    let words = "Kubernetes//Pod/default/third: there are 2 resources";
+    assert!(refusal.contains(words), "{refusal}");
+    until("the node says so", || {
+        client
+            .node()
+            .problems()
+            .iter()
+            .any(|one| one.contains(words))
+    })
+    .await;
+    let dump = dump(&client).await;
+    assert_eq!(dump["workloads"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn istiod_is_told_in_which_network_and_place_a_host_is() {
+    let place = Place::new();
+    place.token("client", HOUR);
+    let now = Arc::clone(&place.now);
+    let xds = place.xds("client", [10, 0, 0, 1]);
+    let client = Mesh::builder()
+        .workload("default", "client", "client")
+        .transport(place.network.clone())
+        .clock(move || now())
+        .network("net-1")
+        .config(xds.locality("here", "z1", "rack-2"))
+        .identity(Istiod::new(place.control_plane("client")))
+        .build()
+        .unwrap();
+    client.ready().await.unwrap();
+    let asked = place.istiod.discovery.asked();
+    let node = asked[0].ask.node.as_ref().unwrap();
+    let metadata = &node.metadata.as_ref().unwrap().fields;
+    assert_eq!(metadata["NETWORK"].string, "net-1");
+    let locality = Locality {
+        region: "here".to_owned(),
+        zone: "z1".to_owned(),
+        subzone: "rack-2".to_owned(),
+    };
+    assert_eq!(node.locality, Some(locality));
+}
+
+/// `istio.security.Authorization`, as far as it is needed.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Authorization {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    namespace: String,
+    #[prost(int32, tag = "3")]
+    scope: i32,
+    #[prost(int32, tag = "4")]
+    action: i32,
+    #[prost(message, repeated, tag = "5")]
+    rules: Vec<Rule>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Rule {
+    #[prost(message, repeated, tag = "1")]
+    clauses: Vec<Clause>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Clause {
+    #[prost(message, repeated, tag = "2")]
+    matches: Vec<Match>,
+}
+
+/// Nothing is left of it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Match {}
+
+/// A DENY of the namespace whose only condition was lost on its way.
+fn emptied() -> Answer {
+    let clause = Clause {
+        matches: vec![Match {}],
+    };
+    let policy = Authorization {
+        name: "emptied".to_owned(),
+        namespace: "default".to_owned(),
+        scope: 1,
+        action: 1,
+        rules: vec![Rule {
+            clauses: vec![clause],
+        }],
+    };
+    let value = Any {
+        type_url: AUTHORIZATION.to_owned(),
+        value: policy.encode_to_vec(),
+    };
+    Answer {
+        resources: vec![Resource {
+            name: "default/emptied".to_owned(),
+            version: "1".to_owned(),
+            value: Some(value),
+            aliases: Vec::new(),
+        }],
+        removed: Vec::new(),
+        type_url: AUTHORIZATION.to_owned(),
+        nonce: String::new(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_condition_that_was_lost_counts_as_set() {
+    for (empty_match, denied) in [
+        (None, true),
+        (Some(EmptyMatch::AsLost), true),
+        (Some(EmptyMatch::NeverMatches), false),
+    ] {
+        let place = Place::new();
+        place.istiod.discovery.say(&emptied());
+        place.token("server", HOUR);
+        let mut xds = place.xds("server", [10, 0, 0, 2]);
+        if let Some(empty_match) = empty_match {
+            xds = xds.empty_match(empty_match);
+        }
+        let server = place.mesh("server", "server", xds);
+        echo(server.listen(80).await.unwrap());
+        let connected = place.client().connect(SERVER).await;
+        let refused = connected.as_ref().is_err_and(mesh_core::Error::is_denied);
+        assert_eq!(refused, denied, "{empty_match:?}: {connected:?}");
+    }
+}
