@@ -236,6 +236,13 @@ mod mesh_joins_istiod;
     feature = "metrics",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
+mod mesh_lets_go;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
 mod mesh_listens;
 #[cfg(all(
     feature = "dev-ca",

@@ -112,6 +112,24 @@ async fn a_host_is_looked_up_once_for_all_who_ask_and_again_when_that_is_old() {
     assert_eq!(net.asked().len(), 2);
 }
 
+/// The way to a host may be longer than what is left of the mesh.
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_found_after_the_shutdown_is_not_dialled() {
+    let net = Net::new(0);
+    let world = World::with(186, |node| node.transport(net.transport()));
+    let (client, _) = world.pair().await;
+    let connects = client.connect("a.example:80");
+    let ends = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        client.shutdown(Duration::ZERO).await;
+        net.gate.add_permits(MANY);
+    };
+    let (outcome, ()) = tokio::join!(connects, ends);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Draining);
+    assert_eq!(net.asked(), ["a.example"]);
+    assert_eq!(net.dialled(), []);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failed_look_up_is_told_to_all_who_wait_and_not_remembered() {
     let net = Net::new(MANY);
