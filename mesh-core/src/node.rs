@@ -350,13 +350,13 @@ impl NodeInner {
             return;
         };
         what.tell(name, why, told);
-        if told != Told::Begins {
+        let Told::Begins(began) = told else {
             return;
-        }
+        };
         let (node, name) = (Arc::downgrade(self), name.to_owned());
         self.tasks.spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            let late = node.upgrade().and_then(|node| node.gate.late(&name));
+            let late = node.upgrade().and_then(|node| node.gate.late(&name, began));
             if let Some(why) = late {
                 what.tell(&name, &why, Told::Late);
             }

@@ -76,8 +76,8 @@ struct Wait {
 /// How what is waited for is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
-    /// It is on its way, and was not waited for before.
-    Begins,
+    /// It is on its way, and was not waited for before this moment.
+    Begins(Instant),
     /// It is on its way, for another reason than before.
     Waits,
     /// It takes too long, or will not come by itself.
@@ -123,7 +123,7 @@ impl Gate {
         });
         let tell = match now.saturating_duration_since(wait.since) < PATIENCE {
             _ if !comes => Told::Late,
-            true if begins => Told::Begins,
+            true if begins => Told::Begins(now),
             true => Told::Waits,
             false => Told::Late,
         };
@@ -136,10 +136,11 @@ impl Gate {
         Some(tell)
     }
 
-    /// Why `name` is still waited for after all, unless that was told.
-    pub(crate) fn late(&self, name: &str) -> Option<String> {
+    /// Why `name` is still waited for, by the wait that began then, unless that was told.
+    pub(crate) fn late(&self, name: &str, began: Instant) -> Option<String> {
         let mut waits = self.waits();
-        let (told, why) = waits.get_mut(name)?.told.as_mut()?;
+        let wait = waits.get_mut(name).filter(|wait| wait.since == began)?;
+        let (told, why) = wait.told.as_mut()?;
         (std::mem::replace(told, Told::Late) != Told::Late).then(|| why.clone())
     }
 

@@ -78,6 +78,28 @@ async fn files_that_are_not_there_are_named_and_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_waited_for_again_is_late_by_its_second_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lines, _guard) = capture("mesh::config=info");
+    let _server = mesh(folder.path(), "reviews-v1", ca());
+    let waits = || lines.text().matches("waiting for it").count();
+    let seconds = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+    seconds(1).await;
+    assert_eq!(waits(), 1);
+    // It is there, and of no use.
+    write(folder.path(), "apiVersion: v1\nkind: [Pod\n");
+    seconds(2).await;
+    fs::remove_file(folder.path().join("mesh.yaml")).unwrap();
+    // By now the first wait would be late, if it went on.
+    seconds(3).await;
+    assert_eq!(waits(), 2);
+    assert!(!lines.text().contains("still waiting"), "{}", lines.text());
+    seconds(4).await;
+    lines.has(&["WARN", "still waiting for it", "mesh.yaml"]);
+    assert_eq!(waits(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_that_does_not_parse_fails_the_start_at_once() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "apiVersion: v1\nkind: [Pod\n");
