@@ -75,9 +75,10 @@ pub(crate) async fn open<M: Message + 'static>(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     let response = channel.call(request).await.map_err(lost)?;
     let (head, body) = response.into_parts();
-    if let Some(status) = Status::from_header_map(&head.headers)
-        && status.code() != Code::Ok
-    {
+    // A status here is in the place of trailers: there are no messages, and there may be nothing wrong.
+    let status = Status::from_header_map(&head.headers);
+    let is_whole = status.is_some();
+    if let Some(status) = status.filter(|status| status.code() != Code::Ok) {
         return Err(status.into());
     }
     let encoding = HeaderName::from_static("grpc-encoding");
@@ -92,7 +93,7 @@ pub(crate) async fn open<M: Message + 'static>(
         header: BytesMut::with_capacity(HEADER),
         message: None,
         rest: Bytes::new(),
-        trailers: None,
+        trailers: is_whole.then_some(head.headers),
     })
 }
 

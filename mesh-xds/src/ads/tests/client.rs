@@ -102,7 +102,7 @@ impl AggregatedDiscoveryService for Scripted {
     }
 }
 
-fn serve(scripted: Scripted) -> Pipe {
+fn serve(scripted: impl AggregatedDiscoveryService) -> Pipe {
     let (pipe, connections, _) = Pipe::new();
     tokio::spawn(
         tonic::transport::Server::builder()
@@ -242,6 +242,49 @@ async fn verdicts_are_acknowledgements_and_streams_come_and_go() {
     assert!(
         events.next().await.is_none(),
         "it ends with the last client"
+    );
+}
+
+/// Ends every stream with its first headers, in order.
+struct Leaves(mpsc::UnboundedSender<Instant>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Leaves {
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.0.send(Instant::now()).expect("the test goes on");
+        Err(Status::ok(""))
+    }
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        panic!("the server speaks delta");
+    }
+}
+
+/// gRPC's Trailers-Only: the status is among the first headers.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_ends_in_order_before_it_began_has_not_failed() {
+    let (tell, mut opened) = mpsc::unbounded_channel();
+    let pipe = serve(Leaves(tell));
+    let channel = builder().build(pipe).expect("settings");
+    let (_client, mut events) = start(channel, settings(&[(URL, Interest::All)]));
+    for _ in 0..20 {
+        assert!(matches!(next(&mut events).await, Event::Disconnected(None)));
+    }
+    let first = opened.recv().await.expect("a stream");
+    // It is tried again, and not in a hurry.
+    assert!(
+        first.elapsed() > Duration::from_secs(60),
+        "{:?}",
+        first.elapsed()
     );
 }
 
