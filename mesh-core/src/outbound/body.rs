@@ -20,14 +20,14 @@ use crate::{Error, ErrorKind};
 ///
 /// A body of which nothing comes for the builder's
 /// [`response_idle_timeout`](crate::Builder::response_idle_timeout) fails with [`ErrorKind::RequestTimeout`]. It keeps the
-/// mesh, and so can be read when all handles are dropped.
+/// mesh, and so can be read when all handles are dropped, on whatever executor.
 pub struct MeshBody {
     inner: Incoming,
     returned: Option<Returned>,
     report: Option<RequestReport>,
     idle: Option<Idle>,
     /// Whose tasks move its bytes: dropped last.
-    _mesh: Arc<MeshInner>,
+    mesh: Arc<MeshInner>,
 }
 
 impl MeshBody {
@@ -43,7 +43,7 @@ impl MeshBody {
             returned: Some(returned),
             report: Some(report),
             idle: idle.map(Idle::new),
-            _mesh: mesh,
+            mesh,
         };
         if body.inner.is_end_stream() {
             body.finish(None);
@@ -76,10 +76,9 @@ impl Body for MeshBody {
         let this = self.get_mut();
         let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
             // Only while somebody waits for more: who reads slowly is not the server's fault.
-            let stalled = this
-                .idle
-                .as_mut()
-                .map_or(Poll::Pending, |idle| idle.poll(cx));
+            let stalled = this.idle.as_mut().map_or(Poll::Pending, |idle| {
+                idle.poll(this.mesh.tasks.runtime(), cx)
+            });
             return stalled.map(|error| {
                 this.idle = None;
                 this.finish(Some(&error));
@@ -146,7 +145,8 @@ impl Idle {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+    /// Goes by the clock of the mesh's runtime: there may be none where the body is read.
+    fn poll(&mut self, runtime: &Handle, cx: &mut Context<'_>) -> Poll<Error> {
         let begins = !std::mem::replace(&mut self.waiting, true);
         let sleep = match &mut self.sleep {
             Some(sleep) => {
@@ -155,9 +155,10 @@ impl Idle {
                 }
                 sleep
             }
-            // Outside of a runtime there is no clock to go by.
-            None if Handle::try_current().is_err() => return Poll::Pending,
-            none => none.insert(Box::pin(sleep_until(deadline(self.limit)))),
+            none => {
+                let _entered = runtime.enter();
+                none.insert(Box::pin(sleep_until(deadline(self.limit))))
+            }
         };
         sleep.as_mut().poll(cx).map(|()| {
             let detail = format!("nothing of the response for {:?}", self.limit);

@@ -2,7 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Wake};
+use std::thread::Thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -125,6 +129,49 @@ async fn a_response_that_stalls_for_too_long_fails_and_its_connection_is_not_use
         assert_eq!(error.detail(), Some("nothing of the response for 100ms"));
         assert!(!error.is_retry_safe());
         assert_eq!(accepted.load(Ordering::Relaxed), count);
+    }
+}
+
+/// Polls where no runtime is.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_stalls_fails_wherever_it_is_read() {
+    let limit = Duration::from_millis(100);
+    let world = World::with(191, |node| node.response_idle_timeout(Some(limit)));
+    let (client, server) = world.pair().await;
+    by_hand(server.listen(PORT).await.unwrap(), STALLS, usize::MAX);
+    for with_runtime in [true, false] {
+        let request = Request::get(format!("http://server:{PORT}/"));
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let response = client.http_client().request(request).await.unwrap();
+        let reads = std::thread::spawn(move || {
+            // One that keeps no time.
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let body = response.into_body().collect();
+            match with_runtime {
+                true => runtime.unwrap().block_on(body),
+                false => block_on(body),
+            }
+        });
+        until("it is given up", || reads.is_finished()).await;
+        let error = reads.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::RequestTimeout);
     }
 }
 
