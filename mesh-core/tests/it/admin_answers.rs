@@ -1,5 +1,7 @@
 //! Paths, methods and content types; and no question that ends it.
 
+use std::time::Duration;
+
 use http::{Method, Request, StatusCode};
 use mesh_core::admin::Admin;
 use mesh_core::authz::Identity;
@@ -191,29 +193,43 @@ async fn so_many_connections_at_once() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }
 
+/// Asks again and again on one connection and says how often, once the server has closed it or after `patience`.
+async fn asked_until_closed(
+    address: std::net::SocketAddr,
+    patience: Duration,
+    reads: bool,
+) -> (u32, bool) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut asked = 0;
+    let asks = async {
+        let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let mut answer = vec![0; 64 * 1024];
+        while stream.write_all(request.as_bytes()).await.is_ok() {
+            asked += 1;
+            if reads && !matches!(stream.read(&mut answer).await, Ok(1..)) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let closed = tokio::time::timeout(patience, asks).await.is_ok();
+    (asked, closed)
+}
+
 #[tokio::test]
 async fn a_connection_lives_no_longer_than_set_whatever_it_does() {
     let node = node(Vec::new());
-    let limit = std::time::Duration::from_millis(200);
-    let address = served(node.admin().connection_timeout(limit)).await;
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = "GET /healthz/ready HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    let mut answer = vec![0; 4096];
-    // One question after the other, until it is closed.
-    loop {
-        if stream.write_all(request.as_bytes()).await.is_err() {
-            break;
-        }
-        match stream.read(&mut answer).await {
-            Ok(0) | Err(_) => break,
-            Ok(_) => tokio::time::sleep(limit / 20).await,
-        }
+    let limit = Duration::from_millis(200);
+    let bounded = served(node.admin().connection_timeout(limit)).await;
+    let others = served(node.admin()).await;
+    for reads in [true, false] {
+        let patience = Duration::from_secs(30);
+        let (asked, closed) = asked_until_closed(bounded, patience, reads).await;
+        assert!(closed && asked > 1, "reads {reads}: {asked}");
+        // It is not for what it did.
+        let (asked, closed) = asked_until_closed(others, 3 * limit, reads).await;
+        assert!(!closed && asked > 1, "reads {reads}: {asked}");
     }
-    exchange(
-        address,
-        "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
-    )
-    .await;
 }
 
 #[tokio::test]

@@ -207,7 +207,8 @@ impl Decoder {
 }
 
 /// Reads the resources of a response: of workloads, what replicas have in common and what those of a node have is
-/// decoded once, and shared by those that follow. At most 16 384 of each are remembered.
+/// decoded once, and shared by those that follow. Of each at most 16 384 are remembered, by at most 8 MiB of the bytes
+/// that they were read from: whatever comes beyond that begins anew.
 #[derive(Debug, Default)]
 pub struct Reader {
     decoder: Decoder,

@@ -17,7 +17,7 @@ use crate::proto::istio::workload as wire;
 /// How many places or profiles are remembered; then all are forgotten.
 const MAX_SHARED: usize = 16_384;
 
-/// How many bytes of them are.
+/// How many bytes that they were read from are, by which they are found.
 const MAX_KEYS: usize = 8 * 1024 * 1024;
 
 /// Places and profiles of the workloads that were read so far.
