@@ -43,6 +43,8 @@ pub(crate) struct MeshInner {
     missing: watch::Sender<Missings>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) sessions: Arc<Sessions>,
+    /// Plaintext that is accepted and not judged yet.
+    pub(crate) arriving: Arc<Sessions>,
     pub(crate) ports: Mutex<HashMap<u16, PortListener>>,
     pub(crate) acceptor: tokio::sync::Mutex<Option<Acceptor>>,
     pub(crate) phase: watch::Sender<Phase>,
@@ -225,6 +227,7 @@ impl MeshInner {
             missing: watch::Sender::new(Missings::no_record()),
             registry: Arc::new(Registry::new(limit)),
             sessions: Arc::default(),
+            arriving: Arc::default(),
             ports: Mutex::default(),
             acceptor: tokio::sync::Mutex::new(None),
             phase: watch::Sender::new(Phase::Serving),

@@ -1,5 +1,6 @@
 //! The end of a workload's service, in order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -51,6 +52,8 @@ impl Mesh {
         });
         let before = mesh.registry.left();
         let ends = async {
+            // In this order: who is judged enters the second before it leaves the first.
+            mesh.arriving.emptied().await;
             mesh.registry.emptied().await;
             mesh.sessions.emptied().await;
         };
@@ -60,9 +63,12 @@ impl Mesh {
         if waited.is_err() {
             let live = mesh.registry.tunnel_sources();
             unsent = mesh.sessions.count(|source| !live.contains(&source));
-            cut = mesh.registry.cut_all(CutReason::Drain);
         }
         mesh.phase.send_replace(Phase::Over);
+        if waited.is_err() {
+            // Those that are not judged yet will be refused.
+            cut = mesh.registry.cut_all(CutReason::Drain) + mesh.arriving.count(|_| true);
+        }
         #[cfg(feature = "http")]
         mesh.http.close_idle();
         if cut > 0 || unsent > 0 {
@@ -92,7 +98,7 @@ impl Drained {
         self.finished
     }
 
-    /// How many were cut at the deadline.
+    /// How many were cut at the deadline, those in plaintext included that were still to be judged.
     pub fn cut(&self) -> usize {
         self.cut
     }
@@ -109,7 +115,24 @@ pub(crate) fn drain_begins(mesh: &MeshInner) -> impl Future<Output = ()> + Send 
     reaches(mesh.phase.subscribe(), Phase::Draining)
 }
 
+/// Resolves when the workload has begun to drain and all plaintext that it had accepted is judged, or is gone.
+pub(crate) fn all_judged(mesh: &MeshInner) -> impl Future<Output = ()> + Send + Sync + use<> {
+    let (phases, arriving) = (mesh.phase.subscribe(), Arc::clone(&mesh.arriving));
+    async move {
+        reaches(phases.clone(), Phase::Draining).await;
+        tokio::select! {
+            () = arriving.emptied() => {}
+            () = reaches(phases, Phase::Over) => {}
+        }
+    }
+}
+
 impl MeshInner {
+    /// Whether nothing new is accepted any more.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.phase.borrow() >= Phase::Draining
+    }
+
     /// Whether nothing goes out any more.
     pub(crate) fn is_over(&self) -> bool {
         *self.phase.borrow() == Phase::Over

@@ -34,6 +34,7 @@ pub struct MeshListener {
     queue: mpsc::Receiver<MeshStream>,
     /// Ends when the port's sockets are closed.
     closed: watch::Receiver<()>,
+    /// Resolves when nothing more is accepted, and what was is judged.
     draining: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     /// What is asked of the control plane for as long as this lives.
     #[cfg(feature = "http")]
@@ -242,7 +243,7 @@ impl Mesh {
             local,
             queue: receiver,
             closed,
-            draining: Box::pin(crate::shutdown::drain_begins(mesh)),
+            draining: Box::pin(crate::shutdown::all_judged(mesh)),
             #[cfg(feature = "http")]
             demanded: None,
             #[cfg(feature = "http")]

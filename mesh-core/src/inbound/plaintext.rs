@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::places::Place;
 use super::registry::Judgement;
+use super::sessions::Entered;
 use super::{acceptor, account};
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, Incoming, MeshStream};
@@ -80,11 +81,17 @@ impl Sockets {
                         account::early_refused(source, local, &acceptor::too_many());
                         continue;
                     };
+                    let arriving = mesh.arriving.enter(source);
+                    // A drain that had looked before this does not know of it.
+                    if mesh.is_draining() {
+                        break;
+                    }
                     let waiting = Waiting {
                         io,
                         source,
                         local,
                         place,
+                        arriving,
                     };
                     let admit = admit(Weak::clone(&weak), waiting, queue.clone(), judgement);
                     mesh.tasks.spawn(admit);
@@ -103,6 +110,8 @@ struct Waiting {
     source: SocketAddr,
     local: SocketAddr,
     place: Place,
+    /// Until it is judged.
+    arriving: Entered,
 }
 
 async fn admit(
@@ -122,6 +131,7 @@ async fn admit(
         source,
         local,
         place,
+        arriving,
     } = waiting;
     let own = {
         let snapshot = mesh.node.inner.snapshot.load();
@@ -146,6 +156,11 @@ async fn admit(
         Ok(registered) => registered,
         Err(error) => return refuse(error),
     };
+    drop(arriving);
+    // Asked once it has entered: whoever ends the mesh cuts all that have, after saying so.
+    if mesh.is_over() {
+        return refuse(Error::new(ErrorKind::Draining).with_detail("the shutdown is over"));
+    }
     let slot = match queue.try_reserve() {
         Ok(slot) => slot,
         Err(TrySendError::Full(())) => return refuse(acceptor::queue_full()),

@@ -4,8 +4,9 @@ use std::sync::{Arc, PoisonError};
 
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Notify, Ordering};
 
-/// The TLS connections on which one workload accepts tunnels. One lives until its peer has been told
-/// all that its tunnels said, and so longer than they do.
+/// What of one workload's connections a drain waits for beside those that are judged: the TLS connections on which
+/// it accepts tunnels, each of which lives until its peer has been told all that its tunnels said, and so longer
+/// than they do; or those in plaintext that are still to be judged.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     live: Mutex<HashMap<u64, SocketAddr>>,

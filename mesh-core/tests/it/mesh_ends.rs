@@ -5,14 +5,17 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use mesh_core::authz::policy::istio::Rule;
+use mesh_core::authz::policy::{Action, PolicyName};
 use mesh_core::hbone::config::Config;
 use mesh_core::hbone::{Tunnel, client, tls};
 use mesh_core::identity::{CertificateSource, CertificateStream, DevCa};
+use mesh_core::xds::model::{Scope, Update};
 use mesh_core::{BoxedIo, ErrorKind, Incoming, Transport, authz::Identity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::mesh_world::{PORT, World, connect_to, echo, identity, ping, until};
+use crate::mesh_world::{PORT, World, connect_to, echo, identity, ping, scoped_policy, until};
 
 #[tokio::test]
 async fn a_drain_lets_live_connections_finish_and_cuts_the_rest_at_its_deadline() {
@@ -252,7 +255,7 @@ async fn what_is_over_for_one_workload_goes_on_for_its_neighbours() {
 }
 
 /// Connections in memory that hold 16 KiB each way: what is beyond is still at its sender.
-struct Narrow(SocketAddr, mpsc::UnboundedReceiver<DuplexStream>);
+struct Narrow(SocketAddr, mpsc::Receiver<DuplexStream>);
 
 impl Incoming for Narrow {
     fn accept(&mut self) -> Pin<Box<dyn Future<Output = (BoxedIo, SocketAddr)> + Send + '_>> {
@@ -269,28 +272,34 @@ impl Incoming for Narrow {
     }
 }
 
+/// A world that gets its connections to `port` by hand.
+fn by_hand(net: u8, port: u16) -> (mpsc::Sender<DuplexStream>, World) {
+    let (dial, dialled) = mpsc::channel(1);
+    let dialled = Mutex::new(Some(dialled));
+    let world = World::with(net, move |node| {
+        let refuse = |_| async { Err(std::io::ErrorKind::ConnectionRefused.into()) };
+        node.transport(Transport::new(refuse, move |on: SocketAddr| {
+            let (_, nobody) = mpsc::channel(1);
+            let queue = match on.port() == port {
+                true => dialled.lock().unwrap().take().unwrap(),
+                false => nobody,
+            };
+            async move { Ok(Box::new(Narrow(on, queue)) as Box<dyn Incoming>) }
+        }))
+    });
+    (dial, world)
+}
+
 /// More than a transport holds, but no more than a handler may write ahead of it.
 const WRITTEN: usize = 100 << 10;
 
 /// A server whose handler wrote, ended and is done, and a client that takes nothing until it is told.
 async fn written(net: u8) -> (mesh_core::Mesh, Tunnel, oneshot::Sender<()>, World) {
-    let (dial, dialled) = mpsc::unbounded_channel();
-    let dialled = Mutex::new(Some(dialled));
-    let world = World::with(net, move |node| {
-        let refuse = |_| async { Err(std::io::ErrorKind::ConnectionRefused.into()) };
-        node.transport(Transport::new(refuse, move |on: SocketAddr| {
-            let (_, nobody) = mpsc::unbounded_channel();
-            let queue = match on.port() {
-                15008 => dialled.lock().unwrap().take().unwrap(),
-                _ => nobody,
-            };
-            async move { Ok(Box::new(Narrow(on, queue)) as Box<dyn Incoming>) }
-        }))
-    });
+    let (dial, world) = by_hand(net, 15008);
     let (_, server) = world.pair().await;
     let mut listener = server.listen(PORT).await.unwrap();
     let (near, far) = tokio::io::duplex(16 << 10);
-    dial.send(far).unwrap();
+    dial.send(far).await.unwrap();
     let credentials = world.credentials("client").await;
     let tls = tls::connect(near, &credentials, &[identity("server")])
         .await
@@ -385,4 +394,67 @@ async fn a_shutdown_returns_once_what_it_cut_was_told() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
     assert!(sender.is_closed());
+}
+
+/// A plaintext connection that says `ping` and is accepted, but not judged before [`everybody`] is here.
+async fn unjudged(world: &World, dial: &mpsc::Sender<DuplexStream>) -> DuplexStream {
+    let listed = world
+        .workload("server", 2)
+        .with_authorization_policies(vec![PolicyName::new("default", "late")]);
+    world.control.set(vec![listed.into()]).await;
+    let (mut near, far) = tokio::io::duplex(16 << 10);
+    near.write_all(b"ping").await.unwrap();
+    dial.send(far).await.unwrap();
+    until("it is accepted", || dial.capacity() == 1).await;
+    near
+}
+
+fn everybody() -> Update {
+    scoped_policy(
+        "late",
+        Action::Allow,
+        vec![Rule::default()],
+        Scope::Workload,
+    )
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_plaintext_that_is_still_to_be_judged() {
+    let (dial, world) = by_hand(192, PORT);
+    let (_, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let _near = unjudged(&world, &dial).await;
+    let mut shutdown = tokio::spawn({
+        let server = server.clone();
+        async move { server.shutdown(Duration::from_secs(30)).await }
+    });
+    server.draining().await;
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut shutdown).await;
+    assert!(early.is_err(), "{early:?}");
+    let (stream, ()) = tokio::join!(listener.accept(), world.control.set(vec![everybody()]));
+    let mut stream = stream.expect("it came before the drain");
+    let mut said = [0; 4];
+    stream.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"ping");
+    drop(stream);
+    let drained = shutdown.await.unwrap();
+    assert_eq!((drained.finished(), drained.cut()), (1, 0));
+    let error = listener.accept().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Draining);
+}
+
+#[tokio::test]
+async fn plaintext_that_is_not_judged_by_the_deadline_is_cut_and_counted() {
+    let (dial, world) = by_hand(193, PORT);
+    let (_, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let mut near = unjudged(&world, &dial).await;
+    let drained = server.shutdown(Duration::from_millis(20)).await;
+    assert_eq!((drained.finished(), drained.cut()), (0, 1));
+    let error = listener.accept().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Draining);
+    // What would have admitted it comes too late.
+    world.control.set(vec![everybody()]).await;
+    let ended = tokio::time::timeout(Duration::from_secs(4), near.read(&mut [0; 1])).await;
+    assert_eq!(ended.expect("at once").unwrap(), 0);
 }

@@ -261,6 +261,29 @@ fn a_deadline_cuts_whoever_has_not_left() {
     });
 }
 
+/// Nor one in plaintext that is judged meanwhile: it has entered before it stops arriving.
+#[test]
+fn a_drain_does_not_miss_the_plaintext_that_is_judged_meanwhile() {
+    check(|| {
+        let (registry, arriving) = (Arc::new(Registry::new(8)), Arc::new(Sessions::default()));
+        let arrives = arriving.enter("10.0.0.1:80".parse().unwrap());
+        let judged = {
+            let registry = Arc::clone(&registry);
+            thread::spawn(move || {
+                let registered = registry.enter(context(), Judgement::L4);
+                drop(arrives);
+                drop(registered);
+            })
+        };
+        loom::future::block_on(async {
+            arriving.emptied().await;
+            registry.emptied().await;
+        });
+        assert_eq!((registry.live(), registry.left()), (0, 1));
+        judged.join().unwrap();
+    });
+}
+
 /// A tunnel that is taken while a drain begins is waited for: if not as itself, then as its TLS connection,
 /// which outlives it. This is the order in which a drain looks.
 #[test]
