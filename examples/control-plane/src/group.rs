@@ -1,4 +1,6 @@
 //! The WorkloadGroup of a host that is configured, as it is in the manifests.
+//!
+//! Not the loader's: that has no more of a probe than that there is one, and lays labels as istiod does for entries.
 
 use std::path::Path;
 

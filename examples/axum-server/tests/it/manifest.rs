@@ -143,4 +143,12 @@ fn the_pod_is_restricted_and_runs_the_image_of_the_dockerfile() {
     assert!(dockerfile.lines().next().unwrap().ends_with(&tag), "{tag}");
     let user = number(container, "securityContext runAsUser");
     assert!(dockerfile.contains(&format!("\nUSER {user}\n")));
+    let package = env!("CARGO_PKG_NAME");
+    for line in [
+        format!("RUN cargo build --release --locked -p {package}"),
+        format!("COPY --from=build /src/target/release/{package} /{package}"),
+        format!("ENTRYPOINT [\"/{package}\"]"),
+    ] {
+        assert!(dockerfile.lines().any(|found| found == line), "{line}");
+    }
 }
