@@ -20,13 +20,12 @@ use mesh_core::authz::policy::istio::AuthorizationPolicy;
 use mesh_core::authz::policy::{Action, TrustDomains};
 use mesh_core::authz::{Attributes, PolicySet, RequestAttributes};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Duration, sleep};
 use tower::ServiceExt as _;
 
-use crate::envoy::{Envoy, Role, soon};
-use crate::envoy_normalises_paths::{MODES, paths};
+use crate::envoy::{Envoy, soon};
+use crate::envoy_normalises_paths::{Asks, MODES, paths, role};
 use crate::handler::to;
 use crate::require;
 
@@ -105,35 +104,10 @@ fn fits_templates(path: &str) -> bool {
 /// Asks a server for all targets, in order, and says which of them led to the secret.
 async fn leads_to_secret(server: SocketAddr, targets: &BTreeSet<String>) -> BTreeSet<String> {
     let mut led = BTreeSet::new();
-    let mut open: Option<TcpStream> = None;
+    let mut asks = Asks::of(server);
     for target in targets {
-        let mut stream = match open.take() {
-            Some(stream) => stream,
-            None => TcpStream::connect(server).await.unwrap(),
-        };
-        let request = format!("GET {target} HTTP/1.1\r\nhost: x\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(
-                stream
-                    .read_u8()
-                    .await
-                    .unwrap_or_else(|error| panic!("{target}: {error}")),
-            );
-        }
-        let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
-        let header = |name: &str| {
-            let mut lines = head.lines();
-            lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        };
-        let length: usize = header("content-length").map_or(0, |length| length.parse().unwrap());
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body).await.unwrap();
-        if header("connection") != Some("close") {
-            open = Some(stream);
-        }
-        if head.starts_with("http/1.1 200") && String::from_utf8_lossy(&body).contains(SECRET) {
+        let (head, body) = asks.ask(target).await;
+        if head.status() == 200 && String::from_utf8_lossy(&body).contains(SECRET) {
             led.insert(target.clone());
         }
     }
@@ -343,24 +317,12 @@ async fn envoy() {
         return;
     };
     let (_, _, settings) = MODES[3];
-    let envoy = Envoy::start(&program, &Role::of(format!(
-        r#"
-  listeners:
-  - name: paths
-    address: {{ socket_address: {{ address: 127.0.0.1, port_value: 0 }} }}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config: {{
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
-          stat_prefix: paths, {settings},
-          route_config: {{ virtual_hosts: [{{ name: all, domains: ["*"], routes: [
-            {{ match: {{ path_separated_prefix: "/admin" }}, direct_response: {{ status: 200, body: {{ inline_string: "{SECRET}" }} }} }},
-            {{ match: {{ prefix: "" }}, direct_response: {{ status: 200 }} }}] }}] }},
-          http_filters: [{{ name: envoy.filters.http.router, typed_config: {{
-            "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }} }}] }}
-"#
-    ))).await;
+    let routes = format!(
+        r#"{{ match: {{ path_separated_prefix: "/admin" }},
+            direct_response: {{ status: 200, body: {{ inline_string: "{SECRET}" }} }} }},
+        {{ match: {{ prefix: "" }}, direct_response: {{ status: 200 }} }}"#
+    );
+    let envoy = Envoy::start(&program, &role(settings, &routes)).await;
     in_all_modes("Envoy", DecodeAndMergeSlashes, envoy.addr()).await;
 }
 

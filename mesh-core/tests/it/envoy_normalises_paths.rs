@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use mesh_core::authz::matcher::PathNormalization;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -84,8 +85,8 @@ pub(crate) fn paths() -> Vec<String> {
     known.chain(generated.collect::<Vec<_>>()).collect()
 }
 
-/// A server that tells in `x-path` what it made of each path.
-fn role(settings: &str) -> Role {
+/// An Envoy whose connection manager has these settings of paths, and these routes.
+pub(crate) fn role(settings: &str, routes: &str) -> Role {
     let settings = if settings.is_empty() {
         String::new()
     } else {
@@ -102,47 +103,81 @@ fn role(settings: &str) -> Role {
         typed_config: {{
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
           stat_prefix: paths, {settings}
-          route_config: {{ virtual_hosts: [{{ name: all, domains: ["*"], routes: [{{
-            match: {{ prefix: "" }},
-            response_headers_to_add: [{{ header: {{ key: x-path, value: "%REQ(:PATH)%" }} }}],
-            direct_response: {{ status: 200 }} }}] }}] }},
+          route_config: {{ virtual_hosts: [{{ name: all, domains: ["*"], routes: [{routes}] }}] }},
           http_filters: [{{ name: envoy.filters.http.router, typed_config: {{
             "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }} }}] }}
 "#
     ))
 }
 
-/// What Envoy makes of a path: its form, or the status of its refusal.
-type Made = Result<String, u16>;
+/// Tells in `x-path` what it made of each path.
+const TELLS: &str = r#"{ match: { prefix: "" },
+    response_headers_to_add: [{ header: { key: x-path, value: "%REQ(:PATH)%" } }],
+    direct_response: { status: 200 } }"#;
 
-/// Asks for all paths, on one connection for as long as it lasts.
-async fn ask(envoy: &Envoy, paths: &[String]) -> Vec<Made> {
-    let mut made = Vec::with_capacity(paths.len());
-    let mut open: Option<TcpStream> = None;
-    for path in paths {
-        let mut stream = match open.take() {
+/// Asks for paths, on one connection for as long as it lasts.
+pub(crate) struct Asks {
+    server: SocketAddr,
+    open: Option<TcpStream>,
+}
+
+impl Asks {
+    pub(crate) fn of(server: SocketAddr) -> Self {
+        Self { server, open: None }
+    }
+
+    /// The head of the answer, and its body.
+    pub(crate) async fn ask(&mut self, path: &str) -> (Head, Vec<u8>) {
+        let mut stream = match self.open.take() {
             Some(stream) => stream,
-            None => TcpStream::connect(envoy.addr()).await.unwrap(),
+            None => TcpStream::connect(self.server).await.unwrap(),
         };
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
+            let byte = stream.read_u8().await;
+            head.push(byte.unwrap_or_else(|error| panic!("{path}: {error}")));
         }
-        let head = String::from_utf8(head).unwrap();
-        let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let header = |name: &str| {
-            let mut lines = head.lines();
-            lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        };
-        let length = header("content-length").map_or(0, |length| length.parse().unwrap());
-        stream.read_exact(&mut vec![0; length]).await.unwrap();
-        if header("connection") != Some("close") {
-            open = Some(stream);
+        let head = Head(String::from_utf8_lossy(&head).into_owned());
+        let length = head.header("content-length");
+        let length = length.map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        let ends = head.header("connection");
+        if ends.is_none_or(|ends| !ends.eq_ignore_ascii_case("close")) {
+            self.open = Some(stream);
         }
-        made.push(match status {
-            200 => Ok(header("x-path").unwrap_or_default().to_owned()),
+        (head, body)
+    }
+}
+
+pub(crate) struct Head(String);
+
+impl Head {
+    pub(crate) fn status(&self) -> u16 {
+        self.0.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    pub(crate) fn header(&self, wanted: &str) -> Option<&str> {
+        let mut lines = self.0.lines();
+        lines.find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case(wanted).then_some(value)
+        })
+    }
+}
+
+/// What Envoy makes of a path: its form, or the status of its refusal.
+type Made = Result<String, u16>;
+
+async fn ask(envoy: &Envoy, paths: &[String]) -> Vec<Made> {
+    let mut made = Vec::with_capacity(paths.len());
+    let mut asks = Asks::of(envoy.addr());
+    for path in paths {
+        let (head, _) = asks.ask(path).await;
+        made.push(match head.status() {
+            200 => Ok(head.header("x-path").unwrap_or_default().to_owned()),
             refused => Err(refused),
         });
     }
@@ -181,7 +216,7 @@ async fn envoy_and_we_make_the_same_of_every_path() {
     let mut count = 0;
     let mut excepted: BTreeMap<&str, usize> = BTreeMap::new();
     for (name, mode, settings) in MODES {
-        let envoy = Envoy::start(&program, &role(settings)).await;
+        let envoy = Envoy::start(&program, &role(settings, TELLS)).await;
         let made = soon("all paths", ask(&envoy, &paths)).await;
         for (path, theirs) in paths.iter().zip(made) {
             let ours = mode.normalize(path);

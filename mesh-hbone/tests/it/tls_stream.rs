@@ -19,10 +19,21 @@ use crate::authority::{Authority, CLIENT, SERVER, id, pair, provider};
 use crate::foreign;
 use crate::peers::request;
 
-/// Counts what reaches the transport.
+/// Counts what reaches the transport, and in how many writes of any number of slices.
 struct Counted {
     io: DuplexStream,
     bytes: Arc<AtomicUsize>,
+    writes: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    fn new(io: DuplexStream) -> Self {
+        Self {
+            io,
+            bytes: Arc::default(),
+            writes: Arc::default(),
+        }
+    }
 }
 
 impl AsyncRead for Counted {
@@ -37,15 +48,29 @@ impl AsyncRead for Counted {
 
 impl AsyncWrite for Counted {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Relaxed);
+        let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        let written = Pin::new(&mut self.io).poll_write(cx, &bytes);
         if let Poll::Ready(Ok(count)) = written {
             self.bytes.fetch_add(count, Relaxed);
         }
         written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -77,11 +102,8 @@ async fn counted_with(
     let client = root.credentials_with(CLIENT, options);
     let server = root.credentials(SERVER);
     let (io, far) = duplex(4 * 1024 * 1024);
-    let bytes = Arc::new(AtomicUsize::new(0));
-    let near = Counted {
-        io,
-        bytes: Arc::clone(&bytes),
-    };
+    let near = Counted::new(io);
+    let bytes = Arc::clone(&near.bytes);
     let expected = [id(SERVER)];
     let (near, far) = tokio::join!(connect(near, &client, &expected), accept(far, &server));
     bytes.store(0, Relaxed);
@@ -211,64 +233,13 @@ async fn an_unflushed_handshake_ends_with_what_is_said_first() {
     }
 }
 
-/// Counts writes, of any number of slices.
-struct Writes {
-    io: DuplexStream,
-    count: Arc<AtomicUsize>,
-}
-
-impl AsyncRead for Writes {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Writes {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.count.fetch_add(1, Relaxed);
-        let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
-        Pin::new(&mut self.io).poll_write(cx, &bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
 #[tokio::test]
 async fn a_new_connection_costs_its_client_three_writes_up_to_its_first_request() {
     let root = Authority::root("root");
     let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
     let (io, far) = duplex(64 * 1024);
-    let count = Arc::new(AtomicUsize::new(0));
-    let near = Writes {
-        io,
-        count: Arc::clone(&count),
-    };
+    let near = Counted::new(io);
+    let count = Arc::clone(&near.writes);
     let serving = tokio::spawn(async move {
         let mut connection = server::handshake(accept(far, &server).await?, &Config::default());
         let mut tunnels = Vec::new();
