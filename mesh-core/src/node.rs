@@ -25,7 +25,7 @@ use crate::outbound::{Hosts, PoolKey};
 use crate::random::Random;
 use crate::ready::{Gate, PATIENCE, Readiness, Told};
 use crate::settings::Settings;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Changes, Draft, Snapshot, verdicts};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::{Error, ErrorKind};
@@ -63,8 +63,8 @@ pub(crate) struct NodeInner {
     provider: Provider,
     pub(crate) transport: Transport,
     pub(crate) snapshot: ArcSwap<Snapshot>,
-    /// Held while a batch is applied. Never taken on the data path.
-    writer: Mutex<()>,
+    /// Held while a batch is applied, with what is to take effect with the next one. Never taken on the data path.
+    writer: Mutex<Option<Draft>>,
     /// Told after each published snapshot.
     published: watch::Sender<u64>,
     meshes: Mutex<Vec<Weak<MeshInner>>>,
@@ -114,6 +114,9 @@ pub(crate) struct Stale {
     pub(crate) reason: String,
 }
 
+/// From how many changes on what was before is dropped on a thread that may block.
+const LARGE: usize = 1000;
+
 /// The task that runs it, and what readiness calls it.
 const CONFIG_SOURCE: &str = "configuration source";
 
@@ -153,7 +156,7 @@ impl Node {
             hosts: Hosts::new(&settings, transport.clone()),
             transport,
             snapshot: ArcSwap::from_pointee(Snapshot::new()),
-            writer: Mutex::new(()),
+            writer: Mutex::default(),
             published: watch::Sender::new(0),
             meshes: Mutex::default(),
             problems: Mutex::default(),
@@ -263,26 +266,60 @@ impl NodeInner {
         self.apply_as(batch, false)
     }
 
+    /// Puts a batch where nobody sees it before the next one is applied.
+    pub(crate) fn add(&self, batch: &Batch) -> Vec<Verdict> {
+        let rejected = {
+            let mut writer = lock(&self.writer);
+            let mut draft = self.draft(&mut writer);
+            let rejected = draft.put(batch, &mut Changes::default());
+            *writer = Some(draft);
+            rejected
+        };
+        let rejected = rejected.into_iter();
+        let verdict =
+            |(at, rejection): (usize, _)| Verdict::rejected(batch.updates()[at].name(), rejection);
+        let verdicts = rejected.map(verdict).collect::<Vec<_>>();
+        refused(&verdicts);
+        verdicts
+    }
+
+    /// Drops what was to take effect with the next batch.
+    pub(crate) fn discard(&self) {
+        let draft = lock(&self.writer).take();
+        if draft.as_ref().is_some_and(|draft| draft.size() >= LARGE) {
+            self.tasks.runtime().spawn_blocking(move || drop(draft));
+        }
+    }
+
+    /// The one that was begun, or a new one. It is taken out, so that none is left half changed.
+    fn draft(&self, begun: &mut Option<Draft>) -> Draft {
+        let begun = begun.take();
+        begun.unwrap_or_else(|| self.snapshot.load().draft())
+    }
+
     fn apply_as(&self, batch: Batch, ready: bool) -> Vec<Verdict> {
-        let verdicts = {
-            let _writer = lock(&self.writer);
-            let applied = self.snapshot.load().apply(&batch);
-            let snapshot = Arc::new(applied.snapshot);
-            self.snapshot.store(Arc::clone(&snapshot));
+        let (rejected, last) = {
+            let mut writer = lock(&self.writer);
+            let mut draft = self.draft(&mut writer);
+            let rejected = draft.put(&batch, &mut Changes::default());
+            let is_large = draft.size() >= LARGE;
+            let snapshot = Arc::new(draft.finish());
+            let last = self.snapshot.swap(Arc::clone(&snapshot));
             for mesh in lock(&self.meshes).iter().filter_map(Weak::upgrade) {
                 mesh.configuration_changed(&snapshot);
             }
-            applied.verdicts
+            (rejected, is_large.then_some(last))
         };
+        if let Some(last) = last {
+            // Of a whole mesh it takes a while, in which a worker of the runtime has better to do.
+            self.tasks.runtime().spawn_blocking(move || drop(last));
+        }
+        let verdicts = verdicts(&batch, rejected);
         if ready {
             self.gate.configured();
         }
         self.published.send_modify(|version| *version += 1);
-        for verdict in &verdicts {
-            if let Err(rejection) = verdict.result() {
-                tracing::warn!(target: "mesh::config", resource = %verdict.resource(), %rejection, "refused; its last good version stays, if there is one");
-            }
-        }
+        refused(&verdicts);
         let (_, _, reply) = batch.into_parts();
         if reply.is_wanted() {
             reply.send(verdicts.clone());
@@ -466,6 +503,15 @@ impl NodeInner {
     ) {
         let node = Arc::downgrade(self);
         self.tasks.spawn(supervised(node, what, task));
+    }
+}
+
+/// Tells of what is refused.
+fn refused(verdicts: &[Verdict]) {
+    for verdict in verdicts {
+        if let Err(rejection) = verdict.result() {
+            tracing::warn!(target: "mesh::config", resource = %verdict.resource(), %rejection, "refused; its last good version stays, if there is one");
+        }
     }
 }
 

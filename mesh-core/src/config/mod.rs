@@ -89,6 +89,27 @@ impl ConfigLink {
         Ok(self.node()?.prepare(batch))
     }
 
+    /// Takes changes that are to take effect with the next batch that is [applied](Self::apply) or
+    /// [prepared](Self::prepare), and not before: for sources of which an answer comes in parts. Returns the
+    /// verdicts on those that are refused; a reply that the batch wants is not sent.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn add(&self, batch: &Batch) -> Result<Vec<Verdict>, Error> {
+        Ok(self.node()?.add(batch))
+    }
+
+    /// Drops what was [added](Self::add) since the last batch.
+    ///
+    /// # Errors
+    ///
+    /// When the mesh has gone.
+    pub fn discard(&self) -> Result<(), Error> {
+        self.node()?.discard();
+        Ok(())
+    }
+
     /// Takes what the mesh demands of its source, from now on and so far. One source takes it once.
     ///
     /// # Errors

@@ -1,6 +1,5 @@
 //! From one snapshot to the next.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use mesh_xds::model::{
@@ -8,6 +7,7 @@ use mesh_xds::model::{
     WorkloadPlace, WorkloadProfile,
 };
 
+use super::draft::verdicts;
 use super::endpoints::{Endpoint, Shape};
 use super::index::{CidrTable, Ledger, Made, insert_into, remove_from};
 use super::record::{Addresses, Place, Profile, Rare, ServiceRecord, WorkloadRecord};
@@ -81,40 +81,12 @@ impl Snapshot {
     /// record; a service whose routing preference, health policy, IP families or unnamed target
     /// ports change sorts its endpoints again.
     pub fn apply(&self, batch: &Batch) -> Applied {
-        let mut tables = Tables::clone(&self.tables);
-        tables.version += 1;
+        let mut draft = self.draft();
         let mut changes = Changes::default();
-        let mut sharing = Sharing::default();
-        if !batch.removed().is_empty() {
-            let replaced: HashSet<ResourceName> =
-                batch.updates().iter().map(Update::name).collect();
-            let removed = batch.removed().iter();
-            for name in removed.filter(|name| !replaced.contains(name)) {
-                tables.remove(name, &mut sharing, &mut changes);
-            }
-        }
-        let mut rejected = Vec::new();
-        for (at, update) in batch.updates().iter().enumerate() {
-            if let Err(rejection) = tables.put(update, &mut sharing, &mut changes) {
-                rejected.push((at, rejection));
-            }
-        }
-        // Only now, behind all that stays: a hole among it would stay too.
-        let mut rejected = rejected.into_iter().peekable();
-        let verdicts = batch.updates().iter().enumerate().map(|(at, update)| {
-            let name = update.name();
-            match rejected.next_if(|(rejected, _)| *rejected == at) {
-                None => Verdict::accepted(name),
-                Some((_, rejection)) => Verdict::rejected(name, rejection),
-            }
-        });
-        let verdicts = verdicts.collect();
-        tables.settle(sharing);
+        let rejected = draft.put(batch, &mut changes);
         Applied {
-            snapshot: Self {
-                tables: Arc::new(tables),
-            },
-            verdicts,
+            snapshot: draft.finish(),
+            verdicts: verdicts(batch, rejected),
             changes,
         }
     }
@@ -122,7 +94,7 @@ impl Snapshot {
 
 /// What the workloads of a batch share.
 #[derive(Default)]
-struct Sharing {
+pub(super) struct Sharing {
     places: Made<WorkloadPlace, Place>,
     profiles: Made<WorkloadProfile, Profile>,
     place_uses: Ledger<Place>,
@@ -137,7 +109,7 @@ impl Sharing {
 }
 
 impl Tables {
-    fn put(
+    pub(super) fn put(
         &mut self,
         update: &Update,
         sharing: &mut Sharing,
@@ -154,7 +126,12 @@ impl Tables {
         }
     }
 
-    fn remove(&mut self, name: &ResourceName, sharing: &mut Sharing, changes: &mut Changes) {
+    pub(super) fn remove(
+        &mut self,
+        name: &ResourceName,
+        sharing: &mut Sharing,
+        changes: &mut Changes,
+    ) {
         match name {
             ResourceName::Workload(uid) => self.remove_workload(uid, sharing, changes),
             ResourceName::Service(name) => self.remove_service(name, changes),
@@ -230,7 +207,7 @@ impl Tables {
     }
 
     /// Lets go of what no workload shares any more.
-    fn settle(&mut self, sharing: Sharing) {
+    pub(super) fn settle(&mut self, sharing: Sharing) {
         self.places.settle(sharing.place_uses);
         for unused in self.profiles.settle(sharing.profile_uses) {
             if unused.lists_any() {

@@ -41,6 +41,7 @@
 
 mod apply;
 mod attach;
+mod draft;
 mod endpoints;
 mod inbound;
 mod index;
@@ -59,6 +60,7 @@ use mesh_xds::model::{InboundListener, ServiceName};
 use rpds::HashTrieMapSync;
 
 pub use apply::{Applied, Changes};
+pub(crate) use draft::{Draft, verdicts};
 pub use inbound::{Inbound, InboundRefusal};
 pub(crate) use lookup::service_names;
 pub use policies::PolicyView;

@@ -43,6 +43,8 @@ mod admin_explain;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod backends_read_paths;
+#[cfg(all(any(feature = "aws-lc-rs", feature = "ring"), feature = "dev-ca"))]
+mod config_in_parts;
 #[cfg(all(
     feature = "admin",
     feature = "dev-ca",

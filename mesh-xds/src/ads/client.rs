@@ -12,7 +12,7 @@ use super::subscription::Wanted;
 use super::worker::Worker;
 use crate::decode::{Decoder, ResourceType};
 use crate::error::{Error, ErrorKind};
-use crate::model::Batch;
+use crate::model::{Batch, Update};
 use crate::transport::Channel;
 
 /// Commands that wait for the worker; whoever sends more waits.
@@ -45,6 +45,12 @@ pub enum Event {
     /// Changes to apply together. They are acknowledged when the batch's reply gets its verdicts; a batch
     /// that is dropped without is asked for again on a new stream.
     Batch(Batch),
+    /// Changes that belong to the next batch, of a response that is still on its way: with
+    /// [`Settings::with_parts`]. None of them is to take effect before the rest of it, and that batch's reply is
+    /// for verdicts on them too, where they are refused.
+    Part(Vec<Update>),
+    /// The parts since the last batch come to nothing: their response has no end.
+    Cancelled,
     /// A name that is wanted is of no resource.
     #[non_exhaustive]
     Absent {

@@ -30,6 +30,7 @@ mod client;
 pub mod fuzzing;
 mod kept;
 mod node;
+mod reading;
 mod receive;
 mod refusal;
 mod response;

@@ -1,19 +1,20 @@
 //! A response on its way into the session, resource by resource.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use prost::bytes::Bytes;
 
 use super::kept::Kept;
-use super::response::{Head, Resource, Response};
+use super::reading::Reading;
+use super::response::{Head, Resource};
 use super::settings::{MAX_NAME, Settings};
 use super::state::{Decode, Delivery, Pending, Protocol, Session};
 use super::subscription::{Known, Reply, Version};
 use crate::decode::Replicas;
 use crate::error::Error;
 use crate::model::Update;
-use crate::proto::google::protobuf::Any;
 
 /// A response that is being read: see [`Session::begin`].
 pub(crate) struct Receiving {
@@ -22,11 +23,17 @@ pub(crate) struct Receiving {
     replicas: Replicas,
     /// Names in it that are not among what is here: refused, or wanted under another name.
     others: HashSet<Box<str>>,
-    removed: Vec<String>,
+}
+
+impl Receiving {
+    /// What it has brought so far and was not taken.
+    pub(crate) fn updates(&mut self) -> &mut Vec<Update> {
+        &mut self.delivery.updates
+    }
 }
 
 impl Session {
-    /// A response came. What it brings is to be applied, and then [judged](Self::judged).
+    /// A response came as a whole. What it brings is to be applied, and then [judged](Self::judged).
     ///
     /// # Errors
     ///
@@ -36,45 +43,42 @@ impl Session {
         protocol: Protocol,
         message: Bytes,
     ) -> Result<Delivery, Error> {
-        let (head, mut response) = Response::read(protocol, message)?;
-        let Some(mut receiving) = self.begin(head) else {
-            return Ok(Delivery::default());
-        };
-        loop {
-            match response.next() {
-                Ok(Some(resource)) => self.resource(resource, &mut receiving),
-                Ok(None) => return Ok(self.end(receiving)),
-                Err(error) => {
-                    self.cancel(receiving);
-                    return Err(error);
-                }
+        let mut reading = Reading::new(protocol, message.len());
+        reading.push(message);
+        let read = reading.read(self, &mut { usize::MAX });
+        match read.and_then(|_| reading.end(self)) {
+            Ok((_, delivery)) => Ok(delivery),
+            Err(error) => {
+                reading.cancel(self);
+                Err(error)
             }
         }
     }
 
-    /// A response came; `None` if nobody asked for its type. Its [resources](Self::resource) follow, then its
-    /// [end](Self::end), and nothing else meanwhile.
-    pub(crate) fn begin(&mut self, head: Head) -> Option<Receiving> {
+    /// A response of this type comes; `None` if nobody asked for it. Its [resources](Self::resource) follow, then
+    /// its [end](Self::end), and no other response meanwhile.
+    pub(super) fn begin(&mut self, url: &str) -> Option<Receiving> {
         debug_assert!(self.pending.is_none(), "one response at a time");
-        let reply = Reply {
-            nonce: head.nonce,
-            refusal: None,
-            version: head.version,
-        };
-        let found = self.subscriptions.iter().position(|s| *s.url == *head.url);
-        let Some(index) = found.filter(|index| self.subscriptions[*index].stream.started) else {
-            self.stray = Some((head.url, reply.nonce));
-            self.answers();
-            return None;
-        };
+        let found = self.subscriptions.iter().position(|s| *s.url == *url);
+        let index = found.filter(|index| self.subscriptions[*index].stream.started)?;
         let number = self.next_number();
         Some(Receiving {
-            pending: Pending::new(self.streams, index, number, reply),
+            pending: Pending::new(self.streams, index, number, Reply::default()),
             delivery: Delivery::default(),
             replicas: Replicas::default(),
             others: HashSet::new(),
-            removed: head.removed,
         })
+    }
+
+    /// The type of a response that is being read.
+    pub(super) fn url_of(&self, receiving: &Receiving) -> &Arc<str> {
+        &self.subscriptions[receiving.pending.subscription].url
+    }
+
+    /// That was a response of a type that nobody asked for.
+    pub(super) fn strays(&mut self, head: Head) {
+        self.stray = Some((head.url, head.nonce));
+        self.answers();
     }
 
     /// The server has said something that could be read.
@@ -96,20 +100,28 @@ impl Session {
     }
 
     /// That was all of the response.
-    pub(crate) fn end(&mut self, receiving: Receiving) -> Delivery {
+    pub(super) fn end(&mut self, receiving: Receiving, head: Head) -> Delivery {
         let Receiving {
             mut pending,
             mut delivery,
             mut others,
-            removed,
             ..
         } = receiving;
+        pending.reply = Reply {
+            nonce: head.nonce,
+            refusal: None,
+            version: head.version,
+        };
         self.answers();
         let subscription = &mut self.subscriptions[pending.subscription];
         let world = self.protocol == Protocol::StateOfTheWorld;
         let complete = world || (subscription.stream.complete && !subscription.stream.answered);
         subscription.stream.answered = true;
-        let mut gone: Vec<Box<str>> = removed.into_iter().map(String::into_boxed_str).collect();
+        let mut gone: Vec<Box<str>> = head
+            .removed
+            .into_iter()
+            .map(String::into_boxed_str)
+            .collect();
         // What is not among everything is no more, unless what it is was not understood.
         pending.complete = complete && !pending.nameless;
         // What could not be swept is, by the next stream's first answer.
@@ -150,7 +162,7 @@ impl Session {
     }
 
     /// The next resource of a response.
-    pub(crate) fn resource(&mut self, resource: Resource, receiving: &mut Receiving) {
+    pub(super) fn resource(&mut self, resource: &Resource<'_>, receiving: &mut Receiving) {
         let Receiving {
             pending,
             delivery,
@@ -165,7 +177,7 @@ impl Session {
             replicas,
             &self.settings,
             &subscription.url,
-            &resource,
+            resource,
         );
         let (name, update) = match decoded {
             Ok((name, update)) => (name, update),
@@ -179,44 +191,52 @@ impl Session {
                     known.new &= known.seen == pending.number;
                     known.seen = pending.number;
                 } else if resource.name.len() <= MAX_NAME {
-                    others.insert(resource.name.into());
+                    others.insert((&*resource.name).into());
                 }
                 return;
             }
         };
-        let known = subscription.known.get_mut(&*name);
-        let twice = known
-            .as_ref()
-            .is_some_and(|known| known.seen == pending.number);
-        if twice || (!others.is_empty() && others.contains(&*name)) {
-            pending.refusal.add(&name, "is there twice");
+        let room = self.settings.max_resources;
+        let is_full = subscription.known.len() >= room;
+        let version = Version::new(&resource.version);
+        let reason = match subscription.known.entry(Arc::clone(&name)) {
+            _ if !others.is_empty() && others.contains(&*name) => Some("is there twice".to_owned()),
+            Entry::Occupied(known) if known.get().seen == pending.number => {
+                Some("is there twice".to_owned())
+            }
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.seen = pending.number;
+                known.new = false;
+                let before = std::mem::replace(&mut known.version, version);
+                pending.before.push((Arc::clone(&name), before));
+                None
+            }
+            Entry::Vacant(_) if is_full => {
+                others.insert((&*name).into());
+                Some(format!("there are {room} resources of its type already"))
+            }
+            Entry::Vacant(place) => {
+                place.insert(Known {
+                    version,
+                    seen: pending.number,
+                    new: true,
+                });
+                None
+            }
+        };
+        if let Some(reason) = reason {
+            pending.refusal.add(&name, &reason);
             pending.refused(&name);
             return;
         }
-        let version = Version::new(&resource.version);
-        if let Some(known) = known {
-            known.seen = pending.number;
-            known.new = false;
-            let before = std::mem::replace(&mut known.version, version);
-            pending.before.push((Arc::clone(&name), before));
-        } else {
-            let room = self.settings.max_resources;
-            if subscription.known.len() >= room {
-                let reason = format!("there are {room} resources of its type already");
-                pending.refusal.add(&name, &reason);
-                pending.refused(&name);
-                others.insert((&*name).into());
-                return;
-            }
-            let known = Known {
-                version,
-                seen: pending.number,
-                new: true,
-            };
-            subscription.known.insert(Arc::clone(&name), known);
-        }
         if !subscription.wanted.is_empty() {
-            for asked in resource.aliases.iter().map(String::as_str).chain([&*name]) {
+            for asked in resource
+                .aliases
+                .iter()
+                .map(|alias| &**alias)
+                .chain([&*name])
+            {
                 if let Some(absent) = subscription.wanted.get_mut(asked) {
                     *absent = false;
                     // It was answered, though under another name.
@@ -226,12 +246,12 @@ impl Session {
                 }
             }
         }
-        if let Some(value) = resource.value.filter(|_| self.settings.changes) {
+        if let Some(value) = &resource.value
+            && self.settings.changes
+        {
             let url = Arc::clone(&subscription.url);
-            let version = resource.version.as_str();
-            pending
-                .kept
-                .push(Kept::new(url, &*name, version, &*value.value));
+            let kept = Kept::new(url, &*name, &*resource.version, &*value.bytes);
+            pending.kept.push(kept);
         }
         delivery.updates.extend(update);
     }
@@ -269,16 +289,16 @@ fn decode(
     replicas: &mut Replicas,
     settings: &Settings,
     url: &str,
-    resource: &Resource,
+    resource: &Resource<'_>,
 ) -> Result<(Arc<str>, Option<Update>), String> {
     if resource.name.len() > MAX_NAME {
         return Err(format!("its name has more than {MAX_NAME} bytes"));
     }
-    let value: &Any = resource.value.as_ref().ok_or("has no value")?;
-    if value.type_url != url {
-        return Err(format!("is of type {:?}, expected {url}", value.type_url));
+    let value = resource.value.as_ref().ok_or("has no value")?;
+    if value.url != url {
+        return Err(format!("is of type {:?}, expected {url}", value.url));
     }
-    let bytes: &Bytes = &value.value;
+    let bytes = &*value.bytes;
     let max = settings.max_resource_size;
     if bytes.len() > max {
         return Err(format!("has {} bytes, at most {max}", bytes.len()));
@@ -291,7 +311,7 @@ fn decode(
         (Some(Update::Workload(workload)), false) if *workload.uid() == *resource.name => {
             Arc::clone(workload.shared_uid())
         }
-        (_, false) => resource.name.as_str().into(),
+        (_, false) => (&*resource.name).into(),
         (Some(update), true) => decoder.name(&update.name()).into(),
         (None, true) => return Err("has no name".to_owned()),
     };

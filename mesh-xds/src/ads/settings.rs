@@ -43,6 +43,7 @@ pub struct Settings {
     pub(super) drop_forgotten_after: Duration,
     pub(super) changes: bool,
     pub(super) restored: Option<Vec<Kept>>,
+    pub(super) parts: bool,
 }
 
 /// A name longer than this is no name of a resource.
@@ -64,6 +65,7 @@ impl Settings {
             drop_forgotten_after: Duration::from_secs(10),
             changes: false,
             restored: None,
+            parts: false,
         }
     }
 
@@ -146,6 +148,14 @@ impl Settings {
     #[must_use]
     pub fn with_restored(mut self, kept: Vec<Kept>) -> Self {
         self.restored = Some(kept);
+        self
+    }
+
+    /// Hands what a large response brings over while it comes, some 256 resources at a time: [`Event::Part`](super::Event::Part).
+    /// Off: all of it comes in one batch, which is as large as the response.
+    #[must_use]
+    pub fn with_parts(mut self) -> Self {
+        self.parts = true;
         self
     }
 

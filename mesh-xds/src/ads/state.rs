@@ -250,6 +250,11 @@ impl Session {
         })
     }
 
+    /// Whether what a large response brings is handed over while it comes.
+    pub(super) fn hands_over_parts(&self) -> bool {
+        self.settings.parts
+    }
+
     /// How the stream speaks that is to be opened, or is open.
     pub(crate) fn protocol(&self) -> Protocol {
         self.protocol

@@ -24,8 +24,9 @@ pub(super) enum Version {
 
 impl Version {
     pub(super) fn new(text: &str) -> Self {
-        let hash = u64::from_str_radix(text, 16).ok();
-        match hash.filter(|hash| format!("{hash:016x}") == text) {
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let is_hash = text.len() == 16 && text.bytes().all(is_digit);
+        match u64::from_str_radix(text, 16).ok().filter(|_| is_hash) {
             Some(hash) => Self::Hash(hash),
             // One that nobody would say again only makes the server send the resource again.
             None if text.len() > MAX_NAME => Self::Text("".into()),
@@ -52,7 +53,7 @@ pub(super) struct Known {
 }
 
 /// An answer to a response.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Reply {
     pub(super) nonce: String,
     /// Why some of it was refused.

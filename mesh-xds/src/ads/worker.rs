@@ -5,7 +5,6 @@ use std::future::pending;
 use std::sync::Arc;
 use std::{fmt, mem};
 
-use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
 use http::Uri;
@@ -14,12 +13,12 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client::{Command, Event};
 use super::kept::{Kept, Restoring};
-use super::response::Response;
-use super::state::{Delivery, Outgoing, Protocol, Session};
+use super::reading::Reading;
+use super::state::{Outgoing, Protocol, Session};
 use crate::error::{Error, ErrorKind};
 use crate::model::{Batch, Verdict};
 use crate::transport::Channel;
-use crate::transport::messages::{self, Messages};
+use crate::transport::messages::{self, Messages, Piece};
 
 /// The method of each protocol.
 const DELTA: &str =
@@ -42,6 +41,10 @@ pub struct Worker {
     events: mpsc::Sender<Event>,
     outbox: VecDeque<Event>,
     link: Link,
+    /// The response that is on its way.
+    reading: Option<Reading>,
+    /// How many resources may be read before other tasks have their turn.
+    room: usize,
     restoring: Restoring,
     /// The verdicts on what the last response brought, but those that are good.
     verdicts: Option<oneshot::Receiver<Vec<Verdict>>>,
@@ -83,7 +86,7 @@ enum Step {
 enum Progress {
     Connected(Box<Connection>),
     Called(Box<Messages>),
-    Response(Bytes),
+    Piece(Piece),
     Room,
     Ended(Option<Error>),
 }
@@ -104,6 +107,8 @@ impl Worker {
             events,
             outbox: VecDeque::new(),
             link: Link::Down,
+            reading: None,
+            room: PART,
             verdicts: None,
             answered: false,
         }
@@ -126,6 +131,8 @@ impl Worker {
                 && self.verdicts.is_none()
                 && self.session.poll_connect(Instant::now()).is_some()
             {
+                // The next stream brings it again.
+                self.cancel();
                 self.link = Link::Connecting(connect(self.channel.clone()));
             }
             let blocked = self.transmit();
@@ -179,11 +186,13 @@ impl Worker {
     fn restore_type(&mut self, kept: Vec<Kept>) -> bool {
         let (delivery, whole) = self.session.restored(kept);
         self.restoring.judged(whole);
-        let delivered = self.deliver(delivery);
-        if !delivered {
+        let batch = Batch::new(delivery.updates, delivery.removed);
+        if batch.is_empty() {
             self.session.judged([]);
+            return false;
         }
-        delivered
+        self.deliver(batch);
+        true
     }
 
     fn command(&mut self, command: Command) {
@@ -234,18 +243,17 @@ impl Worker {
                 let removed = self.session.opened();
                 let (requests, call) = call(*connection, self.session.protocol());
                 self.link = Link::Calling(requests, call);
-                self.deliver(Delivery {
-                    removed,
-                    ..Delivery::default()
-                });
+                if !removed.is_empty() {
+                    self.deliver(Batch::new(Vec::new(), removed));
+                }
             }
             Progress::Called(responses) => {
                 if let Link::Calling(requests, _) = mem::replace(&mut self.link, Link::Down) {
                     self.link = Link::Up(requests, responses);
                 }
             }
-            Progress::Response(message) => {
-                if let Err(error) = self.response(message).await {
+            Progress::Piece(piece) => {
+                if let Err(error) = self.piece(piece).await {
                     self.ended(Some(error));
                 }
             }
@@ -254,37 +262,41 @@ impl Worker {
         }
     }
 
-    /// Reads a response in parts, between which other tasks have their turn: a whole mesh takes a while.
-    async fn response(&mut self, message: Bytes) -> Result<(), Error> {
-        let (head, mut response) = Response::read(self.session.protocol(), message)?;
-        let url: Arc<str> = head.url.as_str().into();
-        let mut delivery = Delivery::default();
-        if let Some(mut receiving) = self.session.begin(head) {
-            let mut left = PART;
-            loop {
-                match response.next() {
-                    Ok(Some(resource)) => self.session.resource(resource, &mut receiving),
-                    Ok(None) => break,
-                    Err(error) => {
-                        self.session.cancel(receiving);
-                        return Err(error);
-                    }
-                }
-                left -= 1;
-                if left == 0 {
-                    left = PART;
-                    tokio::task::yield_now().await;
-                }
+    /// Reads what came of a response, in parts, between which other tasks have their turn: a whole mesh takes a while.
+    async fn piece(&mut self, piece: Piece) -> Result<(), Error> {
+        let protocol = self.session.protocol();
+        let reading = self.reading.take();
+        let reading = reading.unwrap_or_else(|| Reading::new(protocol, piece.length));
+        let reading = self.reading.insert(reading);
+        reading.push(piece.data);
+        while !reading.read(&mut self.session, &mut self.room)? {
+            self.room = PART;
+            // In one batch removals come before updates; what a part has is not removed by the rest.
+            let updates = match self.session.hands_over_parts() {
+                true => reading.take(),
+                false => Vec::new(),
+            };
+            if !updates.is_empty() {
+                self.outbox.push_back(Event::Part(updates));
             }
-            delivery = self.session.end(receiving);
+            tokio::task::yield_now().await;
         }
-        drop(response);
+        if !piece.ends {
+            return Ok(());
+        }
+        let (url, mut delivery) = reading.end(&mut self.session)?;
+        let is_parted = reading.is_taken();
+        self.reading = None;
         if !mem::replace(&mut self.answered, true) {
             self.outbox.push_back(Event::Connected);
         }
         let absent = mem::take(&mut delivery.absent);
-        if !self.deliver(delivery) {
+        let batch = Batch::new(delivery.updates, delivery.removed);
+        // What was handed over takes effect with it, even if there is nothing else.
+        if batch.is_empty() && !is_parted {
             self.judged(Ok(Vec::new()));
+        } else {
+            self.deliver(batch);
         }
         for name in absent {
             let type_url = Arc::clone(&url);
@@ -293,12 +305,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Whether there is anything that the caller has to judge.
-    fn deliver(&mut self, delivery: Delivery) -> bool {
-        let batch = Batch::new(delivery.updates, delivery.removed);
-        if batch.is_empty() {
-            return false;
-        }
+    /// The caller has to judge it.
+    fn deliver(&mut self, batch: Batch) {
         let (judged, verdicts) = oneshot::channel();
         let batch = batch.with_reply(move |mut verdicts| {
             verdicts.retain(|verdict| verdict.result().is_err());
@@ -307,7 +315,6 @@ impl Worker {
         });
         self.outbox.push_back(Event::Batch(batch));
         self.verdicts = Some(verdicts);
-        true
     }
 
     fn judged(&mut self, verdicts: Result<Vec<Verdict>, oneshot::error::RecvError>) {
@@ -339,7 +346,18 @@ impl Worker {
         }
     }
 
+    /// Of the response on its way there will be no more.
+    fn cancel(&mut self) {
+        if let Some(reading) = self.reading.take() {
+            if reading.is_taken() {
+                self.outbox.push_back(Event::Cancelled);
+            }
+            reading.cancel(&mut self.session);
+        }
+    }
+
     fn ended(&mut self, error: Option<Error>) {
+        self.cancel();
         self.link = Link::Down;
         let kind = error.as_ref().map(Error::kind);
         self.session.closed(kind, Instant::now());
@@ -462,7 +480,7 @@ impl Link {
             },
             Self::Up(requests, responses) => tokio::select! {
                 next = responses.next(), if idle => match next {
-                    Ok(Some(message)) => Progress::Response(message),
+                    Ok(Some(piece)) => Progress::Piece(piece),
                     Ok(None) => Progress::Ended(None),
                     Err(error) => Progress::Ended(Some(error)),
                 },

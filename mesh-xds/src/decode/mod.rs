@@ -30,6 +30,7 @@ mod rbac;
 mod replicas;
 mod service;
 mod text;
+pub(crate) mod wire;
 mod workload;
 
 use std::sync::Arc;

@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::field::Field;
+use super::wire::{Fields, Value};
 use super::{parse, workload};
 use crate::model::{Health, Workload, WorkloadPlace, WorkloadProfile};
 use crate::proto::istio::workload as wire;
@@ -93,19 +93,19 @@ impl<T> Shared<T> {
 impl Replicas {
     /// The workload in an `Address`, if it is one like most and named like this.
     pub(super) fn workload(&mut self, bytes: &[u8], name: &str) -> Option<Workload> {
-        let mut address = Fields(bytes);
+        let mut address = Fields::new(bytes);
         let (1, Value::Bytes(bytes)) = address.next()?.read()? else {
             return None;
         };
-        if !address.0.is_empty() {
+        if !address.is_empty() {
             return None;
         }
         self.places.key.clear();
         self.profiles.key.clear();
         let (mut uid, mut own, mut health) = ("", "", Health::Healthy);
         let (mut first, mut others) = (None, Vec::new());
-        let mut fields = Fields(bytes);
-        while !fields.0.is_empty() {
+        let mut fields = Fields::new(bytes);
+        while !fields.is_empty() {
             let field = fields.next()?;
             match field.number {
                 1 => own = field.text()?,
@@ -141,94 +141,5 @@ impl Replicas {
             .get(|key| Some(Arc::clone(decode(key)?.profile())))?;
         let addresses = first.into_iter().chain(others).collect();
         Some(Workload::replica(uid, own, addresses, place, profile).with_health(health))
-    }
-}
-
-/// What is left of a message.
-struct Fields<'a>(&'a [u8]);
-
-/// A field as it is on the wire.
-struct FieldBytes<'a> {
-    number: u64,
-    wire_type: u8,
-    value: &'a [u8],
-    /// With its key.
-    whole: &'a [u8],
-}
-
-enum Value<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-}
-
-impl<'a> Fields<'a> {
-    fn next(&mut self) -> Option<FieldBytes<'a>> {
-        let start = self.0;
-        let key = self.varint()?;
-        let wire_type = (key & 7) as u8;
-        let rest = self.0;
-        let value = match wire_type {
-            0 => {
-                self.varint()?;
-                &rest[..rest.len() - self.0.len()]
-            }
-            1 => self.take(8)?,
-            2 => {
-                let length = self.varint()?;
-                self.take(usize::try_from(length).ok()?)?
-            }
-            5 => self.take(4)?,
-            _ => return None,
-        };
-        Some(FieldBytes {
-            number: key >> 3,
-            wire_type,
-            value,
-            whole: &start[..start.len() - self.0.len()],
-        })
-    }
-
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for shift in 0..9 {
-            let (byte, rest) = self.0.split_first()?;
-            self.0 = rest;
-            value |= u64::from(byte & 0x7f) << (7 * shift);
-            if *byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
-    }
-}
-
-impl<'a> FieldBytes<'a> {
-    fn read(&self) -> Option<(u64, Value<'a>)> {
-        let value = match self.wire_type {
-            0 => Value::Number(Fields(self.value).varint()?),
-            2 => Value::Bytes(self.value),
-            _ => return None,
-        };
-        Some((self.number, value))
-    }
-
-    fn text(&self) -> Option<&'a str> {
-        match self.read()?.1 {
-            Value::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
-            Value::Number(_) => None,
-        }
-    }
-
-    fn ip(&self) -> Option<IpAddr> {
-        match self.read()?.1 {
-            Value::Bytes(bytes) => Field::root("addresses").ip(bytes).ok(),
-            Value::Number(_) => None,
-        }
     }
 }

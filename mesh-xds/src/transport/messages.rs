@@ -1,7 +1,7 @@
 //! The messages of a gRPC stream as they came.
 //!
 //! tonic's own `Streaming` keeps the buffer of the largest message for as long as the stream lives, and decodes a
-//! message as a whole. Here each message has a buffer of its own, which goes with it.
+//! message as a whole. Here nothing is kept: a message is handed on piece by piece.
 
 use std::future::poll_fn;
 use std::marker::PhantomData;
@@ -31,15 +31,24 @@ pub(crate) struct Messages {
     /// What came of the next header.
     header: BytesMut,
     message: Option<Partial>,
-    /// What came behind a message that is complete.
+    /// What came and was not handed on yet.
     rest: Bytes,
     trailers: Option<HeaderMap>,
 }
 
 /// A message that is on its way.
 struct Partial {
-    bytes: BytesMut,
+    length: usize,
     missing: usize,
+}
+
+/// A piece of a message, as it came; the pieces of one message follow each other.
+pub(crate) struct Piece {
+    pub(crate) data: Bytes,
+    /// Of the whole message.
+    pub(crate) length: usize,
+    /// Whether the message ends with it.
+    pub(crate) ends: bool,
 }
 
 /// Opens a stream, on which requests leave at once; returns when the server has answered.
@@ -98,7 +107,7 @@ pub(crate) async fn open<M: Message + 'static>(
 }
 
 impl Messages {
-    /// The next message; `None` at the end of the stream.
+    /// The next piece of a message; `None` at the end of the stream.
     ///
     /// # Errors
     ///
@@ -107,10 +116,10 @@ impl Messages {
     /// # Cancel safety
     ///
     /// When the future is dropped nothing is lost.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Piece>, Error> {
         loop {
-            if let Some(message) = self.take()? {
-                return Ok(Some(message));
+            if let Some(piece) = self.take()? {
+                return Ok(Some(piece));
             }
             let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;
             let Some(frame) = frame else {
@@ -127,28 +136,30 @@ impl Messages {
         }
     }
 
-    /// A whole message out of what is left of the last frame, if there is one.
-    fn take(&mut self) -> Result<Option<Bytes>, Status> {
-        loop {
-            let Some(partial) = &mut self.message else {
-                let wanted = HEADER - self.header.len();
-                let taken = self.rest.split_to(wanted.min(self.rest.len()));
-                self.header.extend_from_slice(&taken);
-                if self.header.len() < HEADER {
-                    return Ok(None);
-                }
-                self.message = Some(self.begin()?);
-                continue;
-            };
-            let taken = self.rest.split_to(partial.missing.min(self.rest.len()));
-            partial.bytes.extend_from_slice(&taken);
-            partial.missing -= taken.len();
-            if partial.missing > 0 {
+    /// A piece out of what is left of the last frame, if there is one.
+    fn take(&mut self) -> Result<Option<Piece>, Status> {
+        if self.message.is_none() {
+            let wanted = HEADER - self.header.len();
+            let taken = self.rest.split_to(wanted.min(self.rest.len()));
+            self.header.extend_from_slice(&taken);
+            if self.header.len() < HEADER {
                 return Ok(None);
             }
-            let whole = self.message.take();
-            return Ok(whole.map(|whole| whole.bytes.freeze()));
+            self.message = Some(self.begin()?);
         }
+        let Some(Partial { length, missing }) = &mut self.message else {
+            return Ok(None);
+        };
+        if self.rest.is_empty() && *missing > 0 {
+            return Ok(None);
+        }
+        let data = self.rest.split_to((*missing).min(self.rest.len()));
+        *missing -= data.len();
+        let (length, ends) = (*length, *missing == 0);
+        if ends {
+            self.message = None;
+        }
+        Ok(Some(Piece { data, length, ends }))
     }
 
     fn begin(&mut self) -> Result<Partial, Status> {
@@ -165,7 +176,7 @@ impl Messages {
             return Err(Status::out_of_range(text));
         }
         Ok(Partial {
-            bytes: BytesMut::with_capacity(length),
+            length,
             missing: length,
         })
     }

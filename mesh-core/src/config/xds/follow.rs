@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use mesh_authz::Identity;
 use mesh_xds::ads::{Client, Event, Events, Health, Interest, Presence, Settings};
 use mesh_xds::decode::{Decoder, ResourceType};
-use mesh_xds::model::{Batch, ResourceName};
+use mesh_xds::model::{Batch, ResourceName, Update, Verdict};
 use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
 
 use super::keep::{self, Found, Keeper};
@@ -98,6 +98,7 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         link: link.clone(),
         missing: needed().collect(),
         refused: BTreeMap::new(),
+        parts: Parts::default(),
         connected: false,
         keeper,
         found,
@@ -151,7 +152,8 @@ impl Xds {
         };
         let mut settings = Settings::new(node)
             .with_type(ResourceType::Address.url(), addresses)
-            .with_type(ResourceType::Authorization.url(), Interest::All);
+            .with_type(ResourceType::Authorization.url(), Interest::All)
+            .with_parts();
         if self.mode == Mode::Sidecar {
             settings = settings.with_type(ResourceType::Listener.url(), Interest::Named);
         }
@@ -228,6 +230,7 @@ struct Follow {
     missing: BTreeSet<&'static str>,
     /// What the mesh refused and has not accepted since.
     refused: BTreeMap<String, String>,
+    parts: Parts,
     connected: bool,
     keeper: Option<Keeper>,
     /// What was kept, until it is in effect.
@@ -235,6 +238,14 @@ struct Follow {
     /// Since it is: the mesh is ready without an answer, and this is why it may be old.
     restored: Option<String>,
     registration: Option<Registration>,
+}
+
+/// What became of the parts of a response that is still on its way.
+#[derive(Default)]
+struct Parts {
+    rejected: Vec<Verdict>,
+    /// Those that were refused before, by their names in discovery, and are not any more.
+    mended: Vec<String>,
 }
 
 /// A host that the control plane registers, and its record.
@@ -294,6 +305,11 @@ impl Follow {
                         registration.look(&self.link).await?;
                     }
                 }
+                Event::Part(updates) => self.add(updates)?,
+                Event::Cancelled => {
+                    self.parts = Parts::default();
+                    self.link.discard()?;
+                }
                 Event::Synced(url) => self.here(&url)?,
                 Event::Refused {
                     type_url,
@@ -342,7 +358,30 @@ impl Follow {
         self.link.stale(Some(reason))
     }
 
+    /// A part of a response, which takes effect with the rest of it.
+    fn add(&mut self, updates: Vec<Update>) -> Result<(), Error> {
+        let batch = Batch::new(updates, Vec::new());
+        let rejected = self.link.add(&batch)?;
+        if !self.refused.is_empty() {
+            let names = batch.updates().iter().map(Update::name);
+            let is_rejected =
+                |name: &ResourceName| rejected.iter().any(|verdict| verdict.resource() == name);
+            let names = names.filter(|name| !is_rejected(name));
+            let names = names.map(|name| discovery_name(&name));
+            let mended = names.filter(|name| self.refused.contains_key(name));
+            self.parts.mended.extend(mended);
+        }
+        self.parts.rejected.extend(rejected);
+        Ok(())
+    }
+
     async fn apply(&mut self, batch: Batch) -> Result<(), Error> {
+        let parts = std::mem::take(&mut self.parts);
+        let (updates, removed, reply) = batch.into_parts();
+        let batch = Batch::new(updates, removed).with_reply(|mut verdicts| {
+            verdicts.extend(parts.rejected);
+            reply.send(verdicts);
+        });
         let before = self.refused.len();
         if before > 0 {
             for name in batch.removed() {
@@ -373,6 +412,9 @@ impl Follow {
             let accepted = verdicts.iter().filter(|verdict| verdict.result().is_ok());
             for verdict in accepted {
                 self.refused.remove(&discovery_name(verdict.resource()));
+            }
+            for name in parts.mended {
+                self.refused.remove(&name);
             }
             if self.refused.len() != before {
                 self.report()?;

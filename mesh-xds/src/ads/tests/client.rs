@@ -26,13 +26,13 @@ use crate::transport::{Channel, ChannelBuilder};
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The server's end of a stream.
-struct Peer<Q, P> {
+pub(super) struct Peer<Q, P> {
     token: String,
     requests: Streaming<Q>,
     responses: mpsc::UnboundedSender<Result<P, Status>>,
 }
 
-type DeltaPeer = Peer<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
+pub(super) type DeltaPeer = Peer<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
 type WorldPeer = Peer<DiscoveryRequest, DiscoveryResponse>;
 
 impl<Q, P: Send + 'static> Peer<Q, P> {
@@ -48,7 +48,7 @@ impl<Q, P: Send + 'static> Peer<Q, P> {
         (peer, Box::pin(UnboundedReceiverStream::new(stream)))
     }
 
-    async fn request(&mut self) -> Q {
+    pub(super) async fn request(&mut self) -> Q {
         let request = self.requests.message().await.expect("a message");
         request.expect("the stream goes on")
     }
@@ -63,7 +63,7 @@ impl<Q, P: Send + 'static> Peer<Q, P> {
 }
 
 impl DeltaPeer {
-    fn answer(&self, nonce: &str, resources: Vec<Resource>, removed: &[&str]) {
+    pub(super) fn answer(&self, nonce: &str, resources: Vec<Resource>, removed: &[&str]) {
         let Incoming::Delta(response) = response(nonce, resources, removed) else {
             panic!("it is delta");
         };
@@ -112,7 +112,10 @@ fn serve(scripted: impl AggregatedDiscoveryService) -> Pipe {
     pipe
 }
 
-fn delta_server() -> (Pipe, mpsc::UnboundedReceiver<DeltaPeer>) {
+/// Streams, as they are opened.
+pub(super) type Peers = mpsc::UnboundedReceiver<DeltaPeer>;
+
+pub(super) fn delta_server() -> (Pipe, mpsc::UnboundedReceiver<DeltaPeer>) {
     let (delta, peers) = mpsc::unbounded_channel();
     let pipe = serve(Scripted {
         delta: Some(delta),
@@ -121,7 +124,7 @@ fn delta_server() -> (Pipe, mpsc::UnboundedReceiver<DeltaPeer>) {
     (pipe, peers)
 }
 
-fn builder() -> ChannelBuilder {
+pub(super) fn builder() -> ChannelBuilder {
     Channel::builder(Uri::from_static("http://istiod.istio-system.svc:15010"))
 }
 
@@ -132,11 +135,11 @@ fn start(channel: Channel, settings: Settings) -> (Client, Events) {
     (client, events)
 }
 
-async fn next(events: &mut Events) -> Event {
+pub(super) async fn next(events: &mut Events) -> Event {
     events.next().await.expect("the session goes on")
 }
 
-async fn batch(events: &mut Events) -> Batch {
+pub(super) async fn batch(events: &mut Events) -> Batch {
     match next(events).await {
         Event::Batch(batch) => batch,
         other => panic!("expected a batch: {other:?}"),
@@ -144,7 +147,7 @@ async fn batch(events: &mut Events) -> Batch {
 }
 
 /// Applies a batch, all but what is called `refused`; says what it had.
-fn apply(batch: Batch) -> (Vec<String>, Vec<String>) {
+pub(super) fn apply(batch: Batch) -> (Vec<String>, Vec<String>) {
     let (updates, removed, reply) = batch.into_parts();
     let names: Vec<_> = updates.iter().map(Update::name).collect();
     let verdict = |name: &ResourceName| match Texts.name(name).as_str() {

@@ -3,6 +3,7 @@
 mod backoff;
 mod client;
 mod converges;
+mod parts;
 mod protocol;
 
 use std::sync::Arc;

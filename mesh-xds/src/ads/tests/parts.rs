@@ -1,0 +1,238 @@
+//! Responses that come piece by piece, and are handed over so.
+
+use prost::bytes::Bytes;
+
+use super::client::{apply, batch, builder, delta_server, next};
+use super::*;
+use crate::ads::reading::Reading;
+use crate::ads::{Client, Event, Events};
+use crate::model::Verdict;
+
+/// More than is gathered before it is read.
+const MANY: usize = 5_000;
+
+fn encoded(incoming: Incoming) -> Bytes {
+    match incoming {
+        Incoming::Delta(response) => response.encode_to_vec().into(),
+        Incoming::StateOfTheWorld(response) => response.encode_to_vec().into(),
+    }
+}
+
+fn many(url: &str) -> Vec<Resource> {
+    let resources = (0..MANY).map(|number| {
+        let name = format!("a-resource-with-the-number-{number:05}");
+        let mut resource = resource(&name, "1", if number == 4_000 { "!" } else { "x" });
+        resource.resource = Some(packed(url, &name, "x")).filter(|_| number != 4_000);
+        resource
+    });
+    resources.collect()
+}
+
+/// Has the session read a message in pieces of this size.
+fn read(
+    session: &mut Session,
+    protocol: Protocol,
+    message: &Bytes,
+    size: usize,
+) -> Result<Delivery, crate::Error> {
+    let mut reading = Reading::new(protocol, message.len());
+    let mut rest = message.clone();
+    while !rest.is_empty() {
+        reading.push(rest.split_to(size.min(rest.len())));
+        match reading.read(session, &mut { usize::MAX }) {
+            Ok(all) => assert!(all),
+            Err(error) => {
+                reading.cancel(session);
+                return Err(error);
+            }
+        }
+    }
+    match reading.end(session) {
+        Ok((_, delivery)) => Ok(delivery),
+        Err(error) => {
+            reading.cancel(session);
+            Err(error)
+        }
+    }
+}
+
+fn asking() -> (Session, Instant) {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    (session, now)
+}
+
+#[test]
+fn pieces_of_any_size_are_read_as_the_whole() {
+    let few = vec![resource("a", "1", "x"), resource("b", "1", "!")];
+    for resources in [few, many(URL)] {
+        let message = encoded(response("n1", resources, &["gone"]));
+        let whole = {
+            let (mut session, _) = asking();
+            let delivery = session.receive(Protocol::Delta, message.clone());
+            session.judged([]);
+            (delivery.expect("a response"), delta(&mut session))
+        };
+        assert!(whole.1.error_detail.is_some());
+        for size in [1, 7, 100, 16_384, 300_000] {
+            let (mut session, _) = asking();
+            let delivery = read(&mut session, Protocol::Delta, &message, size);
+            let delivery = delivery.expect("a response");
+            assert_eq!(delivery.updates, whole.0.updates, "{size}");
+            assert_eq!(delivery.removed, whole.0.removed, "{size}");
+            session.judged([]);
+            assert_eq!(delta(&mut session), whole.1, "{size}");
+        }
+    }
+}
+
+#[test]
+fn the_state_of_the_world_is_read_in_pieces_too() {
+    let resources = many(URL).into_iter().filter_map(|one| one.resource);
+    let message = encoded(Incoming::StateOfTheWorld(DiscoveryResponse {
+        version_info: "7".to_owned(),
+        type_url: URL.to_owned(),
+        nonce: "n1".to_owned(),
+        resources: resources.collect(),
+        ..DiscoveryResponse::default()
+    }));
+    for size in [33, 16_384] {
+        let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+        open(&mut session, now);
+        session.closed(Some(crate::ErrorKind::Unimplemented), now);
+        open(&mut session, now);
+        world(&mut session);
+        let delivery = read(&mut session, Protocol::StateOfTheWorld, &message, size);
+        assert_eq!(delivery.expect("a response").updates.len(), MANY - 1);
+        session.judged([]);
+        let answer = world(&mut session);
+        let answer = (answer.version_info, answer.response_nonce);
+        assert_eq!(answer, ("7".to_owned(), "n1".to_owned()));
+    }
+}
+
+#[test]
+fn a_large_response_of_another_type_is_refused_by_name() {
+    let (mut session, _) = asking();
+    let message = encoded(response("n1", many(OTHER), &[]));
+    let delivery = read(&mut session, Protocol::Delta, &message, 16_384);
+    assert!(delivery.expect("a response").updates.is_empty());
+    session.judged([]);
+    let refusal = delta(&mut session).error_detail.expect("it is refused");
+    let begins = format!("a-resource-with-the-number-00000: is of type {OTHER:?}");
+    assert!(refusal.message.starts_with(&begins), "{}", refusal.message);
+}
+
+#[test]
+fn what_says_in_the_end_that_it_is_another_type_changes_nothing() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All), (OTHER, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    delta(&mut session);
+    let message = encoded(response("n1", many(OTHER), &[]));
+    let error = read(&mut session, Protocol::Delta, &message, 16_384).expect_err("it is neither");
+    assert!(
+        error
+            .to_string()
+            .contains("whose first resource is of type"),
+        "{error}"
+    );
+    session.closed(None, now);
+    let later = now + wait(&session, now);
+    open(&mut session, later);
+    for _ in [URL, OTHER] {
+        assert!(delta(&mut session).initial_resource_versions.is_empty());
+    }
+}
+
+#[test]
+fn a_response_without_an_end_changes_nothing() {
+    let (mut session, now) = asking();
+    session.received(response("n0", vec![resource("a", "1", "x")], &[]));
+    session.judged([]);
+    delta(&mut session);
+    let mut resources = many(URL);
+    resources[0] = resource("a", "2", "y");
+    let message = encoded(response("n1", resources, &[]));
+    let mut reading = Reading::new(Protocol::Delta, message.len());
+    reading.push(message.slice(..message.len() / 2));
+    assert!(!reading.read(&mut session, &mut 100).expect("a response"));
+    assert_eq!(reading.take().len(), 100);
+    assert!(reading.is_taken());
+    reading.cancel(&mut session);
+    session.closed(None, now);
+    let later = now + wait(&session, now);
+    open(&mut session, later);
+    let versions = delta(&mut session).initial_resource_versions;
+    assert_eq!(versions, [("a".to_owned(), "1".to_owned())].into());
+}
+
+fn start() -> (Client, Events, client::Peers) {
+    let (pipe, peers) = delta_server();
+    let channel = builder().build(pipe).expect("settings");
+    let settings = settings(&[(URL, Interest::All)]).with_parts();
+    let client = Client::with_decoder(channel, settings, Arc::new(Texts));
+    let (client, events, worker) = client.expect("settings");
+    tokio::spawn(worker.run());
+    (client, events, peers)
+}
+
+#[tokio::test(start_paused = true)]
+async fn parts_come_before_their_batch_which_is_judged_for_them() {
+    let (_client, mut events, mut peers) = start();
+    let mut peer = peers.recv().await.expect("a stream");
+    peer.request().await;
+    peer.answer("n1", many(URL), &[]);
+    let (mut updates, mut parts) = (Vec::new(), 0);
+    let rest = loop {
+        match next(&mut events).await {
+            Event::Part(part) => {
+                assert!(part.len() <= 256, "{}", part.len());
+                updates.extend(part);
+                parts += 1;
+            }
+            Event::Connected => {}
+            Event::Batch(batch) => break batch,
+            other => panic!("expected a part: {other:?}"),
+        }
+    };
+    assert!(parts > 10, "{parts}");
+    let (last, _, reply) = rest.into_parts();
+    assert_eq!(updates.len() + last.len(), MANY - 1);
+    let refused = updates[10].name();
+    let name = Texts.name(&refused);
+    reply.send(vec![Verdict::rejected(
+        refused,
+        Rejection::new("cannot be applied"),
+    )]);
+    let message = peer.request().await.error_detail.expect("two refusals");
+    let wanted =
+        format!("a-resource-with-the-number-04000: has no value; {name}: cannot be applied");
+    assert_eq!(message.message, wanted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_stream_that_ends_within_a_response_the_parts_are_taken_back() {
+    let (client, mut events, mut peers) = start();
+    let mut peer = peers.recv().await.expect("a stream");
+    peer.request().await;
+    peer.answer("n1", many(URL), &[]);
+    // It is not read to its end while nobody takes what it brings.
+    assert!(matches!(next(&mut events).await, Event::Part(_)));
+    client.reconnect().await.expect("a session");
+    loop {
+        match next(&mut events).await {
+            Event::Part(_) => {}
+            Event::Cancelled => break,
+            other => panic!("expected a part, or their end: {other:?}"),
+        }
+    }
+    assert!(matches!(next(&mut events).await, Event::Disconnected(None)));
+    let mut peer = peers.recv().await.expect("another stream");
+    assert!(peer.request().await.initial_resource_versions.is_empty());
+    peer.answer("m1", vec![resource("a", "1", "x")], &[]);
+    assert!(matches!(next(&mut events).await, Event::Connected));
+    assert_eq!(apply(batch(&mut events).await).0, ["a"]);
+    assert_eq!(peer.request().await.response_nonce, "m1");
+}
