@@ -13,6 +13,7 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use mesh_authz::Identity;
+use mesh_xds::model::Batch;
 use mesh_xds::serve::{
     Authenticating, Authenticator, Ca, Credentials, Server, Service, Unauthenticated,
 };
@@ -64,6 +65,9 @@ pub(crate) async fn run(of: Control) -> Done {
         for batch in fleet.whole() {
             server.apply(batch);
         }
+    } else {
+        // There is nothing, and clients are to be told so.
+        server.apply(Batch::default());
     }
     say("ready");
     tokio::spawn(follow(server.clone(), fleet));

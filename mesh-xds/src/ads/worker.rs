@@ -215,7 +215,8 @@ impl Worker {
             }
             Command::Health(health) => self.session.report_health(health),
             Command::Reconnect => {
-                if matches!(self.link, Link::Up(..)) {
+                // A server may send no headers before its first response, and have heard all of ours.
+                if matches!(self.link, Link::Calling(..) | Link::Up(..)) {
                     self.ended(None);
                 }
             }

@@ -175,7 +175,7 @@ fn conjunction<'a>(normal: &Normal<'a>) -> Option<Vec<Clause<'a>>> {
             let mut product: Vec<Clause<'a>> = vec![Vec::new()];
             for part in parts {
                 let clauses = conjunction(part)?;
-                let mut next = Vec::with_capacity(product.len() * clauses.len());
+                let mut next = Vec::with_capacity(capacity(product.len(), clauses.len()));
                 for left in &product {
                     for right in &clauses {
                         next.push(left.iter().chain(right).cloned().collect());
@@ -187,6 +187,11 @@ fn conjunction<'a>(normal: &Normal<'a>) -> Option<Vec<Clause<'a>>> {
             Some(product)
         }
     }
+}
+
+/// Of a product: no more than it takes to find that it is too large.
+fn capacity(left: usize, right: usize) -> usize {
+    left.saturating_mul(right).min(MAX_MATCHES + 1)
 }
 
 fn bounded(clauses: &[Clause<'_>]) -> Option<()> {
@@ -212,7 +217,7 @@ fn disjunction<'a>(normal: &Normal<'a>) -> Option<Clause<'a>> {
             let mut product: Clause<'a> = vec![Vec::new()];
             for part in parts {
                 let any = disjunction(part)?;
-                let mut next = Vec::with_capacity(product.len() * any.len());
+                let mut next = Vec::with_capacity(capacity(product.len(), any.len()));
                 for left in &product {
                     for right in &any {
                         next.push(both(left, right)?);

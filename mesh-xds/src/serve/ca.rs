@@ -185,8 +185,11 @@ impl Ca {
             let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
             rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(since_epoch.as_secs())
         };
-        params.not_before = date((now - BACKDATED).max(self.valid.0));
-        params.not_after = date((now + lifetime).min(self.valid.1));
+        let (from, to) = self.valid;
+        let begin = now.checked_sub(BACKDATED).unwrap_or(from);
+        params.not_before = date(begin.max(from));
+        // What no clock can say is later than the end of any certificate.
+        params.not_after = date(now.checked_add(lifetime).unwrap_or(to).min(to));
         let leaf = params
             .signed_by(&request.public_key, &self.issuer)
             .map_err(failed)?;

@@ -7,6 +7,7 @@ use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
 use mesh_authz::Identity;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::auth::Credentials;
@@ -80,7 +81,7 @@ impl Discovery {
             health: None,
         };
         let client = self.shared.enter(status);
-        let client = client.ok_or_else(|| Status::resource_exhausted("too many clients"))?;
+        let client = client.map_err(|full| Status::resource_exhausted(full.to_string()))?;
         let running = Running::<P> {
             changes: self.shared.changes(),
             session: Session::new(Bounds {
@@ -211,6 +212,7 @@ impl<P: Protocol> Running<P> {
                 }
                 Err(end) => return self.end(end.into()),
             }
+            let report = self.client.next_report();
             tokio::select! {
                 request = self.requests.next() => match request {
                     None => return None,
@@ -224,6 +226,9 @@ impl<P: Protocol> Running<P> {
                 changed = self.changes.changed() => if changed.is_err() {
                     return None;
                 },
+                () = sleep_until(report.unwrap_or_else(Instant::now)), if report.is_some() => {
+                    self.client.report_due();
+                }
             }
         }
     }

@@ -13,6 +13,8 @@
 //! * Everything, or what they name: `<network>/<address>`, the uid of a workload, `<namespace>/<hostname>`, as they
 //!   ask; a service comes with its workloads. A name that stands for nothing is answered as removed, and so is
 //!   what came with a name that is taken back.
+//! * Nothing before the first [`apply`](Server::apply): a server that has been told of nothing yet does not say that
+//!   all is gone.
 //! * Versions are of the contents, so a client that comes back, even to a server that was started anew, is
 //!   sent what differs from what it says it has.
 //! * One response of a type is on its way until the client has answered it. What changes meanwhile is
@@ -35,7 +37,8 @@
 //! A host outside Kubernetes registers with its stream, by `AUTO_REGISTER_GROUP` in its node's metadata: it gets an
 //! entry of that name's WorkloadGroup, as with istiod ([`Server::set_workload_groups`], [`Registrations`]). What it
 //! reports of its application's health is the entry's; with a readiness probe in the group, or one of its own, it
-//! is unhealthy until it says otherwise. The entry goes a while after the host's last stream.
+//! is unhealthy until it says otherwise. One report of a stream counts in an
+//! [interval](ServerBuilder::health_interval), the last. The entry goes a while after the host's last stream.
 //!
 //! [`Batch`]: crate::model::Batch
 
@@ -48,6 +51,7 @@ mod discovery;
 mod host;
 mod registrations;
 mod registry;
+mod reports;
 mod server;
 mod service;
 mod session;

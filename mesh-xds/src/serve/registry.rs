@@ -10,6 +10,7 @@ use std::time::Duration;
 use mesh_authz::Identity;
 use tokio::time::Instant;
 
+use super::reports::Report;
 use crate::model::{Locality, ObjectName, WorkloadGroup};
 
 /// Bytes of an object's name.
@@ -19,9 +20,6 @@ const MAX_NAME: usize = 253;
 const NO_REPORT: &str = "no report yet";
 
 type Labels = BTreeMap<Arc<str>, Arc<str>>;
-
-/// How a host says that its application is, with what is wrong.
-type Report = Result<(), String>;
 
 /// A host, as the node of its stream says it is.
 #[derive(Debug, Clone)]

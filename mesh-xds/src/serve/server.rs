@@ -1,10 +1,11 @@
 //! The server: what it serves, to whom.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mesh_authz::Identity;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -13,6 +14,7 @@ use super::auth::Authenticator;
 use super::ca::Ca;
 use super::registrations::Registrations;
 use super::registry::{Host, Refused, Registry};
+use super::reports::{Report, Reports};
 use super::service::Service;
 use super::status::{ClientStatus, Withheld};
 use super::store::{Kind, Store};
@@ -61,11 +63,46 @@ pub(super) struct Shared {
 struct Clients {
     next: u64,
     by_id: BTreeMap<u64, ClientStatus>,
+    /// How many of them are of an identity.
+    of_identity: HashMap<Identity, usize>,
+}
+
+impl Clients {
+    fn remove(&mut self, id: u64) {
+        let Some(status) = self.by_id.remove(&id) else {
+            return;
+        };
+        if let Some(count) = self.of_identity.get_mut(&status.identity) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_identity.remove(&status.identity);
+            }
+        }
+    }
+}
+
+/// Why a stream is not opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Full {
+    Of(usize),
+    OfIdentity(usize, Identity),
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Of(most) => write!(f, "more than {most} streams"),
+            Self::OfIdentity(most, identity) => {
+                write!(f, "more than {most} streams of {identity}")
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
     pub(super) clients: usize,
+    pub(super) clients_of_identity: usize,
     pub(super) names: usize,
     pub(super) names_size: usize,
     pub(super) request: usize,
@@ -73,6 +110,7 @@ pub(super) struct Limits {
     pub(super) hosts_of_identity: usize,
     pub(super) grace: Duration,
     pub(super) host_return: Duration,
+    pub(super) health_interval: Duration,
 }
 
 impl Server {
@@ -84,6 +122,7 @@ impl Server {
             ca: None,
             limits: Limits {
                 clients: 10_000,
+                clients_of_identity: 5_000,
                 names: 100_000,
                 names_size: 4 << 20,
                 request: 4 << 20,
@@ -91,11 +130,15 @@ impl Server {
                 hosts_of_identity: 1_000,
                 grace: Duration::from_secs(10),
                 host_return: Duration::from_secs(30),
+                health_interval: Duration::from_secs(1),
             },
         }
     }
 
     /// Changes what is served. The batch is answered before this returns; clients are sent what concerns them.
+    ///
+    /// Before the first batch nobody is answered: see [`service`](Self::service). Where there is nothing to serve,
+    /// an empty batch says so.
     ///
     /// Batches are what the file source yields, or any other. Of their resources workloads, services and
     /// policies are served. The others are accepted, and nobody is sent them.
@@ -144,6 +187,10 @@ impl Server {
     }
 
     /// What answers requests: discovery, and certificates if there is a [`Ca`]. Mount it on any HTTP/2 server.
+    ///
+    /// It may be mounted before there is something to serve: until the first [`apply`](Self::apply) streams open and
+    /// are sent nothing, so that clients which come back keep what they have. Where clients have another server
+    /// to go to, mount it after.
     pub fn service(&self) -> Service {
         Service::new(Arc::clone(&self.shared))
     }
@@ -198,19 +245,29 @@ impl Shared {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a client; `None` if there are too many.
-    pub(super) fn enter(self: &Arc<Self>, mut status: ClientStatus) -> Option<Registered> {
+    /// Adds a client, if there are not too many.
+    pub(super) fn enter(self: &Arc<Self>, mut status: ClientStatus) -> Result<Registered, Full> {
         let mut clients = self.clients();
-        if clients.by_id.len() >= self.limits.clients {
-            return None;
+        let (most, own) = (self.limits.clients, self.limits.clients_of_identity);
+        if clients.by_id.len() >= most {
+            return Err(Full::Of(most));
         }
+        let count = clients.of_identity.get(&status.identity).copied();
+        let count = count.unwrap_or_default();
+        if count >= own {
+            return Err(Full::OfIdentity(own, status.identity));
+        }
+        clients
+            .of_identity
+            .insert(status.identity.clone(), count + 1);
         clients.next += 1;
         status.id = clients.next;
         clients.by_id.insert(status.id, status.clone());
-        Some(Registered {
+        Ok(Registered {
             shared: Arc::clone(self),
             status,
             is_host: false,
+            reports: Reports::new(self.limits.health_interval),
         })
     }
 }
@@ -220,6 +277,7 @@ pub(super) struct Registered {
     pub(super) shared: Arc<Shared>,
     pub(super) status: ClientStatus,
     is_host: bool,
+    reports: Reports,
 }
 
 impl Registered {
@@ -239,14 +297,27 @@ impl Registered {
         Ok(())
     }
 
-    /// Takes a report of how its application is.
-    pub(super) fn report(&mut self, health: Result<(), String>) {
+    /// Takes a report of how its application is. The entry has it once it is [due](Self::report_due).
+    pub(super) fn report(&mut self, health: Report) {
         if self.is_host {
-            let (id, health) = (self.status.id, health.clone());
+            self.reports.take(health.clone());
+            self.report_due();
+        }
+        self.status.health = Some(health);
+    }
+
+    /// When a report that waits is due.
+    pub(super) fn next_report(&self) -> Option<Instant> {
+        self.reports.poll_timeout(Instant::now())
+    }
+
+    /// Lets the report count that is due, if one is.
+    pub(super) fn report_due(&mut self) {
+        let id = self.status.id;
+        if let Some(health) = self.reports.due(Instant::now()) {
             self.shared
                 .change_registry(|registry| registry.health(id, health));
         }
-        self.status.health = Some(health);
     }
 
     /// Shows the status as it is now.
@@ -263,7 +334,7 @@ impl Drop for Registered {
             self.shared
                 .change_registry(|registry| registry.disconnect(id, Instant::now()));
         }
-        self.shared.clients().by_id.remove(&self.status.id);
+        self.shared.clients().remove(self.status.id);
     }
 }
 
@@ -296,6 +367,14 @@ impl ServerBuilder {
     /// Sets how many streams there may be. Default: 10 000; others are answered RESOURCE_EXHAUSTED.
     pub fn max_clients(mut self, clients: usize) -> Self {
         self.limits.clients = clients;
+        self
+    }
+
+    /// Sets how many streams there may be of one identity, so that a stolen one cannot keep out all others.
+    /// Default: 5 000, half of [`max_clients`](Self::max_clients), and the nodes of the largest cluster that
+    /// Kubernetes supports, whose proxies are one identity; others are answered RESOURCE_EXHAUSTED.
+    pub fn max_clients_per_identity(mut self, clients: usize) -> Self {
+        self.limits.clients_of_identity = clients;
         self
     }
 
@@ -338,6 +417,14 @@ impl ServerBuilder {
     /// of a client between its attempts.
     pub fn host_return(mut self, time: Duration) -> Self {
         self.limits.host_return = time;
+        self
+    }
+
+    /// Sets how long after a report of a host's health the next one of its stream counts, which costs whoever
+    /// makes workloads of entries a change; of those that come sooner, the last. Default: 1 s, the shortest period
+    /// of a readiness probe.
+    pub fn health_interval(mut self, interval: Duration) -> Self {
+        self.limits.health_interval = interval;
         self
     }
 

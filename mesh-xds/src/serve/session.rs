@@ -240,10 +240,14 @@ impl Session {
         self.types.iter().position(|one| one.is_of(kind))
     }
 
-    /// Whether a response of the type may be sent now. Addresses wait for policies that wait for an answer.
+    /// Whether a response of the type may be sent now. Before the first batch nothing is known of what there
+    /// is; addresses wait for policies that wait for an answer.
     fn may_send(&self, at: usize, store: &Store) -> bool {
         let one = &self.types[at];
         if one.outstanding.is_some() {
+            return false;
+        }
+        if !store.is_filled() && !matches!(one.source, Source::Nothing) {
             return false;
         }
         if !one.is_of(Kind::Address) {

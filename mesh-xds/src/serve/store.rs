@@ -40,6 +40,8 @@ pub(super) struct Owner {
 #[derive(Debug, Default)]
 pub(super) struct Store {
     revision: u64,
+    /// Whether there has been a batch.
+    filled: bool,
     addresses: Table,
     authorizations: Table,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
@@ -77,8 +79,14 @@ impl Store {
         self.withheld.values()
     }
 
+    /// Whether it is known what there is. Until then a name that stands for nothing is none that is gone.
+    pub(super) fn is_filled(&self) -> bool {
+        self.filled
+    }
+
     /// Applies a batch: removals, then updates. Returns what to answer, and with what.
     pub(super) fn apply(&mut self, batch: Batch) -> (BatchReply, Vec<Verdict>) {
+        self.filled = true;
         let (updates, removed, reply) = batch.into_parts();
         let replaced: HashSet<ResourceName> = updates.iter().map(Update::name).collect();
         // Policies first: whether a workload's list names one depends on them.

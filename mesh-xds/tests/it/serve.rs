@@ -164,6 +164,10 @@ impl Stream {
             }),
             ..Default::default()
         };
+        self.send(request).await;
+    }
+
+    pub(crate) async fn send(&self, request: DeltaDiscoveryRequest) {
         self.requests.send(request).await.unwrap();
     }
 
@@ -367,9 +371,14 @@ pub(crate) fn channel(uri: &Uri, token: &'static str) -> ChannelBuilder {
     Channel::builder(uri.clone()).token(move || async move { Ok(Some(token.to_owned())) })
 }
 
-fn with_ca() -> (ServerBuilder, String) {
+pub(crate) fn authority() -> Ca {
     let (root, key) = root();
-    let ca = Ca::new(&root, &key).unwrap();
+    Ca::new(&root, &key).unwrap()
+}
+
+fn with_ca() -> (ServerBuilder, String) {
+    let ca = authority();
+    let root = ca.roots().to_owned();
     (Server::builder(Tokens).ca(ca), root)
 }
 

@@ -25,7 +25,9 @@ fn server() -> Server {
     let server = Server::builder(Tokens)
         .registration_grace(GRACE)
         .host_return(Duration::ZERO)
+        .health_interval(Duration::ZERO)
         .build();
+    server.apply(Batch::default());
     let group = |name: &str| {
         let name = ObjectName::new("default", name);
         WorkloadGroup::new(name).with_service_account("forum")

@@ -76,6 +76,7 @@ async fn a_refusal_names_the_resource_and_the_good_ones_are_in_effect() {
 #[tokio::test]
 async fn how_an_application_is_reaches_the_server() {
     let server = Server::builder(Tokens).build();
+    server.apply(Batch::default());
     let uri = serve(&server, None).await;
     let (client, mut events) = join(
         channel(&uri, "default/a").build(Tcp).unwrap(),

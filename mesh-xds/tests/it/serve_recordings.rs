@@ -42,6 +42,7 @@ async fn replay(recording: &str, client: &str, exceptions: &[&'static str]) {
     };
     let folder = data.join("istiod").join(recording).join(client);
     let server = Server::builder(Tokens).build();
+    server.apply(Batch::default());
     let uri = serve(&server, None).await;
     let mut stream = open(&uri, "default/a").await.unwrap();
     for url in [type_url::ADDRESS, type_url::AUTHORIZATION] {

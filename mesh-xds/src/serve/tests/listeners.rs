@@ -3,7 +3,7 @@
 use mesh_authz::Identity;
 use mesh_authz::policy::{Action, Expr, Policy, PolicyName, Rule};
 
-use super::new_session;
+use super::{new_session, new_store};
 use crate::model::{
     AttachedPolicy, Batch, Membership, ObjectName, Port, Scope, ServiceName, Update, Workload,
 };
@@ -46,7 +46,7 @@ fn read(session: &mut Session, store: &Store) -> Option<(usize, Vec<String>)> {
 }
 
 fn store() -> Store {
-    let mut store = Store::default();
+    let mut store = new_store();
     store.set_groups([ObjectName::new("bank", "forum")].iter());
     store
 }

@@ -44,6 +44,13 @@ fn new_session() -> Session {
     })
 }
 
+/// Of a server that has been told that there is nothing.
+fn new_store() -> Store {
+    let mut store = Store::default();
+    store.apply(Batch::default());
+    store
+}
+
 /// What a test does.
 #[derive(Debug, Clone)]
 enum Step {
@@ -258,7 +265,7 @@ proptest! {
 
     #[test]
     fn the_state_of_the_world_is_all_there_is(steps in vec(step(), 0..60)) {
-        let mut store = Store::default();
+        let mut store = new_store();
         let mut session = new_session();
         let ask = |nonce: String, refuse: bool| DiscoveryRequest {
             type_url: type_url::ADDRESS.to_owned(),
@@ -291,7 +298,7 @@ proptest! {
 }
 
 fn run(wildcard: bool, steps: &[Step]) {
-    let mut store = Store::default();
+    let mut store = new_store();
     let mut client = Client::new(wildcard, &store);
     for step in steps {
         if let Some(batch) = change(step) {
@@ -338,7 +345,7 @@ fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
 
 #[test]
 fn a_name_brings_what_it_stands_for() {
-    let mut store = Store::default();
+    let mut store = new_store();
     let updates = vec![
         workload(0, 1).into(),
         workload(1, 1).into(),
@@ -359,7 +366,7 @@ fn a_name_brings_what_it_stands_for() {
 
 #[test]
 fn what_changes_before_an_answer_is_merged() {
-    let mut store = Store::default();
+    let mut store = new_store();
     let mut session = new_session();
     session
         .request(ask(type_url::ADDRESS, &[]), &store)
@@ -398,7 +405,7 @@ fn what_changes_before_an_answer_is_merged() {
 
 #[test]
 fn policies_come_before_addresses_and_other_types_before_both() {
-    let store = Store::default();
+    let store = new_store();
     let mut session = new_session();
     for url in [
         type_url::ADDRESS,
@@ -423,7 +430,7 @@ fn policies_come_before_addresses_and_other_types_before_both() {
 
 #[test]
 fn what_a_client_may_ask_for_is_bounded() {
-    let store = Store::default();
+    let store = new_store();
     let bounds = |names, size| Session::new(Bounds { names, size });
     let mut session = bounds(2, 100);
     session
@@ -481,7 +488,7 @@ fn a_workload_lists_no_policy_that_is_not_sent() {
     };
     let listing = vec![PolicyName::new("ns", "p")];
     let workload = workload(0, 0).with_authorization_policies(listing);
-    let mut store = Store::default();
+    let mut store = new_store();
     store.apply(Batch::new(vec![workload.into()], Vec::new()));
     assert!(listed(&store), "it may come yet");
     store.apply(Batch::new(vec![policy(Action::Audit)], Vec::new()));
@@ -497,7 +504,7 @@ fn a_workload_lists_no_policy_that_is_not_sent() {
 fn who_says_what_it_has_and_names_nothing_keeps_it() {
     // As ztunnel does when it comes back: `*` taken back at once, and the versions of what it has, with an
     // empty one for what it waits for.
-    let mut store = Store::default();
+    let mut store = new_store();
     let updates = vec![
         workload(0, 1).into(),
         workload(1, 1).into(),
@@ -545,7 +552,7 @@ fn what_hosts_have_registered_stays_while_they_may_come_back() {
     let entry = |name: &str| format!("c/networking.istio.io/WorkloadEntry/{name}");
     let [back, lost, other] = ["ns/forum-1", "ns/forum-2", "ns/other-1"].map(entry);
     for named in [false, true] {
-        let mut store = Store::default();
+        let mut store = new_store();
         store.set_groups([ObjectName::new("ns", "forum")].iter());
         let mut request = ask(type_url::ADDRESS, if named { &["*"] } else { &[] });
         if named {
@@ -584,7 +591,7 @@ fn what_nobody_is_sent_is_named() {
     let said =
         |store: &Store| -> Vec<String> { store.withheld().map(ToString::to_string).collect() };
     let target = Target::Service(ObjectName::new("ns", "s"));
-    let mut store = Store::default();
+    let mut store = new_store();
     let targets = policy(Action::Deny, Scope::Targets(vec![target]));
     store.apply(Batch::new(vec![targets], Vec::new()));
     let expected = "policy ns/p is sent to nobody: waypoints enforce what has targetRefs, and none is configured here";
@@ -612,7 +619,7 @@ fn who_does_not_read_for_too_long_has_to_connect_anew() {
         let one = |n| Workload::new(format!("c//Pod/ns/{n}"), "ns", "w").into();
         (from..to).map(one).collect()
     };
-    let mut store = Store::default();
+    let mut store = new_store();
     store.apply(Batch::new(workloads(0, 1), Vec::new()));
     let mut session = new_session();
     session

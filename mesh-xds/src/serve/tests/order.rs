@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
 
-use super::new_session;
+use super::{new_session, new_store};
 use crate::model::{AttachedPolicy, Batch, ObjectName, ResourceName, Scope, Update, Workload};
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use crate::proto::istio::security::{Authorization, Scope as WireScope};
@@ -221,7 +221,7 @@ proptest! {
         delta in any::<bool>(),
         steps in vec(step(), 0..60),
     ) {
-        let mut store = Store::default();
+        let mut store = new_store();
         store.apply(mesh(0, true));
         let mut client = Client::new(delta, &store);
         let mut last = "ns/p0".to_owned();
@@ -245,7 +245,7 @@ proptest! {
 #[test]
 fn a_policy_with_another_name_goes_after_the_addresses_that_listed_it() {
     for delta in [true, false] {
-        let mut store = Store::default();
+        let mut store = new_store();
         store.apply(mesh(0, true));
         let mut client = Client::new(delta, &store);
         assert_eq!(client.finish(&store), ["ns/p0"]);
@@ -264,7 +264,7 @@ fn a_policy_with_another_name_goes_after_the_addresses_that_listed_it() {
 /// A policy that binds by a list can only bind less by itself if it did so before, which its version tells.
 #[test]
 fn who_comes_back_has_changed_policies_before_the_addresses_that_list_them() {
-    let mut store = Store::default();
+    let mut store = new_store();
     store.apply(mesh(0, true));
     let mut client = Client::new(true, &store);
     assert!(client.read(&store) && client.read(&store));
@@ -289,7 +289,7 @@ fn who_comes_back_has_changed_policies_before_the_addresses_that_list_them() {
 #[test]
 fn addresses_wait_for_policies_that_wait_for_an_answer() {
     for delta in [true, false] {
-        let mut store = Store::default();
+        let mut store = new_store();
         store.apply(mesh(0, true));
         let mut client = Client::new(delta, &store);
         client.finish(&store);
@@ -308,7 +308,7 @@ fn addresses_wait_for_policies_that_wait_for_an_answer() {
 #[test]
 fn a_policy_stays_while_a_host_that_lists_it_may_come_back() {
     let uid = "c/networking.istio.io/WorkloadEntry/ns/forum-1";
-    let mut store = Store::default();
+    let mut store = new_store();
     store.set_groups([ObjectName::new("ns", "forum")].iter());
     let mut session = new_session();
     for (url, name) in [(type_url::AUTHORIZATION, "ns/p0"), (type_url::ADDRESS, uid)] {
