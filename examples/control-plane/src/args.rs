@@ -72,6 +72,10 @@ pub(crate) struct Serve {
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
 
+    /// Serve even if the manifests have nothing to serve: clients are told that all is gone.
+    #[arg(long)]
+    pub(crate) allow_empty: bool,
+
     /// Where to serve discovery and certificates, over TLS.
     #[arg(long, default_value = "127.0.0.1:15012")]
     pub(crate) listen: SocketAddr,
@@ -105,6 +109,7 @@ impl Serve {
     pub(crate) fn on_a_free_port(config: &Path) -> Self {
         Self {
             config: Some(config.to_owned()),
+            allow_empty: false,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             server_name: Vec::new(),
             http: None,

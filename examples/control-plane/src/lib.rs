@@ -17,15 +17,22 @@ mod token;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_xds::serve::{Ca, Server};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 pub use crate::args::{Args, complain, init_logging};
 use crate::args::{Command, Serve, WorkloadCommand};
+use crate::files::{Files, Problems};
+use crate::pages::Pages;
 use crate::state::State;
+
+/// Connections that wait to be accepted; as tokio has it.
+const BACKLOG: u32 = 1024;
 
 /// What went wrong.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -45,21 +52,36 @@ pub async fn run(args: &Args) -> Result<(), BoxError> {
 
 /// Serves until Ctrl-C or SIGTERM.
 async fn stay_up(args: &Args) -> Result<(), BoxError> {
-    let told = told_to_end()?;
-    let running = serve(&args.serve, &args.state, &args.trust_domain).await?;
+    let mut told = pin!(told_to_end()?);
+    let prepared = prepare(&args.serve, &args.state, &args.trust_domain).await?;
+    let up = Arc::new(AtomicBool::new(false));
+    if let Some(address) = args.serve.http {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| format!("--http {address}: {error}"))?;
+        args::say(&format!(
+            "its clients:  http://{}/debug/syncz",
+            listener.local_addr()?
+        ));
+        let pages = Pages {
+            server: prepared.server.clone(),
+            problems: prepared.files.problems.clone(),
+            up: Arc::clone(&up),
+        };
+        tokio::spawn(pages::serve(listener, pages));
+    }
+    if !prepared.files.are_complete() {
+        complain("nothing is served until this is right; clients keep what they have");
+    }
+    let running = tokio::select! {
+        running = prepared.serve() => running?,
+        () = told.as_mut() => return Ok(()),
+    };
+    up.store(true, Ordering::Relaxed);
     args::say(&format!(
         "serving {} resources on {}",
         running.server.resources(),
         running.address
     ));
-    if let Some(address) = args.serve.http {
-        let listener = bind("--http", address).await?;
-        args::say(&format!(
-            "its clients:  http://{}/debug/syncz",
-            listener.local_addr()?
-        ));
-        tokio::spawn(pages::serve(listener, running.server.clone()));
-    }
     told.await;
     Ok(())
 }
@@ -83,7 +105,7 @@ pub struct Running {
     address: SocketAddr,
     state: PathBuf,
     tokens: token::Tokens,
-    problems: files::Problems,
+    problems: Problems,
 }
 
 /// Serves the manifests in `config`, which are watched, on a port of this machine that is free. The folder
@@ -91,9 +113,14 @@ pub struct Running {
 ///
 /// # Errors
 ///
-/// The files cannot be read, or the folder cannot be used.
+/// The files cannot be read, one of them is wrong as a whole or there is nothing in them, with file, line and
+/// field; or the folder cannot be used.
 pub async fn start(config: &Path, state: &Path, trust_domain: &str) -> Result<Running, BoxError> {
-    serve(&Serve::on_a_free_port(config), state, trust_domain).await
+    let prepared = prepare(&Serve::on_a_free_port(config), state, trust_domain).await?;
+    if !prepared.files.are_complete() {
+        return Err(prepared.files.problems.get().join("; ").into());
+    }
+    prepared.serve().await
 }
 
 impl Running {
@@ -132,7 +159,19 @@ impl fmt::Debug for Running {
     }
 }
 
-async fn serve(args: &Serve, folder: &Path, trust_domain: &str) -> Result<Running, BoxError> {
+/// All but the port at which clients call: open, it would promise answers.
+struct Prepared {
+    server: Server,
+    tls: rustls::ServerConfig,
+    socket: TcpSocket,
+    address: SocketAddr,
+    age: Duration,
+    state: PathBuf,
+    tokens: token::Tokens,
+    files: Files,
+}
+
+async fn prepare(args: &Serve, folder: &Path, trust_domain: &str) -> Result<Prepared, BoxError> {
     let state = State::open(folder, trust_domain)?;
     let ca = Ca::new(&state.root, &state.key)?;
     let tls = tls::config(&state, &args.server_name)?;
@@ -142,26 +181,51 @@ async fn serve(args: &Serve, folder: &Path, trust_domain: &str) -> Result<Runnin
         .registration_grace(Duration::from_secs(args.registration_grace))
         .host_return(Duration::from_secs(args.host_return))
         .build();
-    let problems = files::load_and_watch(&args.config()?, trust_domain, server.clone())?;
-    let listener = bind("--listen", args.listen).await?;
-    let address = listener.local_addr()?;
-    let age = Duration::from_secs(args.max_connection_age);
-    tokio::spawn(serving::serve(
-        listener,
-        Arc::new(tls),
-        server.service(),
-        age,
-    ));
-    Ok(Running {
-        server,
-        address,
+    let socket = bind(args.listen).map_err(|error| format!("--listen {}: {error}", args.listen))?;
+    let config = args.config()?;
+    let files = files::load_and_watch(&config, trust_domain, args.allow_empty, server.clone());
+    Ok(Prepared {
+        address: socket.local_addr()?,
+        files: files.await?,
+        age: Duration::from_secs(args.max_connection_age),
         state: folder.to_owned(),
+        server,
+        tls,
+        socket,
         tokens,
-        problems,
     })
 }
 
-async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, BoxError> {
-    let listener = TcpListener::bind(address).await;
-    listener.map_err(|error| format!("{flag} {address}: {error}").into())
+impl Prepared {
+    /// Serves once there is all that is to be served.
+    async fn serve(mut self) -> Result<Running, BoxError> {
+        self.files.completed().await?;
+        let listener = self.socket.listen(BACKLOG);
+        let listener = listener.map_err(|error| format!("--listen {}: {error}", self.address))?;
+        tokio::spawn(serving::serve(
+            listener,
+            Arc::new(self.tls),
+            self.server.service(),
+            self.age,
+        ));
+        Ok(Running {
+            server: self.server,
+            address: self.address,
+            state: self.state,
+            tokens: self.tokens,
+            problems: self.files.problems,
+        })
+    }
+}
+
+/// Takes an address, and refuses connections still.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // As tokio's listeners: connections of the process before may linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }

@@ -1,7 +1,8 @@
-//! `/debug/syncz`: who has what, and what nobody is sent.
+//! `/debug/syncz`: who has what, what nobody is sent, and what is wrong; `/ready`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -14,10 +15,21 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::files::Problems;
+
 /// Connections at a time; others wait to be accepted.
 const MAX_CONNECTIONS: usize = 100;
 
-pub(crate) async fn serve(listener: TcpListener, server: Server) {
+/// What there is to tell of.
+#[derive(Clone)]
+pub(crate) struct Pages {
+    pub(crate) server: Server,
+    pub(crate) problems: Problems,
+    /// Whether clients are served.
+    pub(crate) up: Arc<AtomicBool>,
+}
+
+pub(crate) async fn serve(listener: TcpListener, pages: Pages) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -27,10 +39,10 @@ pub(crate) async fn serve(listener: TcpListener, server: Server) {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             continue;
         };
-        let server = server.clone();
+        let pages = pages.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let answer = answer(&request, &server);
+                let answer = answer(&request, &pages);
                 async { Ok::<_, Infallible>(answer) }
             });
             let _ = hyper::server::conn::http1::Builder::new()
@@ -42,17 +54,26 @@ pub(crate) async fn serve(listener: TcpListener, server: Server) {
     }
 }
 
-fn answer(request: &Request<Incoming>, server: &Server) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+    let server = &pages.server;
     let (status, kind, text) = match request.uri().path() {
         "/debug/syncz" => {
             let page = json!({
                 "clients": server.clients().iter().map(client).collect::<Vec<_>>(),
                 "hosts": server.registrations().entries().iter().map(host).collect::<Vec<_>>(),
+                "problems": pages.problems.get(),
                 "withheld": server.withheld().iter().map(withheld).collect::<Vec<_>>(),
             });
             (StatusCode::OK, "application/json", format!("{page:#}\n"))
         }
-        "/ready" => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
+        "/ready" if pages.up.load(Ordering::Relaxed) => {
+            (StatusCode::OK, "text/plain", "ready\n".to_owned())
+        }
+        "/ready" => {
+            let why = pages.problems.get().join("\n");
+            let text = format!("not ready\n{why}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, "text/plain", text)
+        }
         _ => (
             StatusCode::NOT_FOUND,
             "text/plain",

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -14,7 +14,8 @@ use mesh_xds::serve::{Body, Peer, Service};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{BoxError, tls};
@@ -23,6 +24,9 @@ use crate::{BoxError, tls};
 const MAX_CONNECTIONS: usize = 10_000;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a connection may be here before something on it was accepted: nobody but the Authenticator knows who it is.
+const FIRST_ACCEPTED: Duration = Duration::from_secs(10);
 
 /// How long a connection that has reached its age may finish what is on it. As istiod.
 const GRACE: Duration = Duration::from_secs(10);
@@ -43,7 +47,7 @@ pub(crate) async fn serve(
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "no connection could be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -64,7 +68,7 @@ async fn connection(
     age: Duration,
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
-    let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
+    let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await??;
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(<[_]>::first);
     // A certificate that names nobody we know is not the same as none: its token must not count instead.
@@ -73,21 +77,50 @@ async fn connection(
         Some(Some(identity)) => Some(Peer::new(identity)),
         None => None,
     };
+    on(stream, service, peer, age).await
+}
+
+/// Serves a connection of whom its certificate names, if it has one.
+async fn on<I>(
+    stream: I,
+    service: Service,
+    peer: Option<Peer>,
+    age: Duration,
+) -> Result<(), BoxError>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let accepted = Arc::new(Notify::new());
+    let accepts = Arc::clone(&accepted);
     let service = tower::service_fn(move |mut request: Request<Incoming>| {
-        let mut service = service.clone();
+        let (mut service, accepted) = (service.clone(), Arc::clone(&accepts));
         if let Some(peer) = peer.clone() {
             request.extensions_mut().insert(peer);
         }
         async move {
             let answer = tower_service::Service::call(&mut service, request).await;
-            Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
+            let answer = answer.unwrap_or_else(|never| match never {});
+            if is_accepted(&answer) {
+                accepted.notify_one();
+            }
+            Ok::<_, Infallible>(answer)
         }
     });
-    speak(stream, service, age).await
+    speak(stream, service, &accepted, age).await
 }
 
-/// Speaks HTTP/2 until the client leaves or the connection has reached its age.
-async fn speak<I, S>(stream: I, service: S, age: Duration) -> Result<(), BoxError>
+/// gRPC: a call that is refused has its status among the headers.
+fn is_accepted<B>(answer: &Response<B>) -> bool {
+    answer.status() == StatusCode::OK && !answer.headers().contains_key("grpc-status")
+}
+
+/// Speaks HTTP/2 until the client leaves, the connection has reached its age, or nothing on it was `accepted` in time.
+async fn speak<I, S>(
+    stream: I,
+    service: S,
+    accepted: &Notify,
+    age: Duration,
+) -> Result<(), BoxError>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: tower_service::Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
@@ -102,14 +135,20 @@ where
         .max_concurrent_streams(100);
     let service = TowerToHyperService::new(service);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let end = Instant::now() + age;
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),
-        () = tokio::time::sleep(age) => {}
+        () = accepted.notified() => {}
+        () = sleep(FIRST_ACCEPTED) => return Err("nothing on it was accepted in time".into()),
+    }
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        () = sleep_until(end) => {}
     }
     // GOAWAY, then the end: a stream of discovery would never finish by itself. Its client comes back, to
     // another replica where there are some, and shows its newest certificate or token.
     connection.as_mut().graceful_shutdown();
-    match tokio::time::timeout(GRACE, connection).await {
+    match timeout(GRACE, connection).await {
         Ok(ended) => Ok(ended?),
         Err(_) => Err("it has reached its age".into()),
     }
@@ -124,11 +163,9 @@ fn jittered(age: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use mesh_xds::serve::Server;
-    use tokio::time::{Instant, sleep};
-
     use super::*;
     use crate::token::Tokens;
+    use mesh_xds::serve::Server;
 
     #[test]
     fn ages_differ_by_a_tenth_at_most() {
@@ -147,7 +184,7 @@ mod tests {
         let (here, there) = tokio::io::duplex(1 << 16);
         let age = Duration::from_secs(1800);
         let started = Instant::now();
-        let served = tokio::spawn(speak(there, server.service(), age));
+        let served = tokio::spawn(on(there, server.service(), None, age));
         let (sender, connection) = h2::client::handshake(here).await.unwrap();
         tokio::spawn(connection);
         let path = "http://cp/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -182,5 +219,41 @@ mod tests {
         assert!(ended.abs_diff(GRACE) < Duration::from_secs(1), "{ended:?}");
         assert!(served.await.unwrap().is_err());
         assert!(server.clients().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_on_which_nothing_is_accepted_in_time_ends() {
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let server = Server::builder(Tokens::new(b"a secret", "td")).build();
+        let age = Duration::from_secs(1800);
+        let served = tokio::spawn(on(there, server.service(), None, age));
+        let started = Instant::now();
+        let (mut sender, connection) = h2::client::handshake(here).await.unwrap();
+        tokio::spawn(connection);
+        // Whoever shows nothing is told so each time, and that is no beginning.
+        loop {
+            let path = "http://cp/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+            let request = Request::post(path).header("content-type", "application/grpc");
+            let request = request.body(()).unwrap();
+            sender = match sender.ready().await {
+                Ok(ready) => ready,
+                Err(_) => break,
+            };
+            let Ok((response, _)) = sender.send_request(request, true) else {
+                break;
+            };
+            let Ok(response) = response.await else {
+                break;
+            };
+            assert_eq!(response.headers()["grpc-status"], "16");
+            sleep(Duration::from_secs(1)).await;
+        }
+        let ended = started.elapsed();
+        assert!(
+            ended.abs_diff(FIRST_ACCEPTED) <= Duration::from_secs(1),
+            "{ended:?}"
+        );
+        let error = served.await.unwrap().unwrap_err().to_string();
+        assert_eq!(error, "nothing on it was accepted in time");
     }
 }

@@ -5,6 +5,7 @@ mod listeners;
 mod plane;
 mod require;
 mod restarts;
+mod starts;
 #[path = "../../../../mesh-core/tests/it/ztunnel.rs"]
 mod ztunnel;
 mod ztunnel_joins;

@@ -118,15 +118,27 @@ impl Plane {
         folder
     }
 
-    /// A page of the program's, if it answers.
+    /// Where clients call.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A page of the program's, if there is one.
     pub(crate) async fn page(&self, path: &str) -> Option<String> {
+        let (status, body) = self.answer(path).await?;
+        (status == 200).then_some(body)
+    }
+
+    /// What the program answers: a status and a text.
+    pub(crate) async fn answer(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.http).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
-        head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
     }
 
     pub(crate) async fn syncz(&self) -> Value {
