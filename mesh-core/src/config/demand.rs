@@ -104,7 +104,8 @@ struct State {
     workloads: Vec<(WorkloadId, Identity)>,
     /// How often each is asked for, and what became of it.
     listeners: BTreeMap<SocketAddr, (usize, Asked)>,
-    wanted: HashMap<Arc<str>, Asked>,
+    /// `None` where the source cannot ask: nobody knows whether there is one.
+    wanted: HashMap<Arc<str>, Option<Asked>>,
     /// What the application says of itself.
     said: Option<AppHealth>,
     /// What a probe found last, if there is a probe and it has found anything.
@@ -294,19 +295,24 @@ impl Board {
         state.taken && state.by_name
     }
 
-    /// Wants a service or workload; `None` if there is no room for more names.
+    /// Wants a service or workload; `None` if there is no room for more names. One that was refused is asked
+    /// for anew by whoever comes next.
     pub(crate) fn want(&self, name: &str) -> Option<Asked> {
         let mut asked = None;
         self.change(|state| {
             if let Some(known) = state.wanted.get(name) {
-                asked = Some(*known);
+                asked = *known;
+                if known.is_none() {
+                    state.wanted.remove(name);
+                }
                 return;
             }
             if state.wanted.len() >= MAX_WANTED && !state.forget_an_absent_one() {
                 return;
             }
             let name: Arc<str> = name.into();
-            state.wanted.insert(Arc::clone(&name), Asked::Waiting);
+            let waiting = Some(Asked::Waiting);
+            state.wanted.insert(Arc::clone(&name), waiting);
             state.tell(Demand::Want(name));
             asked = Some(Asked::Waiting);
         });
@@ -316,8 +322,20 @@ impl Board {
     /// The source says that there is no such service or workload.
     pub(crate) fn absent(&self, name: &str) {
         if let Some(asked) = self.state().wanted.get_mut(name) {
-            *asked = Asked::Absent;
+            *asked = Some(Asked::Absent);
         }
+        self.answered.send_modify(|count| *count += 1);
+    }
+
+    /// The source cannot ask for it: it is neither here nor absent. An absent one makes room.
+    #[cfg(feature = "istiod")]
+    pub(super) fn refuse(&self, name: &str) {
+        self.change(|state| {
+            if let Some(asked) = state.wanted.get_mut(name) {
+                *asked = None;
+            }
+            state.forget_an_absent_one();
+        });
         self.answered.send_modify(|count| *count += 1);
     }
 
@@ -340,7 +358,7 @@ impl State {
         let absent = self
             .wanted
             .iter()
-            .find(|(_, asked)| **asked == Asked::Absent);
+            .find(|(_, asked)| **asked == Some(Asked::Absent));
         let Some(name) = absent.map(|(name, _)| Arc::clone(name)) else {
             return false;
         };

@@ -80,6 +80,7 @@ impl ConfigSource for File {
             loader: Loader::new(settings),
             refused: BTreeMap::new(),
             files: Vec::new(),
+            incomplete: None,
             unreadable: None,
         };
         link.complete()?;
@@ -120,6 +121,8 @@ struct Work {
     refused: BTreeMap<ResourceName, Verdict>,
     /// What was loaded last, sorted.
     files: Vec<PathBuf>,
+    /// What keeps the first load from being one.
+    incomplete: Option<String>,
     /// Why the last look failed.
     unreadable: Option<String>,
 }
@@ -137,11 +140,17 @@ impl Work {
     }
 
     fn readable(&mut self, link: &ConfigLink) -> Result<(), Error> {
-        if self.unreadable.take().is_some() && !self.files.is_empty() {
+        if self.unreadable.take().is_none() {
+            return Ok(());
+        }
+        if !self.files.is_empty() {
             tracing::info!(target: "mesh::config", "configuration files can be read again");
         }
         link.stale(None)?;
-        link.source_problem(NAME, None)
+        match &self.incomplete {
+            Some(what) => link.pend(NAME, what),
+            None => link.source_problem(NAME, None),
+        }
     }
 
     fn unreadable(&mut self, link: &ConfigLink, error: &std::io::Error) -> Result<(), Error> {
@@ -170,9 +179,11 @@ impl Work {
             // Until all files were readable at once, a workload could appear without its policies.
             let what = problems.join("; ");
             link.pend(NAME, &what)?;
-            link.cannot_start(Some(what))?;
+            link.cannot_start(Some(what.clone()))?;
+            self.incomplete = Some(what);
             return link.report(problems);
         }
+        self.incomplete = None;
         link.cannot_start(None)?;
         link.source_problem(NAME, None)?;
         let changed = batch.updates().len() + batch.removed().len();

@@ -140,6 +140,13 @@ impl ConfigLink {
         Ok(())
     }
 
+    /// Answers [`Demand::Want`] where the source cannot ask for it.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn refuse(&self, name: &str) -> Result<(), Error> {
+        self.node()?.board.refuse(name);
+        Ok(())
+    }
+
     /// Answers [`Demand::Listener`]: there is none, so far.
     ///
     /// # Errors

@@ -323,3 +323,26 @@ async fn a_file_of_a_folder_that_is_removed_takes_its_objects_with_it_and_says_s
     lines.has(&["WARN", "more.yaml", "removed", "what it held"]);
     lines.has(&["INFO", "applied", "changed=1"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_with_a_file_is_said_for_as_long_as_it_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "kind: [\n");
+    let server = mesh(folder.path(), "reviews-v1", ca());
+    let says = async |what: &str| {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let readiness = server.readiness();
+        let pending: Vec<_> = readiness.pending().map(|(_, why)| why.to_owned()).collect();
+        assert!(pending.iter().any(|why| why.contains(what)), "{pending:?}");
+    };
+    says("mesh.yaml:1").await;
+    says("mesh.yaml:1").await;
+    // It goes, and comes back as it was.
+    let (here, away) = (folder.path().join("mesh.yaml"), folder.path().join("away"));
+    fs::rename(&here, &away).unwrap();
+    says("No such file").await;
+    fs::rename(&away, &here).unwrap();
+    says("mesh.yaml:1").await;
+    write(folder.path(), &pod("podIP: 127.90.0.11"));
+    server.ready().await.unwrap();
+}

@@ -53,6 +53,29 @@ fn what_was_taken_back_in_time_is_not_told() {
     );
 }
 
+#[cfg(feature = "istiod")]
+#[test]
+fn a_name_that_cannot_be_asked_for_is_not_absent() {
+    let board = Board::new();
+    let mut demands = board.take(true);
+    assert_eq!(board.want("ns/gone"), Some(Asked::Waiting));
+    board.absent("ns/gone");
+    assert_eq!(board.want("ns/a"), Some(Asked::Waiting));
+    all(&mut demands);
+    board.refuse("ns/a");
+    assert_eq!(all(&mut demands), [Demand::Forget("ns/gone".into())]);
+    assert_eq!(board.want("ns/a"), None, "whoever waits is told");
+    assert_eq!(
+        board.want("ns/a"),
+        Some(Asked::Waiting),
+        "there is room now"
+    );
+    assert_eq!(all(&mut demands), [Demand::Want("ns/a".into())]);
+    // Of one that nobody waits for any more nothing is left.
+    board.refuse("ns/other");
+    assert_eq!(board.want("ns/other"), Some(Asked::Waiting));
+}
+
 #[test]
 fn names_are_bounded_and_absent_ones_make_room() {
     let board = Board::new();

@@ -579,7 +579,8 @@ impl Ask {
             Ok(_) => self.link.absent(name),
             Err(error) if error.kind() == XdsErrorKind::InvalidSettings => {
                 tracing::warn!(target: "mesh::config", name, %error, "is not asked for");
-                self.link.absent(name)
+                // Absent, it would go out as it is: it may well be in the mesh.
+                self.link.refuse(name)
             }
             Err(error) => Err(ended(error)),
         }
