@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
+use control_plane::told_to_end;
 use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
@@ -86,19 +87,6 @@ async fn serve(args: &Args, service: &str) -> Result<(), BoxError> {
     told.await;
     cluster.shutdown().await;
     Ok(())
-}
-
-/// Until Ctrl-C, or until SIGTERM: what Kubernetes sends some time before it kills. Both are heard from this call on.
-fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
 }
 
 /// An error with what caused it.

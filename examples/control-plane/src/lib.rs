@@ -87,7 +87,11 @@ async fn stay_up(args: &Args) -> Result<(), BoxError> {
 }
 
 /// Until Ctrl-C, or until SIGTERM: what Kubernetes sends some time before it kills. Both are heard from this call on.
-fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
+///
+/// # Errors
+///
+/// No signals can be heard.
+pub fn told_to_end() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

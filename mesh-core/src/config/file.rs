@@ -147,9 +147,10 @@ impl Work {
             tracing::info!(target: "mesh::config", "configuration files can be read again");
         }
         link.stale(None)?;
+        link.source_problem(NAME, None)?;
         match &self.incomplete {
             Some(what) => link.pend(NAME, what),
-            None => link.source_problem(NAME, None),
+            None => Ok(()),
         }
     }
 

@@ -339,38 +339,6 @@ async fn on_demand_only_what_is_dialled_is_here() {
     );
 }
 
-/// As many as a stream may ask for, with the workload's own.
-const NAMES: u16 = 10_000;
-
-#[tokio::test(start_paused = true)]
-async fn a_name_that_there_is_no_room_to_ask_for_is_not_taken_for_absent() {
-    let place = Place::new();
-    place.token("client", HOUR);
-    let mut client = workload("client", [10, 0, 0, 1], "1");
-    client.aliases = vec!["/10.0.0.1".to_owned()];
-    place.istiod.discovery.say(&addresses(vec![client], &[]));
-    let xds = place.xds("client", [10, 0, 0, 1]).on_demand();
-    let client = place.mesh("client", "client", xds);
-    client.ready().await.unwrap();
-    let dial = |number: u16| {
-        let client = client.clone();
-        let [high, low] = number.to_be_bytes();
-        async move {
-            let error = client.connect(format!("10.20.{high}.{low}:80")).await;
-            error.unwrap_err().kind()
-        }
-    };
-    let mut dials = tokio::task::JoinSet::new();
-    for number in 1..NAMES {
-        dials.spawn(dial(number));
-    }
-    while let Some(answer) = dials.join_next().await {
-        assert_eq!(answer.unwrap(), ErrorKind::UnknownHost);
-    }
-    assert_eq!(dial(NAMES).await, ErrorKind::Overloaded);
-    assert_eq!(dial(NAMES).await, ErrorKind::UnknownHost, "one made room");
-}
-
 pub(crate) async fn serve(mesh: &Mesh, port: u16) {
     let http = mesh.listen_http(port).await.unwrap();
     tokio::spawn(

@@ -344,5 +344,6 @@ async fn what_is_wrong_with_a_file_is_said_for_as_long_as_it_is_wrong() {
     fs::rename(&away, &here).unwrap();
     says("mesh.yaml:1").await;
     write(folder.path(), &pod("podIP: 127.90.0.11"));
+    tokio::time::sleep(Duration::from_secs(5)).await;
     server.ready().await.unwrap();
 }
