@@ -14,8 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::crl;
 use super::fingerprint::Fingerprint;
-use super::verify::identity_of;
-use super::verify_error::VerifyError;
+use super::verify::Leaf;
 use crate::{Error, ErrorKind, Side};
 
 /// A workload's certificate chain and private key, the roots it trusts, and the CRLs it knows.
@@ -33,8 +32,7 @@ pub struct Bundle {
 struct Own {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    identity: Identity,
-    leaf: Facts,
+    leaf: Leaf,
 }
 
 /// Whom we believe.
@@ -89,22 +87,16 @@ impl Bundle {
                 "leaf certificate: expected an end entity, found a certificate authority",
             ));
         }
-        let identity = identity_of(&end_entity)
+        let leaf = Leaf::read(&end_entity)
             .map_err(|error| invalid("leaf certificate").with_source(error))?;
-        let facts =
-            Facts::of(leaf).map_err(|error| invalid("leaf certificate").with_source(error))?;
+        let facts = &leaf.facts;
         if facts.not_before > facts.not_after {
             return Err(invalid(
                 "leaf certificate: validity: expected not-before at or before not-after",
             ));
         }
         let trust = Trust::new(roots, crls)?;
-        let own = Own {
-            chain,
-            key,
-            identity,
-            leaf: facts,
-        };
+        let own = Own { chain, key, leaf };
         Ok(Self {
             own: Arc::new(own),
             trust: Arc::new(trust),
@@ -149,7 +141,7 @@ impl Bundle {
 
     /// Who the leaf certificate says we are.
     pub fn identity(&self) -> &Identity {
-        &self.own.identity
+        &self.own.leaf.identity
     }
 
     /// The chain as it is presented, leaf first.
@@ -164,17 +156,17 @@ impl Bundle {
 
     /// When the leaf begins to be valid.
     pub fn not_before(&self) -> SystemTime {
-        self.own.leaf.not_before
+        self.own.leaf.facts.not_before
     }
 
     /// When the leaf ceases to be valid.
     pub fn not_after(&self) -> SystemTime {
-        self.own.leaf.not_after
+        self.own.leaf.facts.not_after
     }
 
     /// The leaf's serial number in decimal, as istioctl shows it.
     pub fn serial_number(&self) -> &str {
-        &self.own.leaf.serial
+        &self.own.leaf.facts.serial
     }
 
     /// The SHA-256 fingerprints of the roots, in their order; they display as hexadecimal.
@@ -223,20 +215,18 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, VerifyError> {
-        let (_, parsed) = X509Certificate::from_der(certificate)
-            .map_err(|_| VerifyError::certificate(&webpki::Error::BadDer))?;
-        let validity = parsed.validity();
+    pub(super) fn of(certificate: &X509Certificate<'_>) -> Self {
+        let validity = certificate.validity();
         let time = |seconds: i64| {
             // Before 1970 is as good as 1970: no certificate of a mesh is that old.
             let seconds = u64::try_from(seconds).unwrap_or(0);
             system_time(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
         };
-        Ok(Self {
-            serial: parsed.tbs_certificate.serial.to_string(),
+        Self {
+            serial: certificate.tbs_certificate.serial.to_string(),
             not_before: time(validity.not_before.timestamp()),
             not_after: time(validity.not_after.timestamp()),
-        })
+        }
     }
 }
 

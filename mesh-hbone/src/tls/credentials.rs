@@ -18,7 +18,7 @@ use webpki::KeyUsage;
 use super::bundle::{Bundle, invalid};
 use super::provider::{CipherPreference, Provider};
 use super::read_buffer::ReadBuffers;
-use super::verify::{Expected, Rules, Verifier};
+use super::verify::{Expected, Remembered, Rules, Verifier};
 use crate::{Error, ErrorKind, Side};
 
 /// ALPN of HBONE, and the only one offered or accepted.
@@ -33,6 +33,7 @@ pub struct Options {
     pub(super) flush_at: usize,
     pub(super) read_buffer: usize,
     pub(super) spare_read_buffers: usize,
+    pub(super) remembered_certificates: usize,
     pub(super) cipher: CipherPreference,
     pub(super) clock: Arc<dyn TimeProvider>,
 }
@@ -46,6 +47,7 @@ impl Default for Options {
             flush_at: 128 * 1024,
             read_buffer: 4 * (RECORD + RECORD_OVERHEAD),
             spare_read_buffers: 32,
+            remembered_certificates: 256,
             cipher: CipherPreference::default(),
             clock: Arc::new(DefaultTimeProvider),
         }
@@ -102,6 +104,18 @@ impl Options {
         self
     }
 
+    /// Certificates that are remembered, so that a peer that comes back costs one verification of a
+    /// signature less: those read and accepted as a leaf, and signatures on certificates and CRLs found
+    /// good, so many of each. Default: 256, of less than 1 KiB each; 0 looks at all again.
+    ///
+    /// What is remembered are bytes: the certificate, or the key, what was signed, and the signature.
+    /// Whether a certificate is valid now, revoked, of the right use and of the right identity is judged at
+    /// each handshake, and so is the signature by which the peer proves that it has the key.
+    pub fn remembered_certificates(mut self, count: usize) -> Self {
+        self.remembered_certificates = count;
+        self
+    }
+
     /// Judges validity by this clock. Default: the system's.
     pub fn clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(Clock(now));
@@ -143,6 +157,7 @@ impl fmt::Debug for Options {
             .field("flush_at", &self.flush_at)
             .field("read_buffer", &self.read_buffer)
             .field("spare_read_buffers", &self.spare_read_buffers)
+            .field("remembered_certificates", &self.remembered_certificates)
             .field("cipher_preference", &self.cipher)
             .finish_non_exhaustive()
     }
@@ -178,6 +193,7 @@ struct Shared {
     active: ArcSwap<Active>,
     generation: watch::Sender<u64>,
     read_buffers: Arc<ReadBuffers>,
+    remembered: Arc<Remembered>,
 }
 
 /// One bundle with all that can be computed from it before a handshake.
@@ -185,6 +201,8 @@ struct Active {
     bundle: Arc<Bundle>,
     rules: Arc<Rules>,
     certificate: Arc<SingleCertAndKey>,
+    /// Of clients, but for whom each expects.
+    client: ClientConfig,
     crypto: Arc<rustls::crypto::CryptoProvider>,
     clock: Arc<dyn TimeProvider>,
 }
@@ -199,7 +217,8 @@ impl Credentials {
     /// exchange, or if an option is out of range.
     pub fn new(provider: Provider, bundle: Bundle, options: Options) -> Result<Self, Error> {
         options.check()?;
-        let active = Active::new(&provider, bundle, &options)?;
+        let remembered = Arc::new(Remembered::new(options.remembered_certificates));
+        let active = Active::new(&provider, bundle, &options, &remembered)?;
         let read_buffers = ReadBuffers::new(options.read_buffer, options.spare_read_buffers);
         Ok(Self {
             shared: Arc::new(Shared {
@@ -208,6 +227,7 @@ impl Credentials {
                 active: ArcSwap::from_pointee(active),
                 generation: watch::Sender::new(1),
                 read_buffers: Arc::new(read_buffers),
+                remembered,
             }),
         })
     }
@@ -219,9 +239,12 @@ impl Credentials {
     /// As [`Credentials::new`]; the old bundle then stays.
     pub fn replace(&self, bundle: Bundle) -> Result<(), Error> {
         let Shared {
-            provider, options, ..
+            provider,
+            options,
+            remembered,
+            ..
         } = &*self.shared;
-        let active = Arc::new(Active::new(provider, bundle, options)?);
+        let active = Arc::new(Active::new(provider, bundle, options, remembered)?);
         self.shared.generation.send_modify(|generation| {
             *generation += 1;
             self.shared.active.store(active);
@@ -272,25 +295,14 @@ impl Credentials {
     }
 
     /// What one outgoing handshake needs.
-    pub(super) fn client(
-        &self,
-        expected: Expected,
-    ) -> Result<(ClientConfig, Arc<Verifier>), rustls::Error> {
+    pub(super) fn client(&self, expected: Expected) -> (ClientConfig, Arc<Verifier>) {
         let active = self.shared.active.load();
         let verifier = Arc::new(Verifier::new(Arc::clone(&active.rules), expected));
-        let mut config = ClientConfig::builder_with_details(
-            Arc::clone(&active.crypto),
-            Arc::clone(&active.clock),
-        )
-        .with_protocol_versions(&[&TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&verifier) as _)
-        .with_client_cert_resolver(Arc::clone(&active.certificate) as _);
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.enable_sni = false;
-        // A resumed session would not look at the certificate again (CVE-2022-21654).
-        config.resumption = Resumption::disabled();
-        Ok((config, verifier))
+        let mut config = active.client.clone();
+        config
+            .dangerous()
+            .set_certificate_verifier(Arc::clone(&verifier) as _);
+        (config, verifier)
     }
 
     /// What one incoming handshake needs.
@@ -326,18 +338,40 @@ impl fmt::Debug for Credentials {
 }
 
 impl Active {
-    fn new(provider: &Provider, bundle: Bundle, options: &Options) -> Result<Self, Error> {
+    fn new(
+        provider: &Provider,
+        bundle: Bundle,
+        options: &Options,
+        remembered: &Arc<Remembered>,
+    ) -> Result<Self, Error> {
         let crypto = usable(provider, options)?;
         let certificate = certified(&bundle, &crypto)?;
         let rules = Rules::new(
             crypto.signature_verification_algorithms,
+            remembered,
             bundle.clone(),
             &options.aliases,
         );
+        let rules = Arc::new(rules);
+        let nobody = Verifier::new(Arc::clone(&rules), Expected::Identities(Vec::new()));
+        let mut client =
+            ClientConfig::builder_with_details(Arc::clone(&crypto), Arc::clone(&options.clock))
+                .with_protocol_versions(&[&TLS13])
+                .map_err(|error| {
+                    Error::new(ErrorKind::InvalidSettings, Side::Us).with_source(error)
+                })?
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(nobody))
+                .with_client_cert_resolver(Arc::clone(&certificate) as _);
+        client.alpn_protocols = vec![ALPN.to_vec()];
+        client.enable_sni = false;
+        // A resumed session would not look at the certificate again (CVE-2022-21654).
+        client.resumption = Resumption::disabled();
         Ok(Self {
             bundle: Arc::new(bundle),
-            rules: Arc::new(rules),
+            rules,
             certificate,
+            client,
             crypto,
             clock: Arc::clone(&options.clock),
         })

@@ -40,8 +40,10 @@ mod named;
 mod outgoing;
 mod provider;
 mod read_buffer;
+mod recent;
 mod records;
 mod session;
+mod signatures;
 mod slots;
 mod stream;
 mod verify;
@@ -49,6 +51,7 @@ mod verify_error;
 
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use mesh_authz::Identity;
 use rustls_pki_types::ServerName;
@@ -64,7 +67,6 @@ pub use provider::{CipherPreference, Provider};
 pub use stream::{Peer, TlsStream};
 pub use verify_error::VerifyError;
 
-use bundle::Facts;
 use handshake::Handshake;
 use session::{Negotiated, Session};
 use verify::{Expected, Verifier};
@@ -132,9 +134,7 @@ where
         return Err(Error::new(ErrorKind::InvalidSettings, Side::Us)
             .with_detail("expected identities: expected at least one, found none"));
     }
-    let (config, verifier) = credentials
-        .client(Expected::Identities(expected.to_vec()))
-        .map_err(internal)?;
+    let (config, verifier) = credentials.client(Expected::Identities(expected.to_vec()));
     // SNI is off, so this name is never sent: the one that istio/ztunnel uses.
     let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
     let tls = Handshake::client(config, nobody).map_err(internal)?;
@@ -205,23 +205,16 @@ where
     if negotiated.alpn.as_deref() != Some(credentials::ALPN) {
         return Err(Error::new(ErrorKind::NoProtocol, side).retry_safe());
     }
-    let chain = &negotiated.chain;
-    let (Some(Ok(identity)), Some(leaf)) = (verifier.outcome(), chain.first()) else {
+    let Some(Ok(leaf)) = verifier.outcome() else {
         return Err(Error::new(ErrorKind::NoCertificate, side).retry_safe());
     };
-    let facts = Facts::of(leaf).map_err(|error| {
-        Error::new(error.kind(), side)
-            .with_source(error)
-            .retry_safe()
-    })?;
-    let identity = identity.clone();
     let Negotiated {
         chain,
         key_exchange,
         cipher_suite,
         ..
     } = negotiated;
-    let peer = Peer::new(identity, chain, facts, side);
+    let peer = Peer::new(Arc::clone(leaf), chain, side);
     let algorithms = (key_exchange, cipher_suite);
     Ok(TlsStream::new(session, peer, algorithms, side))
 }

@@ -224,7 +224,7 @@ impl NamedVerifier {
         let leaf = EndEntityCert::try_from(end_entity)
             .map_err(|error| VerifyError::certificate(&error))?;
         let trust = Trust {
-            algorithms: self.algorithms,
+            algorithms: self.algorithms.all,
             anchors: &self.trusted.anchors,
             roots: &self.trusted.fingerprints,
             crls: &[],

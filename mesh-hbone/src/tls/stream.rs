@@ -12,10 +12,10 @@ use rustls::{CipherSuite, NamedGroup};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::bundle::Facts;
 use super::credentials::Credentials;
 use super::encrypted::Encrypted;
 use super::session::Session;
+use super::verify::Leaf;
 use crate::{DeferredFlush, Error, FrameBuf, Side};
 
 /// Who is at the other end, as its certificate proves. Cloning is one reference count.
@@ -25,26 +25,15 @@ pub struct Peer {
 }
 
 struct PeerInner {
-    identity: Identity,
+    leaf: Arc<Leaf>,
     chain: Vec<CertificateDer<'static>>,
-    leaf: Facts,
     side: Side,
 }
 
 impl Peer {
-    pub(super) fn new(
-        identity: Identity,
-        chain: Vec<CertificateDer<'static>>,
-        leaf: Facts,
-        side: Side,
-    ) -> Self {
+    pub(super) fn new(leaf: Arc<Leaf>, chain: Vec<CertificateDer<'static>>, side: Side) -> Self {
         Self {
-            inner: Arc::new(PeerInner {
-                identity,
-                chain,
-                leaf,
-                side,
-            }),
+            inner: Arc::new(PeerInner { leaf, chain, side }),
         }
     }
 
@@ -63,7 +52,7 @@ impl Peer {
 
     /// The peer's SPIFFE id.
     pub fn identity(&self) -> &Identity {
-        &self.inner.identity
+        &self.inner.leaf.identity
     }
 
     /// The certificates that the peer presented, leaf first.
@@ -73,12 +62,12 @@ impl Peer {
 
     /// The leaf's serial number in decimal.
     pub fn serial_number(&self) -> &str {
-        &self.inner.leaf.serial
+        &self.inner.leaf.facts.serial
     }
 
     /// When the leaf ceases to be valid.
     pub fn not_after(&self) -> SystemTime {
-        self.inner.leaf.not_after
+        self.inner.leaf.facts.not_after
     }
 }
 

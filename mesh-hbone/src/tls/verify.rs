@@ -7,30 +7,80 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, ServerName, SignatureVerificationAlgorithm, TrustAnchor, UnixTime,
+};
 use webpki::{CertRevocationList, EndEntityCert, KeyUsage};
 use x509_parser::asn1_rs::Tag;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::bundle::{Bundle, system_time};
+use super::bundle::{Bundle, Facts, system_time};
 use super::crl;
 use super::fingerprint::Fingerprint;
+use super::recent::Recent;
+use super::signatures::{Good, Remembering};
 use super::verify_error::VerifyError;
+
+/// What is read of a leaf.
+#[derive(Debug)]
+pub(super) struct Leaf {
+    pub(super) identity: Identity,
+    pub(super) facts: Facts,
+}
+
+impl Leaf {
+    /// # Errors
+    ///
+    /// Those of [`identity_of`], and a key usage that a leaf must not have.
+    pub(super) fn read(leaf: &EndEntityCert<'_>) -> Result<Self, VerifyError> {
+        let der = leaf.der();
+        let (_, parsed) = X509Certificate::from_der(&der).map_err(|_| broken())?;
+        key_usage(&parsed)?;
+        Ok(Self {
+            identity: identity_of(&parsed)?,
+            facts: Facts::of(&parsed),
+        })
+    }
+}
+
+/// What need not be looked at again when a peer comes back.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    good: Arc<Good>,
+    leaves: Recent<Arc<Leaf>>,
+}
+
+impl Remembered {
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            good: Arc::new(Good::new(most)),
+            leaves: Recent::new(most),
+        }
+    }
+
+    fn leaf(&self, leaf: &EndEntityCert<'_>) -> Result<Arc<Leaf>, VerifyError> {
+        let der = leaf.der();
+        if let Some(leaf) = self.leaves.get(&der) {
+            return Ok(leaf);
+        }
+        let read = Arc::new(Leaf::read(leaf)?);
+        self.leaves.insert(der.to_vec(), Arc::clone(&read));
+        Ok(read)
+    }
+}
+
+fn broken() -> VerifyError {
+    VerifyError::certificate(&webpki::Error::BadDer)
+}
 
 /// The one SPIFFE id of a leaf. SPIFFE ids are compared whole, never matched as patterns.
 ///
 /// # Errors
 ///
 /// More or fewer than one URI name, or one that is no SPIFFE id: which of several to believe must
-/// not depend on their order. A key usage that a leaf must not have.
-pub(super) fn identity_of(leaf: &EndEntityCert<'_>) -> Result<Identity, VerifyError> {
-    let der = leaf.der();
-    let broken = |_| VerifyError::certificate(&webpki::Error::BadDer);
-    let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| broken(error.to_string()))?;
-    key_usage(&parsed)?;
-    let names = parsed
-        .subject_alternative_name()
-        .map_err(|error| broken(error.to_string()))?;
+/// not depend on their order.
+fn identity_of(leaf: &X509Certificate<'_>) -> Result<Identity, VerifyError> {
+    let names = leaf.subject_alternative_name().map_err(|_| broken())?;
     // Those that are no text count too: webpki's own list leaves them out.
     let mut uris = names
         .iter()
@@ -76,6 +126,9 @@ fn key_usage(leaf: &X509Certificate<'_>) -> Result<(), VerifyError> {
 #[derive(Debug)]
 pub(super) struct Rules {
     algorithms: WebPkiSupportedAlgorithms,
+    /// The same for chains, whose signatures come again.
+    chains: Vec<Remembering>,
+    remembered: Arc<Remembered>,
     bundle: Bundle,
     /// Our own, then the aliases.
     trust_domains: Vec<String>,
@@ -84,6 +137,7 @@ pub(super) struct Rules {
 impl Rules {
     pub(super) fn new(
         algorithms: WebPkiSupportedAlgorithms,
+        remembered: &Arc<Remembered>,
         bundle: Bundle,
         aliases: &[String],
     ) -> Self {
@@ -93,6 +147,8 @@ impl Rules {
             .collect();
         Self {
             algorithms,
+            chains: remembered.good.remembering(algorithms.all),
+            remembered: Arc::clone(remembered),
             bundle,
             trust_domains,
         }
@@ -121,8 +177,9 @@ impl Rules {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), VerifyError> {
+        let algorithms: Vec<_> = self.chains.iter().map(|chain| chain as _).collect();
         Trust {
-            algorithms: self.algorithms,
+            algorithms: &algorithms,
             anchors: self.bundle.anchors(),
             roots: self.bundle.root_fingerprints(),
             crls: self.bundle.crls(),
@@ -134,7 +191,7 @@ impl Rules {
 /// Whom to believe.
 #[derive(Debug)]
 pub(super) struct Trust<'a> {
-    pub(super) algorithms: WebPkiSupportedAlgorithms,
+    pub(super) algorithms: &'a [&'a dyn SignatureVerificationAlgorithm],
     pub(super) anchors: &'a [TrustAnchor<'static>],
     /// Of the certificates that `anchors` were made of, for errors.
     pub(super) roots: &'a [Fingerprint],
@@ -152,7 +209,7 @@ impl Trust<'_> {
     ) -> Result<(), VerifyError> {
         let crls: Vec<_> = self.crls.iter().collect();
         leaf.verify_for_usage(
-            self.algorithms.all,
+            self.algorithms,
             self.anchors,
             presented.1,
             now,
@@ -213,7 +270,7 @@ pub(super) enum Expected {
 pub(super) struct Verifier {
     rules: Arc<Rules>,
     expected: Expected,
-    outcome: OnceLock<Result<Identity, VerifyError>>,
+    outcome: OnceLock<Result<Arc<Leaf>, VerifyError>>,
 }
 
 impl Verifier {
@@ -226,7 +283,7 @@ impl Verifier {
     }
 
     /// What was found; `None` if the peer's certificate has not been seen.
-    pub(super) fn outcome(&self) -> Option<&Result<Identity, VerifyError>> {
+    pub(super) fn outcome(&self) -> Option<&Result<Arc<Leaf>, VerifyError>> {
         self.outcome.get()
     }
 
@@ -236,16 +293,17 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         usage: KeyUsage,
-    ) -> Result<Identity, VerifyError> {
+    ) -> Result<Arc<Leaf>, VerifyError> {
         let leaf = EndEntityCert::try_from(end_entity)
             .map_err(|error| VerifyError::certificate(&error))?;
         self.rules
             .chain(&leaf, (end_entity, intermediates), now, usage)?;
-        let got = identity_of(&leaf)?;
+        let leaf = self.rules.remembered.leaf(&leaf)?;
+        let got = &leaf.identity;
         match &self.expected {
-            Expected::Identities(expected) if !expected.contains(&got) => {
+            Expected::Identities(expected) if !expected.contains(got) => {
                 Err(VerifyError::UnexpectedIdentity {
-                    got,
+                    got: got.clone(),
                     expected: expected.clone(),
                 })
             }
@@ -257,11 +315,11 @@ impl Verifier {
                     .any(|domain| domain == got.trust_domain()) =>
             {
                 Err(VerifyError::UnexpectedTrustDomain {
-                    got,
+                    got: got.clone(),
                     expected: self.rules.trust_domains.clone(),
                 })
             }
-            Expected::Identities(_) | Expected::TrustDomain => Ok(got),
+            Expected::Identities(_) | Expected::TrustDomain => Ok(leaf),
         }
     }
 
