@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::authority::Authority;
@@ -60,15 +61,66 @@ pub async fn handshake<IO>(io: IO, config: &Config) -> Result<(Connection, Sende
 where
     IO: DeferredFlush + Send + Unpin + 'static,
 {
+    let (mut connection, sender) = start(io, config).await?;
+    let mut settled = pin!(sender.settled());
+    let mut ended = false;
+    poll_fn(|cx| {
+        // A connection that ends says why before it does.
+        ended = ended || Pin::new(&mut connection).poll(cx).is_ready();
+        settled.as_mut().poll(cx)
+    })
+    .await?;
+    Ok((connection, sender))
+}
+
+/// Speaks HTTP/2 over a connection and does not wait: the first CONNECT leaves with our SETTINGS, a round
+/// trip sooner than after [`handshake`] ([RFC 9113 section
+/// 3.4](https://www.rfc-editor.org/rfc/rfc9113#section-3.4)).
+///
+/// Until the peer's SETTINGS are here, which [`Sender::settled`] waits for, there is one stream. When they
+/// do not come within the handshake time-out, the connection fails, and its CONNECT with it.
+///
+/// # Errors
+///
+/// [`ErrorKind::Http2`]: h2 does not take the settings.
+///
+/// # Cancel safety
+///
+/// Dropping the future closes the connection.
+pub async fn start<IO>(io: IO, config: &Config) -> Result<(Connection, Sender), Error>
+where
+    IO: DeferredFlush + Send + Unpin + 'static,
+{
+    let side = Side::Upstream;
     let owed = Owed::new(config.max_outgoing_streams);
     let io = SharedIo::new(io, Frames::of_client(config, owed.clone()), PREFACE);
-    match timeout(config.handshake_timeout, start(io.clone(), config, owed)).await {
-        Ok(Ok(started)) => Ok(started),
-        Ok(Err(error)) => Err(last_words(io, error).await.retry_safe()),
-        Err(_) => Err(Error::new(ErrorKind::Timeout, Side::Upstream)
-            .with_detail("no HTTP/2 SETTINGS from the peer")
-            .retry_safe()),
-    }
+    let (send, mut h2) = builder(config)
+        .handshake::<_, Placeholder>(io.clone())
+        .await
+        .map_err(|error| io.error(error, side))?;
+    let ping = h2.ping_pong();
+    let streams = config.max_outgoing_streams;
+    let driver = Driver::new(io.clone(), ping, config, streams, side);
+    let control = Arc::new(Control::default());
+    let sender = Sender {
+        send: send.clone(),
+        outboxes: Arc::clone(driver.outboxes()),
+        live: Arc::new(AtomicUsize::new(0)),
+        owed,
+        limit: config.max_outgoing_streams as usize,
+        settings: config.tunnel_settings(),
+        connect_timeout: config.connect_timeout,
+        control: Arc::clone(&control),
+        peer: None,
+    };
+    let connection = Running {
+        io,
+        driver,
+        h2,
+        control: Outcome(control),
+    };
+    let run = connection.run(send, config.handshake_timeout);
+    Ok((Connection { run: Box::pin(run) }, sender))
 }
 
 /// How long what a peer said before it closed may take to be read: it is here already.
@@ -99,74 +151,85 @@ where
     }
 }
 
-async fn start<IO>(
+/// What a connection's task has.
+struct Running<IO> {
     io: SharedIo<IO>,
-    config: &Config,
-    owed: Owed,
-) -> Result<(Connection, Sender), Error>
-where
-    IO: DeferredFlush + Send + Unpin + 'static,
-{
-    let side = Side::Upstream;
-    let (send, mut h2) = builder(config)
-        .handshake::<_, Placeholder>(io.clone())
-        .await
-        .map_err(|error| io.error(error, side))?;
-    let mut driver = Driver::new(
-        io,
-        h2.ping_pong(),
-        config,
-        config.max_outgoing_streams,
-        side,
-    );
-    let outboxes = Arc::clone(driver.outboxes());
-    // What answers the peer's SETTINGS can leave with the first CONNECT.
-    driver.hold(true);
-    poll_fn(|cx| {
-        let polled = driver.poll(cx, None, &mut h2);
-        match polled {
-            Poll::Ready(Ok(Some(Err(error)))) => Poll::Ready(Err(driver.error(error))),
-            Poll::Ready(Ok(_)) => Poll::Ready(Err(Error::new(ErrorKind::Closed, side))),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending if send.current_max_send_streams() == 0 => {
-                driver.flush(cx)?;
-                Poll::Pending
-            }
-            Poll::Pending => Poll::Ready(Ok(())),
-        }
-    })
-    .await?;
-    driver.hold(false);
-    let control = Arc::new(Control::default());
-    let told = Arc::clone(&control);
-    let run = async move {
-        poll_fn(|cx| {
-            if told.aborted.load(Ordering::Acquire) {
-                let aborted = Error::new(ErrorKind::Closed, Side::Us).with_detail("aborted");
-                return Poll::Ready(Err(aborted));
-            }
-            let polled = driver.poll(cx, None, &mut h2);
-            polled.map(|polled| match polled? {
-                Some(Err(error)) => Err(driver.error(error)),
-                Some(Ok(())) | None => Ok(()),
-            })
-        })
-        .await?;
-        poll_fn(|cx| driver.poll_ended(cx)).await;
+    driver: Driver<IO>,
+    h2: h2::client::Connection<SharedIo<IO>, Placeholder>,
+    control: Outcome,
+}
+
+impl<IO: DeferredFlush + Unpin> Running<IO> {
+    async fn run(
+        mut self,
+        send: SendRequest<Placeholder>,
+        handshake_timeout: Duration,
+    ) -> Result<(), Error> {
+        let settled = self.settle(send, handshake_timeout).await;
+        self.control.0.settle(settled.clone());
+        settled?;
+        // What answers the peer's SETTINGS leaves with what those say who were woken by them.
+        tokio::task::yield_now().await;
+        poll_fn(|cx| self.poll(cx)).await?;
+        poll_fn(|cx| self.driver.poll_ended(cx)).await;
         Ok(())
-    };
-    let sender = Sender {
-        send,
-        outboxes,
-        live: Arc::new(AtomicUsize::new(0)),
-        owed,
-        limit: config.max_outgoing_streams as usize,
-        settings: config.tunnel_settings(),
-        connect_timeout: config.connect_timeout,
-        control,
-        peer: None,
-    };
-    Ok((Connection { run: Box::pin(run) }, sender))
+    }
+
+    /// Waits for the peer's SETTINGS.
+    async fn settle(
+        &mut self,
+        send: SendRequest<Placeholder>,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        self.driver.hold(true);
+        let settled = timeout(
+            limit,
+            poll_fn(|cx| match self.poll(cx) {
+                Poll::Ready(Ok(())) => {
+                    Poll::Ready(Err(Error::new(ErrorKind::Closed, Side::Upstream)))
+                }
+                Poll::Pending if is_settled(&send) => Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    self.driver.flush(cx)?;
+                    Poll::Pending
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            }),
+        );
+        let settled = settled.await;
+        self.driver.hold(false);
+        match settled {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(last_words(self.io.clone(), error).await.retry_safe()),
+            Err(_) => Err(unsettled()),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.control.0.aborted.load(Ordering::Acquire) {
+            let aborted = Error::new(ErrorKind::Closed, Side::Us).with_detail("aborted");
+            return Poll::Ready(Err(aborted));
+        }
+        let polled = self.driver.poll(cx, None, &mut self.h2);
+        polled.map(|polled| match polled? {
+            Some(Err(error)) => Err(self.driver.error(error)),
+            Some(Ok(())) | None => Ok(()),
+        })
+    }
+}
+
+/// Of streams, while the peer's SETTINGS are not here: no peer permits so many.
+const UNSETTLED: usize = usize::MAX - 1;
+
+/// A peer that permits no stream may yet.
+fn is_settled(send: &SendRequest<Placeholder>) -> bool {
+    !matches!(send.current_max_send_streams(), UNSETTLED | 0)
+}
+
+fn unsettled() -> Error {
+    Error::new(ErrorKind::Timeout, Side::Upstream)
+        .with_detail("no HTTP/2 SETTINGS from the peer")
+        .retry_safe()
 }
 
 impl<IO> Http2 for h2::client::Connection<SharedIo<IO>, Placeholder>
@@ -177,6 +240,10 @@ where
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(self).poll(cx)
+    }
+
+    fn goes_on(_: &Self::Output) -> bool {
+        false
     }
 
     fn set_initial_window(&mut self, bytes: u32) -> bool {
@@ -196,8 +263,8 @@ fn builder(config: &Config) -> h2::client::Builder {
         .max_local_error_reset_streams(Some(config.max_error_resets))
         .max_pending_accept_reset_streams(config.max_pending_resets)
         .data_frame_budget(config.budget())
-        // Zero until the peer's SETTINGS are here: this is how their arrival shows.
-        .initial_max_send_streams(0)
+        // This is how the arrival of the peer's SETTINGS shows. Until then the sender opens one stream.
+        .initial_max_send_streams(UNSETTLED)
         .enable_push(false);
     builder
 }
@@ -297,11 +364,35 @@ pub struct Sender {
     peer: Option<Peer>,
 }
 
-/// What senders tell their connection.
+/// What senders tell their connection, and it tells them.
 #[derive(Debug, Default)]
 struct Control {
     retired: AtomicBool,
     aborted: AtomicBool,
+    /// Whether the peer's SETTINGS came, once that is known.
+    settled: watch::Sender<Option<Result<(), Error>>>,
+}
+
+impl Control {
+    fn settle(&self, outcome: Result<(), Error>) {
+        self.settled.send_if_modified(|settled| {
+            let first = settled.is_none();
+            if first {
+                *settled = Some(outcome);
+            }
+            first
+        });
+    }
+}
+
+/// Held by a connection: to one that is gone, no SETTINGS come.
+struct Outcome(Arc<Control>);
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        let dropped = Error::new(ErrorKind::Closed, Side::Us).retry_safe();
+        self.0.settle(Err(dropped));
+    }
 }
 
 impl Sender {
@@ -339,6 +430,7 @@ impl Sender {
         })?;
         match timeout(self.connect_timeout, self.exchange(&request, slot)).await {
             Ok(result) => result,
+            Err(_) if !is_settled(&self.send) => Err(unsettled()),
             Err(_) => {
                 Err(Error::new(ErrorKind::Timeout, Side::Upstream)
                     .with_detail("no answer to CONNECT"))
@@ -352,22 +444,29 @@ impl Sender {
         slot: Live,
     ) -> Result<(Tunnel, ConnectResponse), Error> {
         let request = request.to_http()?;
-        let unsent = |error| from_h2(error, Side::Upstream).retry_safe();
         let mut send = self.send.clone();
-        poll_fn(|cx| send.poll_ready(cx)).await.map_err(unsent)?;
+        if let Err(error) = poll_fn(|cx| send.poll_ready(cx)).await {
+            return Err(self.why(error).await.retry_safe());
+        }
         self.owed.asked();
-        let (mut response, body) = send.send_request(request, false).map_err(unsent)?;
+        let (mut response, body) = match send.send_request(request, false) {
+            Ok(sent) => sent,
+            Err(error) => return Err(self.why(error).await.retry_safe()),
+        };
         let answer = poll_fn(|cx| {
             // 1xx mean nothing to a tunnel, and h2 keeps for ever those that nobody takes.
             while let Poll::Ready(Some(Ok(_))) = response.poll_informational(cx) {}
             Pin::new(&mut response).poll(cx)
         });
-        let response = answer.await.map_err(|error| {
-            let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || (error.is_go_away() && error.is_remote());
-            let error = from_h2(error, Side::Upstream);
-            if untouched { error.retry_safe() } else { error }
-        })?;
+        let response = match answer.await {
+            Ok(response) => response,
+            Err(error) => {
+                let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                    || (error.is_go_away() && error.is_remote());
+                let error = self.why(error).await;
+                return Err(if untouched { error.retry_safe() } else { error });
+            }
+        };
         if response.status() != StatusCode::OK {
             let refused = ErrorKind::ConnectRefused(response.status());
             return Err(Error::new(refused, Side::Upstream));
@@ -380,6 +479,44 @@ impl Sender {
         let (alive, settings) = (Alive::new(&self.outboxes), self.settings);
         let tunnel = Tunnel::new(body, recv, alive, Some(slot), settings, Side::Upstream);
         Ok((tunnel, answer))
+    }
+
+    /// Why a stream failed: h2 tells a stream only the text of what ended its connection.
+    async fn why(&self, error: h2::Error) -> Error {
+        let of_stream = error.is_reset();
+        let error = from_h2(error, Side::Upstream);
+        if of_stream || is_settled(&self.send) {
+            return error;
+        }
+        // Its task is about to end, and knows what the transport said.
+        self.settled().await.err().unwrap_or(error)
+    }
+
+    /// Waits for the peer's SETTINGS, if the connection was made by [`start`]. That a TLS client's
+    /// certificate was refused shows here or by the first CONNECT: in TLS 1.3 the client's handshake is
+    /// over before the server has looked at it.
+    ///
+    /// The future keeps neither the connection nor this sender.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection failed before: [`ErrorKind::Timeout`] after the handshake time-out. All are
+    /// safe to retry.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub fn settled(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let mut settled = self.control.settled.subscribe();
+        async move {
+            let outcome = settled.wait_for(Option::is_some).await;
+            let gone = || Err(Error::new(ErrorKind::Closed, Side::Us).retry_safe());
+            outcome.map_or_else(|_| gone(), |outcome| outcome.clone().unwrap_or_else(gone))
+        }
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        is_settled(&self.send)
     }
 
     /// Says who is at the other end, for [`peer`](Self::peer).
@@ -420,9 +557,13 @@ impl Sender {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Tunnels that may be open at once: our limit, or the peer's if that is less.
+    /// Tunnels that may be open at once: our limit, or the peer's if that is less; one before its
+    /// SETTINGS are here.
     pub fn max_streams(&self) -> usize {
-        self.limit.min(self.send.current_max_send_streams())
+        match self.send.current_max_send_streams() {
+            UNSETTLED => self.limit.min(1),
+            peers => self.limit.min(peers),
+        }
     }
 
     /// Tunnels that may be opened now.

@@ -49,6 +49,9 @@ pub(crate) trait Http2 {
     /// Moves all that can be moved, until there is something to look at.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Self::Output>;
 
+    /// Whether the connection is polled on after this: then what is written leaves with what answers it.
+    fn goes_on(output: &Self::Output) -> bool;
+
     /// Tells the peer of another initial window; `false` while it has not acknowledged the last SETTINGS.
     fn set_initial_window(&mut self, bytes: u32) -> bool;
 }
@@ -200,8 +203,10 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         self.adjust_windows(h2);
         for _ in 0..MAX_TURNS {
             if let Poll::Ready(value) = h2.poll_next(cx) {
-                // More may follow at once; the flush needs not be complete, only begun.
-                if let Poll::Ready(Err(error)) = self.io.poll_flush_now(cx) {
+                // The flush needs not be complete, only begun.
+                if !H::goes_on(&value)
+                    && let Poll::Ready(Err(error)) = self.io.poll_flush_now(cx)
+                {
                     tracing::trace!(target: "mesh::hbone", %error, "flush failed");
                 }
                 return Poll::Ready(Ok(Some(value)));

@@ -277,6 +277,10 @@ where
         self.poll_accept(cx)
     }
 
+    fn goes_on(output: &Self::Output) -> bool {
+        matches!(output, Some(Ok(_)))
+    }
+
     fn set_initial_window(&mut self, bytes: u32) -> bool {
         self.set_initial_window_size(bytes).is_ok()
     }

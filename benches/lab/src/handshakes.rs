@@ -205,7 +205,7 @@ async fn dial(world: Arc<World>, to: SocketAddr, shape: Shape) -> Done {
             if (tls.cipher_suite(), tls.key_exchange()) != (Some(SUITE), Some(GROUP)) {
                 return Err("another cipher or key exchange".into());
             }
-            let (connection, sender) = client::handshake(tls, &Config::default()).await?;
+            let (connection, sender) = client::start(tls, &Config::default()).await?;
             let connection = tokio::spawn(connection);
             let request = ConnectRequest::new("10.0.0.7:80".parse()?, ConnectHeaders::default());
             let (mut tunnel, _) = sender.connect(request).await?;

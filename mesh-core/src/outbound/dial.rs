@@ -403,7 +403,7 @@ impl MeshInner {
                 .map_err(mesh_hbone::Error::dial)?;
             let stream = tls::connect_unflushed(io, &credentials, &expected).await?;
             let peer = stream.peer().clone();
-            let (connection, sender) = client::handshake(stream, &hbone).await?;
+            let (connection, sender) = client::start(stream, &hbone).await?;
             if let Some(node) = weak.upgrade() {
                 node.sooner.notify_one();
             }

@@ -8,6 +8,8 @@ pub(super) trait Link: Clone {
     fn max_streams(&self) -> usize;
     /// Whether it takes no more streams.
     fn is_closed(&self) -> bool;
+    /// Whether the peer's SETTINGS are here: until then nobody knows how many streams it takes.
+    fn is_settled(&self) -> bool;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +36,7 @@ struct Connection<C> {
 #[derive(Debug)]
 pub(super) struct Entry<C> {
     connections: Vec<Connection<C>>,
+    /// What is being dialled, or is a connection that is not settled: it stays until that is known.
     pub(super) dial: Option<ConnectionId>,
     pub(super) waiters: VecDeque<WaiterId>,
 }
@@ -65,7 +68,10 @@ impl<C: Link> Entry<C> {
 
     /// Forgets connections that take no more streams, and names them.
     pub(super) fn prune(&mut self) -> Vec<(ConnectionId, C)> {
-        let closed = |connection: &mut Connection<C>| connection.link.is_closed();
+        let dial = self.dial;
+        let closed = |connection: &mut Connection<C>| {
+            connection.link.is_closed() && Some(connection.id) != dial
+        };
         let gone = self.connections.extract_if(.., closed);
         gone.map(|connection| (connection.id, connection.link))
             .collect()
@@ -73,14 +79,24 @@ impl<C: Link> Entry<C> {
 
     /// Takes a stream of the oldest connection that has one free: young ones become idle and go.
     pub(super) fn take(&mut self) -> Option<Grant<C>> {
-        let free =
-            |connection: &&mut Connection<C>| connection.streams < connection.link.max_streams();
+        let dial = self.dial;
+        let free = |connection: &&mut Connection<C>| {
+            connection.streams < connection.link.max_streams()
+                && !(Some(connection.id) == dial && connection.link.is_closed())
+        };
         let connection = self.connections.iter_mut().find(free)?;
         connection.streams += 1;
         Some(Grant {
             id: connection.id,
             link: connection.link.clone(),
         })
+    }
+
+    /// A connection, and whether it has streams.
+    pub(super) fn get(&self, id: ConnectionId) -> Option<(&C, bool)> {
+        let mut all = self.connections.iter();
+        let connection = all.find(|connection| connection.id == id)?;
+        Some((&connection.link, connection.streams > 0))
     }
 
     pub(super) fn insert(&mut self, id: ConnectionId, link: C) {

@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::entry::{ConnectionId, Grant, Link, WaiterId};
-use self::table::{Checkout, Limits, Table};
+use self::table::{Checkout, Connected, Limits, Table};
 use crate::client::{ConnectRequest, ConnectResponse, Connection, Sender};
 use crate::config::Config;
 use crate::driver::lock;
@@ -69,6 +69,10 @@ impl Link for Sender {
 
     fn is_closed(&self) -> bool {
         Sender::is_closed(self)
+    }
+
+    fn is_settled(&self) -> bool {
+        Sender::is_settled(self)
     }
 }
 
@@ -290,9 +294,32 @@ where
                     .retry_safe()),
             };
             match dialled {
-                Ok((connection, sender)) => {
+                Ok((mut connection, sender)) => {
+                    let settled = sender.settled();
                     dialling.connected(sender);
-                    if let Err(error) = connection.await {
+                    let mut ended = None;
+                    if !dialling.done {
+                        // Whoever has a stream now asks before our SETTINGS leave, and they leave together.
+                        yield_now().await;
+                        // One that ends says why before it does.
+                        let settled = tokio::select! {
+                            settled = settled => settled,
+                            result = &mut connection => {
+                                let error = result.as_ref().err().cloned();
+                                ended = Some(result);
+                                Err(error.unwrap_or_else(|| Error::new(ErrorKind::Closed, Side::Upstream)))
+                            }
+                        };
+                        match settled {
+                            Ok(()) => dialling.settled(),
+                            Err(error) => dialling.failed(&error),
+                        }
+                    }
+                    let ended = match ended {
+                        Some(ended) => ended,
+                        None => connection.await,
+                    };
+                    if let Err(error) = ended {
                         tracing::debug!(target: "mesh::hbone", %error, "a pooled connection failed");
                     }
                 }
@@ -398,14 +425,26 @@ struct Dialling<K: Hash + Eq + Clone + Send + Sync + 'static> {
 }
 
 impl<K: Hash + Eq + Clone + Send + Sync + 'static> Dialling<K> {
+    /// Done only if the connection is settled.
     fn connected(&mut self, sender: Sender) {
+        self.done = sender.is_settled();
+        let id = self.id;
+        self.update(|table, now| table.connected(now, id, sender));
+    }
+
+    fn settled(&mut self) {
         self.done = true;
+        let id = self.id;
+        self.update(|table, now| table.settled(now, id));
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Table<K, Sender>, Instant) -> Connected<Sender>) {
         let Some(pool) = self.pool.upgrade() else {
             return;
         };
         let now = Instant::now();
         pool.update(|state| {
-            let outcome = state.table.connected(now, self.id, sender);
+            let outcome = change(&mut state.table, now);
             if let Some((waiter, id)) = outcome.dial {
                 let dial = state
                     .waiters

@@ -50,6 +50,16 @@ pub(super) struct Table<K, C> {
     next_id: u64,
 }
 
+impl<C> Default for Connected<C> {
+    fn default() -> Self {
+        Self {
+            grants: Vec::new(),
+            dial: None,
+            refused: Vec::new(),
+        }
+    }
+}
+
 impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
@@ -105,13 +115,28 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
         Checkout::Queued(waiter, dial)
     }
 
-    /// The dial succeeded.
+    /// The dial succeeded. Unless the connection is settled, [`settled`](Self::settled) or
+    /// [`failed`](Self::failed) follows.
     pub(super) fn connected(&mut self, now: Instant, id: ConnectionId, link: C) -> Connected<C> {
-        let mut outcome = Connected {
-            grants: Vec::new(),
-            dial: None,
-            refused: Vec::new(),
+        let mut outcome = Connected::default();
+        let Some(key) = self.keys.get(&id).cloned() else {
+            return outcome;
         };
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return outcome;
+        };
+        let settled = link.is_settled();
+        entry.insert(id, link);
+        if settled {
+            return self.settled(now, id);
+        }
+        self.serve(&key, &mut outcome.grants);
+        outcome
+    }
+
+    /// It is known how many streams a connection takes.
+    pub(super) fn settled(&mut self, now: Instant, id: ConnectionId) -> Connected<C> {
+        let mut outcome = Connected::default();
         let Some(key) = self.keys.get(&id).cloned() else {
             return outcome;
         };
@@ -119,8 +144,14 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
             return outcome;
         };
         entry.dial = None;
-        entry.insert(id, link);
-        self.become_idle(now, id);
+        let Some((link, used)) = entry.get(id) else {
+            return outcome;
+        };
+        // A peer that grants no stream at all must not be dialled for ever.
+        let grants_some = link.max_streams() > 0 && !link.is_closed();
+        if !used {
+            self.become_idle(now, id);
+        }
         self.serve(&key, &mut outcome.grants);
         let Some(&next) = self
             .entries
@@ -129,26 +160,30 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
         else {
             return outcome;
         };
-        // A peer that grants no stream at all must not be dialled for ever.
-        let dial = if outcome.grants.is_empty() {
-            None
-        } else {
+        let dial = if grants_some {
             self.start_dial(&key)
+        } else {
+            None
         };
         match dial {
             Some(dial) => outcome.dial = Some((next, dial)),
-            None => outcome.refused = self.drain_waiters(&key),
+            None => {
+                outcome.refused = self.drain_waiters(&key);
+                self.tidy(&key);
+            }
         }
         outcome
     }
 
-    /// The dial failed: everybody who waited for it has to be told.
+    /// The dial failed, or its connection before it was settled: everybody who waited for it has to be
+    /// told.
     pub(super) fn failed(&mut self, id: ConnectionId) -> Vec<WaiterId> {
         let Some(key) = self.keys.remove(&id) else {
             return Vec::new();
         };
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.dial = None;
+            self.dropped.extend(entry.remove(id));
         }
         let waiters = self.drain_waiters(&key);
         self.tidy(&key);
@@ -162,7 +197,7 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
             return grants;
         };
         if let Some(entry) = self.entries.get_mut(&key) {
-            if entry.release(id) == Released::Idle {
+            if entry.release(id) == Released::Idle && entry.dial != Some(id) {
                 self.become_idle(now, id);
             }
             self.serve(&key, &mut grants);

@@ -47,7 +47,7 @@ impl Echo {
             }
             self.open.fetch_sub(1, SeqCst);
         });
-        client::handshake(Lazy::new(near), &config).await
+        client::start(Lazy::new(near), &config).await
     }
 }
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::super::entry::{ConnectionId, Grant, Link, WaiterId};
-use super::{Checkout, Limits, Table};
+use super::{Checkout, Connected, Limits, Table};
 
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -16,6 +16,7 @@ struct Fake {
     key: u8,
     max: Rc<Cell<usize>>,
     closed: Rc<Cell<bool>>,
+    settled: Rc<Cell<bool>>,
 }
 
 impl Fake {
@@ -24,7 +25,15 @@ impl Fake {
             key,
             max: Rc::new(Cell::new(max)),
             closed: Rc::default(),
+            settled: Rc::new(Cell::new(true)),
         }
+    }
+
+    /// As a connection is before its peer's SETTINGS.
+    fn early(key: u8) -> Self {
+        let link = Self::new(key, 1);
+        link.settled.set(false);
+        link
     }
 }
 
@@ -35,6 +44,10 @@ impl Link for Fake {
 
     fn is_closed(&self) -> bool {
         self.closed.get()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.get()
     }
 }
 
@@ -215,10 +228,68 @@ fn too_many_waiters_are_turned_away() {
     queued(table.checkout(&2));
 }
 
+#[test]
+fn before_the_settings_one_who_waits_is_served_and_the_others_wait_for_the_same_dial() {
+    let (now, mut table) = (Instant::now(), table(10));
+    let (first, dial) = queued(table.checkout(&1));
+    let id = dial.unwrap();
+    let (second, _) = queued(table.checkout(&1));
+    let link = Fake::early(1);
+    let connected = table.connected(now, id, link.clone());
+    assert_eq!(connected.grants[0].0, first);
+    assert!(connected.dial.is_none() && connected.refused.is_empty());
+    let (third, dial) = queued(table.checkout(&1));
+    assert_eq!(dial, None, "a second dial");
+
+    link.settled.set(true);
+    link.max.set(2);
+    let settled = table.settled(now, id);
+    assert_eq!((settled.grants.len(), settled.grants[0].0), (1, second));
+    assert_eq!(settled.dial.map(|(waiter, _)| waiter), Some(third));
+}
+
+#[test]
+fn a_connection_that_fails_before_the_settings_fails_as_its_dial() {
+    let (now, mut table) = (Instant::now(), table(10));
+    let (_, dial) = queued(table.checkout(&1));
+    let id = dial.unwrap();
+    let (second, _) = queued(table.checkout(&1));
+    let link = Fake::early(1);
+    let grant = table.connected(now, id, link.clone()).grants.remove(0).1;
+    link.closed.set(true);
+    let (third, dial) = queued(table.checkout(&1));
+    assert_eq!(dial, None);
+    assert_eq!(table.failed(id), [second, third]);
+    assert!(table.released(now, grant.id).is_empty());
+    table.take_dropped();
+    assert_eq!((table.len(), table.entries.len()), (0, 0));
+}
+
+#[test]
+fn a_connection_is_not_idle_before_the_settings() {
+    let (now, mut table) = (Instant::now(), table(1));
+    let (_, dial) = queued(table.checkout(&1));
+    let link = Fake::early(1);
+    let grant = table
+        .connected(now, dial.unwrap(), link.clone())
+        .grants
+        .remove(0)
+        .1;
+    table.released(now, grant.id);
+    assert!(table.is_full());
+    assert!(matches!(table.checkout(&2), Checkout::TooManyConnections));
+    link.settled.set(true);
+    table.settled(now, dial.unwrap());
+    assert!(!table.is_full());
+    assert_eq!(table.next_expiry(), Some(now + IDLE));
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Checkout(u8),
     Connect(usize, usize),
+    Early(usize),
+    Settle(usize, usize),
     Fail(usize),
     Release(usize),
     Cancel(usize),
@@ -232,6 +303,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (0u8..4).prop_map(Op::Checkout),
         3 => (any::<usize>(), 0usize..4).prop_map(|(dial, max)| Op::Connect(dial, max)),
+        3 => any::<usize>().prop_map(Op::Early),
+        3 => (any::<usize>(), 0usize..4).prop_map(|(link, max)| Op::Settle(link, max)),
         1 => any::<usize>().prop_map(Op::Fail),
         4 => any::<usize>().prop_map(Op::Release),
         1 => any::<usize>().prop_map(Op::Cancel),
@@ -248,6 +321,8 @@ struct Model {
     waiting: BTreeMap<WaiterId, u8>,
     dials: BTreeMap<ConnectionId, u8>,
     links: BTreeMap<ConnectionId, Fake>,
+    /// Of `dials`, those that are connections already.
+    early: BTreeMap<ConnectionId, Fake>,
     streams: Vec<(ConnectionId, u8)>,
 }
 
@@ -284,6 +359,18 @@ impl Model {
         self.dials.insert(id, key);
     }
 
+    /// What follows for a key once it is known how many streams a connection takes.
+    fn follow(&mut self, key: u8, outcome: Connected<Fake>) {
+        self.serve(outcome.grants);
+        for waiter in outcome.refused {
+            assert_eq!(self.waiting.remove(&waiter), Some(key));
+        }
+        if let Some((waiter, dial)) = outcome.dial {
+            assert_eq!(self.waiting.get(&waiter), Some(&key));
+            self.dial(dial, key);
+        }
+    }
+
     fn serve(&mut self, grants: Vec<(WaiterId, Grant<Fake>)>) {
         for (waiter, grant) in grants {
             let key = self.waiting.remove(&waiter).expect("granted to nobody");
@@ -316,22 +403,35 @@ proptest! {
                     }
                     Checkout::TooManyConnections => prop_assert_eq!(table.len(), connections),
                 },
-                Op::Connect(index, max) => if let Some(id) = Model::nth(&model.dials, index) {
+                Op::Connect(index, max) => if let Some(id) = Model::nth(&model.dials, index) && !model.early.contains_key(&id) {
                     let key = model.dials.remove(&id).unwrap();
                     let link = Fake::new(key, max);
                     model.links.insert(id, link.clone());
+                    let outcome = table.connected(now, id, link);
+                    model.follow(key, outcome);
+                },
+                Op::Early(index) => if let Some(id) = Model::nth(&model.dials, index) && !model.early.contains_key(&id) {
+                    let key = model.dials[&id];
+                    let link = Fake::early(key);
+                    model.early.insert(id, link.clone());
                     let connected = table.connected(now, id, link);
+                    prop_assert!(connected.dial.is_none() && connected.refused.is_empty());
                     model.serve(connected.grants);
-                    for waiter in connected.refused {
-                        prop_assert_eq!(model.waiting.remove(&waiter), Some(key));
-                    }
-                    if let Some((waiter, dial)) = connected.dial {
-                        prop_assert_eq!(model.waiting.get(&waiter), Some(&key));
-                        model.dial(dial, key);
-                    }
+                },
+                Op::Settle(index, max) => if let Some(id) = Model::nth(&model.early, index) {
+                    let key = model.dials.remove(&id).unwrap();
+                    let link = model.early.remove(&id).unwrap();
+                    link.settled.set(true);
+                    link.max.set(max);
+                    model.links.insert(id, link);
+                    let outcome = table.settled(now, id);
+                    model.follow(key, outcome);
                 },
                 Op::Fail(index) => if let Some(id) = Model::nth(&model.dials, index) {
                     let key = model.dials.remove(&id).unwrap();
+                    if let Some(link) = model.early.remove(&id) {
+                        link.closed.set(true);
+                    }
                     let told: BTreeSet<_> = table.failed(id).into_iter().collect();
                     let asked: BTreeSet<_> = model.waiting.iter().filter(|(_, other)| **other == key).map(|(id, _)| *id).collect();
                     prop_assert_eq!(&told, &asked);
@@ -350,8 +450,13 @@ proptest! {
                     model.links.remove(&id).unwrap().closed.set(true);
                     table.closed(id);
                 },
-                Op::GoAway(index) => if let Some(id) = Model::nth(&model.links, index) {
-                    model.links[&id].closed.set(true);
+                Op::GoAway(index) => {
+                    if let Some(id) = Model::nth(&model.links, index) {
+                        model.links[&id].closed.set(true);
+                    }
+                    if let Some(id) = Model::nth(&model.early, index) {
+                        model.early[&id].closed.set(true);
+                    }
                 },
                 Op::Limit(index, max) => if let Some(id) = Model::nth(&model.links, index) {
                     model.links[&id].max.set(max);

@@ -40,7 +40,7 @@ pub(crate) struct Raw {
 
 impl Raw {
     /// A server reads its client's preface first.
-    fn new(io: TlsStream<DuplexStream>, preface: usize) -> Self {
+    pub(crate) fn new(io: TlsStream<DuplexStream>, preface: usize) -> Self {
         let (read, write) = split(io);
         let (arrived, frames) = mpsc::unbounded_channel();
         let (listen, listened) = oneshot::channel();
@@ -57,7 +57,7 @@ impl Raw {
     }
 
     /// Begins to read, for ever.
-    fn listen(&mut self) {
+    pub(crate) fn listen(&mut self) {
         if let Some(listen) = self.listen.take() {
             listen.send(()).unwrap();
         }
