@@ -7,10 +7,11 @@ use mesh_hbone::{Error, ErrorKind, client, server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, yield_now};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::peers::Lazy;
+use crate::peers::{Lazy, request};
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
@@ -23,6 +24,7 @@ const UNKNOWN: u8 = 0xfa;
 
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
+const FRAME_SIZE_ERROR: u32 = 6;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -302,6 +304,60 @@ async fn a_peer_that_answers_no_ping_is_given_up_after_the_ping_time_out() {
     let _tunnel = raw.open(1).await;
     assert_eq!(raw.end().await.0.unwrap().kind(), ErrorKind::Timeout);
     assert_eq!(began.elapsed().as_secs(), 7);
+}
+
+/// A server that gives every window, answers one CONNECT, and then reads nothing more.
+#[tokio::test(start_paused = true)]
+async fn a_writer_gets_ahead_of_the_wire_by_the_send_buffer_that_is_set() {
+    let mut taken = Vec::new();
+    for set in [64 << 10, 512 << 10] {
+        let (near, mut far) = duplex(16 << 10);
+        let windows = [
+            frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]),
+            frame(SETTINGS, ACK, 0, &[]),
+            frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]),
+        ];
+        far.write_all(&windows.concat()).await.unwrap();
+        let config = silent().send_buffer(set);
+        let opened = client::handshake(Lazy::new(near), &config).await;
+        let (connection, sender) = opened.unwrap();
+        tokio::spawn(connection);
+        let answers = async {
+            sleep(Duration::from_millis(1)).await;
+            let answer = frame(HEADERS, END_HEADERS, 1, &[0x88]);
+            far.write_all(&answer).await.unwrap();
+        };
+        let (opened, ()) = tokio::join!(sender.connect(request("10.0.0.7:80")), answers);
+        let (mut tunnel, _) = opened.unwrap();
+        let mut written = 0;
+        let moment = Duration::from_millis(1);
+        while let Ok(count) = timeout(moment, tunnel.write(&[7; 4 << 10])).await {
+            written += count.unwrap();
+        }
+        taken.push(written);
+    }
+    // What the transport holds is the same, but for frames that are whole.
+    let (more, whole) = (taken[1] - taken[0], 32 << 10);
+    let expected = 448 << 10;
+    assert!(
+        (expected - whole..=expected + whole).contains(&more),
+        "{taken:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_beyond_the_setting_closes_the_connection() {
+    for (bytes, closes) in [(32 << 10, false), ((32 << 10) + 1, true)] {
+        let mut raw = Raw::new(silent().max_frame_size(32 << 10)).await;
+        let mut tunnel = raw.open(1).await;
+        raw.send(&frame(DATA, 0, 1, &vec![7; bytes])).await;
+        if closes {
+            assert_eq!(raw.end().await.1, Some(FRAME_SIZE_ERROR));
+            continue;
+        }
+        tunnel.read_exact(&mut vec![0; bytes]).await.unwrap();
+        assert!(!raw.ended.is_finished());
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use mesh_hbone::pool::Pool;
 use mesh_hbone::{Error, ErrorKind, Tunnel, server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::peers::{Lazy, request};
 
@@ -128,9 +128,11 @@ async fn all_who_wait_hear_why_a_dial_failed() {
 async fn a_dial_that_panics_or_hangs_is_an_error_too() {
     let pool: Pool<u8> = Pool::new(Config::default().dial_timeout(Duration::from_secs(3)));
     let hang = || pool.checkout(1, std::future::pending);
+    let began = Instant::now();
     for result in join_all((0..3).map(|_| hang())).await {
         assert!(result.unwrap_err().is_timeout());
     }
+    assert_eq!(began.elapsed(), Duration::from_secs(3));
     let error = pool
         .checkout(1, || async { panic!("in the dial") })
         .await
