@@ -18,6 +18,7 @@ use mesh_core::hbone::tls::{AdmissionLimits, Bundle, Credentials, Options, Provi
 use mesh_core::hbone::{client, tls};
 use mesh_core::identity::DevCa;
 use mesh_core::xds::file::Settings as FileSettings;
+use mesh_core::xds::model::{GatewayAddress, GatewayDestination};
 use mesh_core::{ErrorKind, Mesh, Node};
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -226,6 +227,35 @@ async fn connections_without_a_handshake_are_as_many_as_set() {
     ping(&mut client.connect(format!("server:{PORT}")).await.unwrap())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn tunnels_come_to_the_port_that_is_set() {
+    let world = World::with(194, |node| node.hbone_port(25018));
+    let (_, server) = world.pair().await;
+    let _listener = server.listen(PORT).await.unwrap();
+    TcpStream::connect((world.ip(2), 25018)).await.unwrap();
+    TcpStream::connect((world.ip(2), 15008)).await.unwrap_err();
+}
+
+/// What a destination goes through may be on its way.
+#[tokio::test(start_paused = true)]
+async fn what_the_configuration_still_owes_is_waited_for_as_long_as_set() {
+    let limit = Duration::from_secs(7);
+    let world = World::with(195, |node| node.policy_wait(limit));
+    let (client, _) = world.pair().await;
+    client.ready().await.unwrap();
+    let waypoint = GatewayDestination::Address {
+        network: "".into(),
+        ip: world.ip(9),
+    };
+    let service = world.service("server", 2);
+    let service = service.with_waypoint(GatewayAddress::new(waypoint, 15008));
+    world.control.set(vec![service.into()]).await;
+    let began = tokio::time::Instant::now();
+    let error = client.connect(format!("server:{PORT}")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownWaypoint);
+    assert_eq!(began.elapsed(), limit);
 }
 
 #[tokio::test]

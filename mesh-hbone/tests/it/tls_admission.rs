@@ -161,7 +161,7 @@ async fn stalled_handshakes_of_one_address_lock_no_other_out() {
     let root = Authority::root("root");
     let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
     let hello = client_hello(&client).await;
-    let grace = Duration::from_secs(1);
+    let grace = Duration::from_millis(400);
     // Full by the listener's bound, and by that of all.
     for (of_listener, of_all) in [(8, 100), (100, 8)] {
         let limits = AdmissionLimits::default()

@@ -291,6 +291,34 @@ async fn a_stream_that_ends_in_order_before_it_began_has_not_failed() {
     );
 }
 
+/// It has said HTTP/2's hello, and nothing ever after.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_silent_is_given_up_after_the_time_that_is_set() {
+    let silent = tower::service_fn(|_: Uri| async {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        // SETTINGS, and that it has ours.
+        far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+        far.write_all(&[0, 0, 0, 4, 1, 0, 0, 0, 0]).await?;
+        tokio::spawn(async move { tokio::io::copy(&mut far, &mut tokio::io::sink()).await });
+        Ok::<_, std::io::Error>(near)
+    });
+    let (interval, patience) = (Duration::from_secs(20), Duration::from_secs(3));
+    let channel = builder().keep_alive(interval, patience).build(silent);
+    let began = Instant::now();
+    let channel = channel.expect("settings");
+    let (_client, mut events) = start(channel, settings(&[(URL, Interest::All)]));
+    match next(&mut events).await {
+        Event::Disconnected(Some(error)) => assert_eq!(error.kind(), ErrorKind::Connection),
+        other => panic!("{other:?}"),
+    }
+    let took = began.elapsed();
+    let (least, most) = (
+        interval + patience,
+        interval + patience + Duration::from_secs(1),
+    );
+    assert!((least..most).contains(&took), "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn names_are_asked_for_while_a_batch_waits() {
     let (pipe, mut peers) = delta_server();
