@@ -72,7 +72,7 @@ impl Reading {
                     return Ok(true);
                 }
                 let gathered = mem::take(gathered).freeze();
-                let head = head(self.protocol, gathered.clone())?;
+                let head = head(self.protocol, gathered.clone(), session.max_removed())?;
                 self.response = Response::new(self.protocol, gathered.len());
                 self.response.push(gathered);
                 self.state = State::Reading(session.begin(&head.url).map(Box::new));
@@ -123,7 +123,7 @@ impl Reading {
     ///
     /// As [`read`](Self::read).
     pub(super) fn end(&mut self, session: &mut Session) -> Result<(Arc<str>, Delivery), Error> {
-        let head = self.response.end()?;
+        let head = self.response.end(session.max_removed())?;
         let url: Arc<str> = head.url.as_str().into();
         if let State::Large = self.state {
             self.state = State::Reading(session.begin(&url).map(Box::new));
@@ -155,11 +155,11 @@ impl Reading {
 }
 
 /// What a response that is here says beside its resources.
-fn head(protocol: Protocol, message: Bytes) -> Result<Head, Error> {
+fn head(protocol: Protocol, message: Bytes, max_removed: usize) -> Result<Head, Error> {
     let mut response = Response::new(protocol, message.len());
     response.push(message);
     while response.next()?.is_some() {}
-    response.end()
+    response.end(max_removed)
 }
 
 /// What was read of a response, as it came.

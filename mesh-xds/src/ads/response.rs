@@ -15,6 +15,9 @@ use crate::proto::google::protobuf::Any;
 /// The field of resources, in the responses of both protocols.
 const RESOURCES: u64 = 2;
 
+/// The fields of what is removed, in a response of delta.
+const REMOVED: [u64; 2] = [6, 8];
+
 /// What is before the length of one.
 pub(super) const RESOURCE: u64 = RESOURCES << 3 | 2;
 
@@ -55,6 +58,8 @@ pub(crate) struct Response {
     partial: BytesMut,
     /// The fields that are no resources.
     head: Vec<u8>,
+    /// How many of them remove one: in memory each costs many times what it does here.
+    removed: usize,
 }
 
 impl Response {
@@ -66,6 +71,7 @@ impl Response {
             piece: Bytes::new(),
             partial: BytesMut::new(),
             head: Vec::new(),
+            removed: 0,
         }
     }
 
@@ -108,6 +114,7 @@ impl Response {
                 },
             };
             if field.number != RESOURCES {
+                self.removed += usize::from(REMOVED.contains(&field.number));
                 self.head.extend_from_slice(&bytes);
             } else if field.has_length {
                 return Ok(Some(bytes.slice(field.value)));
@@ -129,8 +136,15 @@ impl Response {
     ///
     /// # Errors
     ///
-    /// `Status`, if it is no response.
-    pub(crate) fn end(&self) -> Result<Head, Error> {
+    /// `Status`, if it is no response; `TooLarge`, if it removes more than that.
+    pub(crate) fn end(&self, max_removed: usize) -> Result<Head, Error> {
+        if self.removed > max_removed {
+            let removed = self.removed;
+            let detail = format!(
+                "a response: it removes {removed} resources, expected at most {max_removed}"
+            );
+            return Err(Error::new(ErrorKind::TooLarge, detail));
+        }
         let head = match self.protocol {
             Protocol::Delta => v3::DeltaDiscoveryResponse::decode(&*self.head).map(Head::of_delta),
             Protocol::StateOfTheWorld => {

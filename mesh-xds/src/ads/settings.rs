@@ -40,6 +40,7 @@ pub struct Settings {
     pub(super) max_names: usize,
     pub(super) max_resources: usize,
     pub(super) max_resource_size: usize,
+    pub(super) max_removed: usize,
     pub(super) drop_forgotten_after: Duration,
     pub(super) changes: bool,
     pub(super) restored: Option<Vec<Kept>>,
@@ -62,6 +63,7 @@ impl Settings {
             max_names: 10_000,
             max_resources: 2_000_000,
             max_resource_size: 1024 * 1024,
+            max_removed: 2_000_000,
             drop_forgotten_after: Duration::from_secs(10),
             changes: false,
             restored: None,
@@ -122,6 +124,14 @@ impl Settings {
     #[must_use]
     pub fn with_max_resource_size(mut self, bytes: usize) -> Self {
         self.max_resource_size = bytes;
+        self
+    }
+
+    /// How many resources a response may remove; 2 000 000, as many as are kept. Each takes a few bytes of the
+    /// response and many in memory. A response that removes more ends the stream with `TooLarge`, and changes nothing.
+    #[must_use]
+    pub fn with_max_removed(mut self, resources: usize) -> Self {
+        self.max_removed = resources;
         self
     }
 

@@ -250,6 +250,11 @@ impl Session {
         })
     }
 
+    /// How many resources a response may remove.
+    pub(super) fn max_removed(&self) -> usize {
+        self.settings.max_removed
+    }
+
     /// Whether what a large response brings is handed over while it comes.
     pub(super) fn hands_over_parts(&self) -> bool {
         self.settings.parts

@@ -26,7 +26,6 @@ const HEADER: usize = 5;
 /// The responses of a stream.
 pub(crate) struct Messages {
     body: Body,
-    status: StatusCode,
     max: usize,
     /// What came of the next header.
     header: BytesMut,
@@ -90,6 +89,11 @@ pub(crate) async fn open<M: Message + 'static>(
     if let Some(status) = status.filter(|status| status.code() != Code::Ok) {
         return Err(status.into());
     }
+    if !is_whole && head.status != StatusCode::OK {
+        // Whatever is in its body, it is none of ours.
+        let text = format!("HTTP {}, expected an answer of gRPC", head.status.as_u16());
+        return Err(Status::new(code(head.status), text).into());
+    }
     let encoding = HeaderName::from_static("grpc-encoding");
     if let Some(encoding) = head.headers.get(encoding).filter(|of| *of != "identity") {
         let text = format!("grpc-encoding: {encoding:?}, expected none, for none was offered");
@@ -97,7 +101,6 @@ pub(crate) async fn open<M: Message + 'static>(
     }
     Ok(Messages {
         body,
-        status: head.status,
         max,
         header: BytesMut::with_capacity(HEADER),
         message: None,
@@ -189,25 +192,28 @@ impl Messages {
                 return Err(status.into());
             }
         } else {
-            // <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>
-            let code = match self.status {
-                StatusCode::BAD_REQUEST => Code::Internal,
-                StatusCode::UNAUTHORIZED => Code::Unauthenticated,
-                StatusCode::FORBIDDEN => Code::PermissionDenied,
-                StatusCode::NOT_FOUND => Code::Unimplemented,
-                StatusCode::TOO_MANY_REQUESTS
-                | StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
-                _ => Code::Unknown,
-            };
-            let text = format!("the stream ended without a status, HTTP {}", self.status);
-            return Err(Status::new(code, text).into());
+            return Err(Status::unknown("the stream ended without a status").into());
         }
         match self.message.is_some() || !self.header.is_empty() {
             true => Err(Status::internal("the stream ended within a message").into()),
             false => Ok(()),
         }
+    }
+}
+
+/// What a status of HTTP says where one of gRPC should be:
+/// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>.
+fn code(of: StatusCode) -> Code {
+    match of {
+        StatusCode::BAD_REQUEST => Code::Internal,
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::NOT_FOUND => Code::Unimplemented,
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        _ => Code::Unknown,
     }
 }
 

@@ -102,7 +102,31 @@ impl AggregatedDiscoveryService for Scripted {
     }
 }
 
-fn serve(scripted: impl AggregatedDiscoveryService) -> Pipe {
+/// Takes streams, and never answers.
+pub(super) struct Silent(pub(super) mpsc::UnboundedSender<()>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Silent {
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.0.send(()).expect("the test goes on");
+        std::future::pending().await
+    }
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        panic!("the client speaks delta");
+    }
+}
+
+pub(super) fn serve(scripted: impl AggregatedDiscoveryService) -> Pipe {
     let (pipe, connections, _) = Pipe::new();
     tokio::spawn(
         tonic::transport::Server::builder()
@@ -128,7 +152,7 @@ pub(super) fn builder() -> ChannelBuilder {
     Channel::builder(Uri::from_static("http://istiod.istio-system.svc:15010"))
 }
 
-fn start(channel: Channel, settings: Settings) -> (Client, Events) {
+pub(super) fn start(channel: Channel, settings: Settings) -> (Client, Events) {
     let client = Client::with_decoder(channel, settings, Arc::new(Texts));
     let (client, events, worker) = client.expect("settings");
     tokio::spawn(worker.run());

@@ -1,5 +1,6 @@
 //! A scripted control plane drives the session; see each file for what it shows.
 
+mod answers;
 mod backoff;
 mod client;
 mod converges;
