@@ -329,6 +329,7 @@ async fn who_cannot_be_whom_it_says_gets_nothing() {
 #[tokio::test]
 async fn the_names_of_a_stream_have_no_more_bytes_than_set() {
     let server = Server::builder(Tokens).max_names_size(8).build();
+    server.apply(Batch::default());
     let uri = serve(&server, None).await;
     let mut stream = open(&uri, "default/a").await.unwrap();
     stream.ask(type_url::ADDRESS, &["four", "more"]).await;

@@ -257,6 +257,7 @@ async fn a_host_whose_address_is_somebody_elses_by_now_does_not_come_back() {
 /// A server with the groups of two service accounts.
 fn bounded(set: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Server {
     let server = set(Server::builder(Tokens)).build();
+    server.apply(Batch::default());
     let groups = ["forum", "shop"].map(|account| {
         let name = ObjectName::new("default", account);
         WorkloadGroup::new(name).with_service_account(account)
