@@ -16,7 +16,7 @@ use super::settings::{Interest, MAX_NAME, Settings};
 use super::subscription::{Reply, Subscription, Version, Wanted};
 use crate::decode::{Decoder, Replicas, ResourceType};
 use crate::error::{Error, ErrorKind};
-use crate::model::{Rejection, ResourceName, Update};
+use crate::model::{InboundListener, Rejection, ResourceName, Update};
 use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use crate::proto::google::rpc::Status;
@@ -27,9 +27,6 @@ pub(super) const INVALID_ARGUMENT: i32 = 3;
 
 /// gRPC's INTERNAL: what istio-agent has as the code of a host that is not healthy.
 const UNHEALTHY: i32 = 13;
-
-/// What the name of a proxyless server's listener begins with.
-const INBOUND_LISTENER: &str = "xds.istio.io/grpc/lds/inbound/";
 
 /// Makes resources of bytes.
 pub(crate) trait Decode: Send + Sync {
@@ -73,7 +70,7 @@ impl Decode for Decoder {
             ResourceName::Workload(uid) => uid.to_string(),
             ResourceName::Service(name) => name.to_string(),
             ResourceName::Policy(name) => name.to_string(),
-            ResourceName::InboundListener(at) => format!("{INBOUND_LISTENER}{at}"),
+            ResourceName::InboundListener(at) => format!("{}{at}", InboundListener::NAME),
             // No other kind is decoded.
             other => other.to_string(),
         }

@@ -21,22 +21,17 @@ use crate::proto::envoy::extensions::filters::network::rbac::v3::Rbac as Network
 use crate::proto::google::protobuf::Any;
 use crate::proto::type_url;
 
-/// What istiod names an inbound listener before its address.
-const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/";
-
-/// The address in the name of an inbound listener.
-pub(super) fn address_of(name: &str) -> Option<SocketAddr> {
-    name.strip_prefix(INBOUND)?.parse().ok()
-}
-
 /// Reads an inbound listener; `None` for any other.
 pub(super) fn inbound(listener: &Listener) -> Result<Option<InboundListener>, Problem> {
-    let Some(own) = listener.name.strip_prefix(INBOUND) else {
+    let Some(own) = listener.name.strip_prefix(InboundListener::NAME) else {
         return Ok(None);
     };
     let address: SocketAddr = own.parse().map_err(|_| {
         let found = format_args!("{:?}", listener.name);
-        Field::root("name").wrong(found, format_args!("{INBOUND}<address>:<port>"))
+        Field::root("name").wrong(
+            found,
+            format_args!("{}<address>:<port>", InboundListener::NAME),
+        )
     })?;
     check_address(listener, address)?;
     Ok(Some(match policies(listener) {

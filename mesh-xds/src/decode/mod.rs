@@ -39,7 +39,7 @@ use mesh_authz::policy::PolicyName;
 use mesh_authz::policy::ztunnel::EmptyMatch;
 use prost::Message;
 
-use crate::model::{Rejection, ResourceName, ServiceName, Update};
+use crate::model::{InboundListener, Rejection, ResourceName, ServiceName, Update};
 use crate::proto::istio::workload::{Address, address};
 use crate::proto::{envoy, istio, type_url};
 use field::{Field, Problem};
@@ -92,7 +92,7 @@ impl ResourceType {
                 .map(|(namespace, name)| ResourceName::Policy(PolicyName::new(namespace, name)))
                 .into_iter()
                 .collect(),
-            Self::Listener => listener::address_of(name)
+            Self::Listener => InboundListener::address_in(name)
                 .map(ResourceName::InboundListener)
                 .into_iter()
                 .collect(),

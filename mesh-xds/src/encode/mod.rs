@@ -57,14 +57,6 @@ pub(crate) fn policy(of: &AttachedPolicy) -> Result<Option<Value>, Rejection> {
     Ok(Some(message.encode_to_vec().into()))
 }
 
-/// What istiod names an inbound listener before its address.
-const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/";
-
-/// The address and port in the name of an inbound listener.
-pub(crate) fn inbound_address(name: &str) -> Option<SocketAddr> {
-    name.strip_prefix(INBOUND)?.parse().ok()
-}
-
 /// The inbound listener of a name: the policies of the port, whole.
 pub(crate) fn listener(name: &str, address: SocketAddr, policies: &[&Policy]) -> Value {
     listener::listener(name, address, policies)

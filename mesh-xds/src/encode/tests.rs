@@ -328,7 +328,7 @@ const X: HeaderName = HeaderName::from_static("x");
 
 fn in_a_listener(policy: &Policy) -> Vec<Arc<Policy>> {
     let name = "xds.istio.io/grpc/lds/inbound/10.0.0.1:80";
-    let address = super::inbound_address(name).expect("an address");
+    let address = InboundListener::address_in(name).expect("an address");
     let value = super::listener(name, address, &[policy]);
     match decode(ResourceType::Listener, name, &value) {
         Update::InboundListener(listener) => {

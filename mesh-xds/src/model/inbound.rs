@@ -20,6 +20,24 @@ pub struct InboundListener {
 }
 
 impl InboundListener {
+    /// What discovery names a listener before its address: istiod's word for those of proxyless servers.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mesh_xds::model::InboundListener;
+    ///
+    /// let name = format!("{}10.0.0.1:9080", InboundListener::NAME);
+    /// assert_eq!(name, "xds.istio.io/grpc/lds/inbound/10.0.0.1:9080");
+    /// ```
+    pub const NAME: &str = "xds.istio.io/grpc/lds/inbound/";
+
+    /// The address and port in the name that discovery has for a listener.
+    #[cfg(any(feature = "client", feature = "server"))]
+    pub(crate) fn address_in(name: &str) -> Option<SocketAddr> {
+        name.strip_prefix(Self::NAME)?.parse().ok()
+    }
+
     /// Makes the listener of an address and port, with all policies that bind it.
     pub fn new(address: SocketAddr, policies: Vec<Arc<Policy>>) -> Self {
         Self {

@@ -107,8 +107,7 @@ impl Session {
         if first || names != one.names || wildcard != one.wildcard {
             one.ask.owed = true;
             one.wildcard = wildcard;
-            one.size = names.iter().map(String::len).sum();
-            one.names = names;
+            one.rename(names);
         }
         self.check()
     }

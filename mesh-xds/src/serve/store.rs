@@ -328,6 +328,13 @@ impl Store {
         }
     }
 
+    /// The addresses of a workload, if the name is one's.
+    pub(super) fn addresses_of(&self, uid: &str) -> impl Iterator<Item = IpAddr> {
+        let workload = self.workloads.get(uid);
+        let addresses = workload.into_iter().flat_map(|one| one.addresses());
+        addresses.copied()
+    }
+
     /// Whether the listener of an address may have become another one since a revision.
     pub(super) fn listener_changed(&self, ip: IpAddr, since: u64) -> bool {
         let workloads = self.by_ip.get(&ip.to_canonical());
@@ -343,7 +350,7 @@ impl Store {
     /// runs as `owner` and may be in its network.
     pub(super) fn listener(&self, name: &str, owner: &Owner) -> Option<Bytes> {
         let Owner { identity, network } = owner;
-        let address = encode::inbound_address(name)?;
+        let address = InboundListener::address_in(name)?;
         let uids = self.by_ip.get(&address.ip().to_canonical())?.iter();
         let is_port = |workload: &Workload| {
             let ports = workload.services().iter().flat_map(|one| one.ports());

@@ -1,6 +1,8 @@
 //! What a client asked for of one type, what it has of it and what it is owed.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +10,7 @@ use bytes::Bytes;
 use super::session::End;
 use super::status::{Refusal, Subscription};
 use super::store::{Kind, Owner, Store, Table, is_by_list, version};
-use crate::encode;
+use crate::model::InboundListener;
 use crate::proto::envoy::service::discovery::v3::Resource;
 use crate::proto::google::protobuf::Any;
 
@@ -44,9 +46,9 @@ pub(super) struct Ask {
     pub(super) owed: bool,
     pub(super) all: bool,
     names: BTreeSet<String>,
-    /// Names were taken back: what came with them is taken away, as no other name could tell the client
+    /// Names that were taken back: what came with them is taken away, as no other name could tell the client
     /// that it is no more.
-    fewer: bool,
+    fewer: BTreeSet<String>,
     /// What a client that comes back has, by name and version.
     pub(super) known: BTreeMap<String, String>,
 }
@@ -59,8 +61,14 @@ pub(super) struct Type {
     pub(super) names: BTreeSet<String>,
     /// Bytes of them.
     pub(super) size: usize,
+    /// Listeners: the names by the addresses in them.
+    by_ip: HashMap<IpAddr, BTreeSet<String>>,
     /// What a client that asks by name has. Of everything, it has all up to `seen`.
     has: HashMap<Arc<str>, Arc<str>>,
+    /// What of it its names may stand for no more: it goes when the next name is taken back.
+    loose: HashSet<Arc<str>>,
+    /// The names that a client which asks by name has something by, other than its own.
+    known_as: HashMap<Arc<str>, Vec<String>>,
     pub(super) seen: u64,
     pub(super) ask: Ask,
     /// Hosts that the client has from a server before this one, or listeners of them, that may come back.
@@ -90,7 +98,10 @@ impl Type {
             wildcard: false,
             names: BTreeSet::new(),
             size: 0,
+            by_ip: HashMap::new(),
             has: HashMap::new(),
+            loose: HashSet::new(),
+            known_as: HashMap::new(),
             seen: 0,
             ask: Ask::default(),
             awaited: BTreeSet::new(),
@@ -131,6 +142,8 @@ impl Type {
                     self.wildcard = true;
                     self.ask.all = true;
                     self.ask.owed = true;
+                    self.loose.clear();
+                    self.known_as.clear();
                     if !first {
                         let has = self.has.drain();
                         let has =
@@ -142,11 +155,29 @@ impl Type {
             }
             self.ask.owed = true;
             self.ask.names.insert(name.clone());
-            let length = name.len();
-            if self.names.insert(name) {
-                self.size += length;
-            }
+            self.name(name);
         }
+    }
+
+    fn name(&mut self, name: String) {
+        let length = name.len();
+        if matches!(self.source, Source::Listeners(_))
+            && let Some(address) = InboundListener::address_in(&name)
+        {
+            let names = self.by_ip.entry(address.ip().to_canonical()).or_default();
+            names.insert(name.clone());
+        }
+        if self.names.insert(name) {
+            self.size += length;
+        }
+    }
+
+    /// State of the world: these are all names.
+    pub(super) fn rename(&mut self, names: BTreeSet<String>) {
+        self.by_ip.clear();
+        self.names.clear();
+        self.size = 0;
+        names.into_iter().for_each(|name| self.name(name));
     }
 
     /// Comes after [`subscribe`](Self::subscribe): `*` in both of a first request is how clients ask for nothing yet.
@@ -164,9 +195,19 @@ impl Type {
             if self.names.remove(name) {
                 self.size -= name.len();
             }
+            if let Some(address) = InboundListener::address_in(name)
+                && let Entry::Occupied(mut names) = self.by_ip.entry(address.ip().to_canonical())
+            {
+                names.get_mut().remove(name);
+                if names.get().is_empty() {
+                    names.remove();
+                }
+            }
             self.ask.names.remove(name);
+            if !first {
+                self.ask.fewer.insert(name.clone());
+            }
         }
-        self.ask.fewer |= !first && !names.is_empty();
     }
 
     /// Whether there are new or changed policies that have to wait until the last ones are answered.
@@ -206,7 +247,7 @@ impl Type {
             }
             Source::Listeners(owner) => return Ok(self.push_listeners(&ask, &owner, store)),
         };
-        if self.seen == store.revision() && !ask.owed && !ask.fewer {
+        if self.seen == store.revision() && !ask.owed && ask.fewer.is_empty() {
             return Ok(None);
         }
         let table = store.table(kind);
@@ -230,7 +271,10 @@ impl Type {
                     if *one.version != **version {
                         send.insert(Arc::clone(name));
                     } else if !self.wildcard {
-                        self.has.insert(Arc::clone(name), Arc::clone(&one.version));
+                        self.hold_of(name, one);
+                        if !self.wants(table, name) {
+                            self.loose.insert(Arc::clone(name));
+                        }
                     }
                 }
                 None if store.may_return(name) => _ = self.awaited.insert(name.clone()),
@@ -259,8 +303,8 @@ impl Type {
         } else {
             self.changes(table, &mut send, &mut removed)?;
         }
-        if ask.fewer && !self.wildcard {
-            self.drop_unwanted(table, &mut removed);
+        if !ask.fewer.is_empty() && !self.wildcard {
+            self.drop_unwanted(&ask.fewer, table, &mut removed);
             send.retain(|name| !removed.contains(&**name));
         }
         self.seen = store.revision();
@@ -279,7 +323,7 @@ impl Type {
         resources
             .map(|(name, one)| {
                 if !self.wildcard {
-                    self.has.insert(Arc::clone(name), Arc::clone(&one.version));
+                    self.hold_of(name, one);
                 }
                 if kind == Kind::Authorization && !one.by_list {
                     self.wide.insert(Arc::clone(name));
@@ -365,7 +409,7 @@ impl Type {
 
     /// Listeners are asked for by name: nobody is told of those that it has not named.
     fn push_listeners(&mut self, ask: &Ask, owner: &Owner, store: &Store) -> Option<Push> {
-        if self.seen == store.revision() && !ask.owed && !ask.fewer {
+        if self.seen == store.revision() && !ask.owed && ask.fewer.is_empty() {
             return None;
         }
         let mut push = Push {
@@ -385,9 +429,9 @@ impl Type {
             }
             wanted
         });
-        for name in &self.names {
+        for name in &self.concerned(ask, store) {
             let asked = ask.names.contains(name);
-            let ip = encode::inbound_address(name).map(|address| address.ip());
+            let ip = InboundListener::address_in(name).map(|address| address.ip());
             let changed = ip.is_some_and(|ip| store.listener_changed(ip, self.seen));
             if !asked && !changed {
                 continue;
@@ -426,16 +470,77 @@ impl Type {
         (!empty || ask.owed).then_some(push)
     }
 
-    /// Takes away what a client has and its names no longer stand for.
-    fn drop_unwanted(&mut self, table: &Table, removed: &mut BTreeSet<String>) {
-        let wanted: BTreeSet<_> = self.names.iter().flat_map(|n| table.resolve(n)).collect();
-        self.has.retain(|name, _| {
-            let stays = wanted.contains(name);
-            if !stays {
+    /// The names of listeners that may have become others, which few of many names are: those that are asked for,
+    /// here or awaited, and those of workloads that changed.
+    fn concerned(&self, ask: &Ask, store: &Store) -> BTreeSet<String> {
+        let Some(changed) = store.table(Kind::Address).changed_after(self.seen) else {
+            return self.names.clone();
+        };
+        let changed = changed.flat_map(|uid| store.addresses_of(uid));
+        let changed = changed.filter_map(|ip| self.by_ip.get(&ip.to_canonical()));
+        let has = self.has.keys().map(|name| name.to_string());
+        let mut names: BTreeSet<String> = changed.flatten().cloned().chain(has).collect();
+        names.extend(ask.names.union(&self.awaited).cloned());
+        names.retain(|name| self.names.contains(name));
+        names
+    }
+
+    /// The client has it, under the names that it asked for it by.
+    fn hold_of(&mut self, name: &Arc<str>, one: &super::store::Resource) {
+        self.has.insert(Arc::clone(name), Arc::clone(&one.version));
+        let aliases = one.aliases.iter();
+        let aliases: Vec<_> = aliases
+            .filter(|alias| self.names.contains(*alias))
+            .cloned()
+            .collect();
+        if aliases.is_empty() {
+            self.known_as.remove(name);
+        } else {
+            self.known_as.insert(Arc::clone(name), aliases);
+        }
+    }
+
+    /// Whether some of its names stands for a resource.
+    fn wants(&self, table: &Table, name: &str) -> bool {
+        let named = |name: &str| {
+            let Some((name, one)) = table.get(name) else {
+                return false;
+            };
+            let mut aliases = one.aliases.iter();
+            self.names.contains(&**name) || aliases.any(|alias| self.names.contains(alias))
+        };
+        let services = table.get(name).map(|(_, one)| one.services());
+        named(name) || services.into_iter().flatten().any(|of| named(of))
+    }
+
+    /// What its names may stand for no more, because a resource is another one now or gone.
+    fn loosen(&mut self, table: &Table, name: &Arc<str>) {
+        let with = table.endpoints(name).chain([name]);
+        let has = with.filter(|name| self.has.contains_key(*name));
+        let loose: Vec<_> = has
+            .filter(|name| !self.wants(table, name))
+            .cloned()
+            .collect();
+        self.loose.extend(loose);
+    }
+
+    /// Takes away what a client has and its names no longer stand for, now that some were taken back.
+    fn drop_unwanted(
+        &mut self,
+        names: &BTreeSet<String>,
+        table: &Table,
+        removed: &mut BTreeSet<String>,
+    ) {
+        let loose = std::mem::take(&mut self.loose);
+        let mut unwanted = loose.clone();
+        unwanted.extend(loose.iter().flat_map(|name| table.endpoints(name)).cloned());
+        unwanted.extend(names.iter().flat_map(|name| table.resolve(name)));
+        for name in unwanted {
+            if !self.wants(table, &name) && self.has.remove(&name).is_some() {
+                self.known_as.remove(&name);
                 removed.insert(name.to_string());
             }
-            stays
-        });
+        }
     }
 
     /// What changed of that which a client that asks by name wants or has.
@@ -448,18 +553,23 @@ impl Type {
         if self.names.is_empty() && self.has.is_empty() {
             return Ok(());
         }
-        let mut lost = false;
+        // An alias whose last resource is gone stands for nothing now.
+        let mut aliases = Vec::new();
         // Services first: their workloads are wanted with them.
         let changed: Vec<_> = table.changed_after(self.seen).ok_or(End::Behind)?.collect();
         let mut services = BTreeSet::new();
         for name in &changed {
+            self.loosen(table, name);
             let Some((name, one)) = table.get(name) else {
                 if self.has.remove(*name).is_some() {
+                    self.loose.remove(*name);
+                    aliases.extend(self.known_as.remove(*name).into_iter().flatten());
                     removed.insert(name.to_string());
-                    lost = true;
                 }
                 continue;
             };
+            let before = self.known_as.get(name).into_iter().flatten();
+            aliases.extend(before.filter(|alias| !one.aliases.contains(alias)).cloned());
             let wanted = self.has.contains_key(name)
                 || self.names.contains(&**name)
                 || one.aliases.iter().any(|alias| self.names.contains(alias));
@@ -487,14 +597,8 @@ impl Type {
                 send.insert(Arc::clone(name));
             }
         }
-        // An alias whose last resource is gone stands for nothing now.
-        if lost || !services.is_empty() {
-            let gone = self
-                .names
-                .iter()
-                .filter(|name| lost && !table.is_known(name));
-            removed.extend(gone.cloned());
-        }
+        let gone = aliases.into_iter();
+        removed.extend(gone.filter(|name| self.names.contains(name) && !table.is_known(name)));
         Ok(())
     }
 
@@ -502,7 +606,8 @@ impl Type {
     /// `listed`, which workloads list them.
     pub(super) fn world(&mut self, listed: Option<u64>, store: &Store) -> Option<Vec<Any>> {
         let owed = std::mem::take(&mut self.ask).owed;
-        if self.seen == store.revision() && !owed && !self.unsettled {
+        if !owed && !self.unsettled && !self.is_concerned(store) {
+            self.seen = store.revision();
             return None;
         }
         let mut now: BTreeMap<Arc<str>, Had> = match &self.source {
@@ -540,6 +645,33 @@ impl Type {
         let resources = resources.collect();
         self.world = now;
         Some(resources)
+    }
+
+    /// State of the world: whether what has changed may change what it is sent.
+    fn is_concerned(&self, store: &Store) -> bool {
+        if self.seen == store.revision() {
+            return false;
+        }
+        let kind = match &self.source {
+            Source::Nothing => return false,
+            Source::Table(kind) => *kind,
+            Source::Listeners(_) => Kind::Address,
+        };
+        let table = store.table(kind);
+        let Some(mut changed) = table.changed_after(self.seen) else {
+            return true;
+        };
+        if matches!(self.source, Source::Table(_)) {
+            return changed.any(|name| {
+                self.wildcard || self.world.contains_key(name) || self.wants(table, name)
+            });
+        }
+        let mut ips = changed.flat_map(|uid| store.addresses_of(uid));
+        let has = |name: &Arc<str>| {
+            let address = InboundListener::address_in(name);
+            address.is_some_and(|at| store.listener_changed(at.ip(), self.seen))
+        };
+        ips.any(|ip| self.by_ip.contains_key(&ip.to_canonical())) || self.world.keys().any(has)
     }
 
     fn of_table(&self, table: &Table) -> BTreeMap<Arc<str>, Had> {

@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use mesh_authz::Identity;
 use mesh_xds::ads::{Client, Event, Events, Health, Interest, Presence, Settings};
 use mesh_xds::decode::{Decoder, ResourceType};
-use mesh_xds::model::{Batch, ResourceName, Update, Verdict};
+use mesh_xds::model::{Batch, InboundListener, ResourceName, Update, Verdict};
 use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
 
 use super::keep::{self, Found, Keeper};
@@ -33,9 +33,6 @@ const MAX_PROBLEMS: usize = 1000;
 /// From how many resources on a batch is applied on a thread that may block. A whole push of a large mesh takes
 /// a second or more, in which a worker of the runtime would leave other tasks waiting.
 const LARGE: usize = 1000;
-
-/// What a proxyless server's listener is called, but for address and port.
-const INBOUND_LISTENER: &str = "xds.istio.io/grpc/lds/inbound/";
 
 pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
     if xds.mode == Mode::Sidecar {
@@ -461,7 +458,7 @@ impl Follow {
         if type_url == ResourceType::Address.url() {
             return self.link.absent(name);
         }
-        let address = name.strip_prefix(INBOUND_LISTENER);
+        let address = name.strip_prefix(InboundListener::NAME);
         match address.and_then(|address| address.parse().ok()) {
             Some(address) => self.link.no_listener(address),
             None => Ok(()),
@@ -525,7 +522,7 @@ fn discovery_name(name: &ResourceName) -> String {
         ResourceName::Workload(uid) => uid.to_string(),
         ResourceName::Service(name) => name.to_string(),
         ResourceName::Policy(name) => name.to_string(),
-        ResourceName::InboundListener(address) => format!("{INBOUND_LISTENER}{address}"),
+        ResourceName::InboundListener(address) => format!("{}{address}", InboundListener::NAME),
         other => other.to_string(),
     }
 }
@@ -556,7 +553,7 @@ impl Ask {
                 }
                 Demand::Listener(address) => self.listen(address).await?,
                 Demand::Unlisten(address) if self.listens => {
-                    let name = format!("{INBOUND_LISTENER}{address}");
+                    let name = format!("{}{address}", InboundListener::NAME);
                     let url = ResourceType::Listener.url();
                     self.client.forget(url, name).await.map_err(ended)?;
                 }
@@ -590,7 +587,7 @@ impl Ask {
         if !self.listens {
             return self.link.no_listener(address);
         }
-        let name = format!("{INBOUND_LISTENER}{address}");
+        let name = format!("{}{address}", InboundListener::NAME);
         match self.client.want(ResourceType::Listener.url(), name).await {
             Ok(Presence::Asked) => Ok(()),
             Ok(_) => self.link.no_listener(address),

@@ -5,7 +5,8 @@ use mesh_authz::policy::{Action, Expr, Policy, PolicyName, Rule};
 
 use super::{new_session, new_store};
 use crate::model::{
-    AttachedPolicy, Batch, Membership, ObjectName, Port, Scope, ServiceName, Update, Workload,
+    AttachedPolicy, Batch, InboundListener, Membership, ObjectName, Port, Scope, ServiceName,
+    Update, Workload,
 };
 use crate::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use crate::proto::type_url;
@@ -84,6 +85,55 @@ fn it_goes_when_the_host_does_not_come_back() {
     assert_eq!(read(&mut client, &store), Some((0, vec![NAME.to_owned()])));
     let mut late = self::client(&store);
     assert_eq!(read(&mut late, &store), Some((0, vec![NAME.to_owned()])));
+}
+
+/// Most of what it names is nobody's.
+#[test]
+fn one_of_many_names_is_told_when_its_workload_comes_changes_and_goes() {
+    let mut store = new_store();
+    let mut client = client(&store);
+    let names = (0..50).map(|port| format!("{}10.0.0.2:{port}", InboundListener::NAME));
+    let request = DeltaDiscoveryRequest {
+        type_url: type_url::LISTENER.to_owned(),
+        resource_names_subscribe: names.collect(),
+        ..Default::default()
+    };
+    client.request(request, &store).expect("a request");
+    store.settle();
+    let (_, removed) = read(&mut client, &store).expect("an answer");
+    assert_eq!(removed.len(), 51);
+    store.apply(host());
+    assert_eq!(read(&mut client, &store), Some((1, Vec::new())));
+    let policy = Policy::new(
+        PolicyName::new("bank", "deny"),
+        Action::Deny,
+        vec![Rule::new(Expr::TRUE)],
+    );
+    let policy = AttachedPolicy::new(policy.into(), Scope::Mesh);
+    store.apply(Batch::new(vec![policy.into()], Vec::new()));
+    assert_eq!(read(&mut client, &store), Some((1, Vec::new())));
+    // Another workload is none of its business.
+    let other = Workload::new("other", "bank", "other");
+    let other = other.with_addresses(vec![[10, 0, 0, 9].into()]);
+    store.apply(Batch::new(vec![other.into()], Vec::new()));
+    assert_eq!(read(&mut client, &store), None);
+    // It moves to where another of the names is, and back.
+    let Update::Workload(workload) = host().updates()[0].clone() else {
+        panic!("a workload");
+    };
+    let service = Membership::new(ServiceName::new("bank", "forum.example"));
+    let service = service.with_ports(vec![Port::new(80).with_target_port(7)]);
+    let moved = workload
+        .with_addresses(vec![[10, 0, 0, 2].into()])
+        .with_services(vec![service]);
+    store.apply(Batch::new(vec![moved.into()], Vec::new()));
+    assert_eq!(read(&mut client, &store), Some((1, vec![NAME.to_owned()])));
+    store.apply(host());
+    let moved = format!("{}10.0.0.2:7", InboundListener::NAME);
+    assert_eq!(read(&mut client, &store), Some((1, vec![moved])));
+    let gone = host().updates()[0].name();
+    store.apply(Batch::new(Vec::new(), vec![gone]));
+    assert_eq!(read(&mut client, &store), Some((0, vec![NAME.to_owned()])));
 }
 
 /// One address is that of a workload in each network, under policies of its own.
