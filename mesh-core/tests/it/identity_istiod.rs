@@ -152,6 +152,43 @@ async fn an_istiod_that_takes_its_time_is_waited_for_as_long_as_set() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pauses_after_failures_are_as_long_as_set() {
+    let place = Place::new();
+    place.istiod.be(Mood::Status(Code::Unavailable, "later"));
+    let moment = Duration::from_millis(2);
+    let source = place.source().backoff(moment, moment);
+    let mut watch = source.watch(reviews());
+    let begin = Instant::now();
+    for _ in 0..20 {
+        next(&mut watch).await.unwrap_err();
+    }
+    // The first pauses of the default are a second and more.
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_are_looked_at_as_often_as_set() {
+    let place = Place::new();
+    let seconds = Duration::from_secs;
+    let source = place.source().poll_interval(seconds(100));
+    let mut watch = source.watch(reviews());
+    let first = next(&mut watch).await.unwrap();
+    let other = istiod::Istiod::start(DAY, wall_clock());
+    place.write(
+        "root-cert.pem",
+        &(place.istiod.root_pem() + &other.root_pem()),
+    );
+    let begin = Instant::now();
+    let both = next(&mut watch).await.unwrap();
+    assert_eq!(both.chain(), first.chain());
+    assert_eq!(both.roots(), [place.istiod.root(), other.root()]);
+    // Two looks in a row have to find the same.
+    let took = begin.elapsed();
+    assert!((seconds(100)..=seconds(200)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_is_sent_only_where_there_is_to_be_one() {
     let place = Place::new();
     let source = Istiod::new(place.control_plane().without_token());
