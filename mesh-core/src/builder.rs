@@ -324,7 +324,8 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
-    /// Sets the bounds on TLS handshakes in progress and on connections that have not begun one.
+    /// Sets the bounds on TLS handshakes in progress and on connections that have not begun one, of which
+    /// there are at most half of [`max_connections`](Self::max_connections), whatever is set here.
     #[must_use]
     pub fn admission(mut self, limits: AdmissionLimits) -> Self {
         self.settings.admission = limits;

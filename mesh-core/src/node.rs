@@ -167,7 +167,13 @@ impl Node {
             certificates: Mutex::default(),
             wanted: Mutex::default(),
             vouches: Box::new(vouches),
-            admission: tls::Admission::new(settings.admission.clone()),
+            // Silent sockets have places, too: they give way to each other before all are taken.
+            admission: tls::Admission::new(
+                settings
+                    .admission
+                    .clone()
+                    .waiting_at_most(settings.max_connections / 2),
+            ),
             sockets: Arc::new(Semaphore::new(settings.max_node_connections)),
             pool: Pool::new(settings.hbone.clone()).on_runtime(runtime.clone()),
             metrics: Metrics::with_settings(settings.metrics.clone()),

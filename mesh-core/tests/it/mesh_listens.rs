@@ -186,6 +186,30 @@ async fn connections_beyond_the_bound_are_503_or_closed() {
     panic!("the places never became free");
 }
 
+/// Those that say nothing give way to each other before all places are taken.
+#[tokio::test]
+async fn silent_sockets_to_the_port_of_tunnels_lock_no_tunnel_out() {
+    let world = World::with(221, |node| node.max_connections(8));
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let mut silent = Vec::new();
+    for _ in 0..16 {
+        let socket = TcpStream::connect(SocketAddr::new(world.ip(2), 15008)).await;
+        silent.push(socket.unwrap());
+    }
+    let mut closed = vec![false; silent.len()];
+    until("all but four are closed", || {
+        for (stream, closed) in silent.iter_mut().zip(&mut closed) {
+            *closed |= stream.read(&mut [0; 1]).now_or_never().is_some();
+        }
+        closed.iter().filter(|closed| **closed).count() == 12
+    })
+    .await;
+    let sender = world.bare_client("client", 2, "server").await;
+    let target = SocketAddr::new(world.ip(2), PORT);
+    sender.connect(connect_to(target)).await.unwrap();
+}
+
 /// Half of the sockets may be plaintext that has not been admitted: the rest is for tunnels.
 #[tokio::test]
 async fn sockets_that_wait_for_policies_are_bounded() {

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,6 +77,13 @@ impl AdmissionLimits {
     pub fn waiting(mut self, count: usize) -> Self {
         self.waiting = count.max(1);
         self
+    }
+
+    /// Lowers [`waiting`](Self::waiting) to `count` if it is more: where connections are counted elsewhere
+    /// too, those that wait must not be all of them, or none is ever evicted.
+    pub fn waiting_at_most(self, count: usize) -> Self {
+        let lower = self.waiting.min(count);
+        self.waiting(lower)
     }
 
     /// Bytes of a ClientHello message, which is what a waiting connection may hold. Default: 2 048.
@@ -174,7 +181,20 @@ impl fmt::Debug for Admission {
     }
 }
 
-/// [`accept`](super::accept) within the bounds of `admission`; `source` is the peer's address.
+/// Whose an address is. Of IPv6 a host chooses 64 bits by itself ([RFC 4291 section
+/// 2.5.1](https://www.rfc-editor.org/rfc/rfc4291#section-2.5.1)): to count single addresses would bound nothing.
+fn of_whom(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) & (u128::MAX << 64);
+            Ipv6Addr::from(network).into()
+        }
+        address => address,
+    }
+}
+
+/// [`accept`](super::accept) within the bounds of `admission`; `source` is the peer's address, of which the
+/// first 64 bits count if it is IPv6.
 ///
 /// # Errors
 ///
@@ -193,7 +213,7 @@ pub async fn accept_with<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let source = source.to_canonical();
+    let source = of_whom(source);
     let overloaded = |detail| {
         Error::new(ErrorKind::Overloaded, Side::Us)
             .with_detail(detail)

@@ -1,4 +1,4 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use mesh_hbone::ErrorKind;
@@ -215,6 +215,29 @@ async fn stalled_handshakes_of_one_address_lock_no_other_out() {
         assert_eq!(ends[4..], [ErrorKind::Timeout; 38]);
         assert_eq!((admission.handshakes(), admission.waiting()), (0, 0));
     }
+}
+
+/// A host has as many IPv6 addresses as it likes, of one network.
+#[tokio::test(start_paused = true)]
+async fn addresses_of_one_ipv6_network_are_one_source() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let hello = client_hello(&client).await;
+    let admission = Admission::new(AdmissionLimits::default().listener_handshakes(8));
+    let of = |network, host| IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, network, 0, 0, 0, host));
+    let mut stalled = Vec::new();
+    for host in 1..=40 {
+        let (mut near, task) = incoming(&server, &admission, of(1, host));
+        near.write_all(&hello).await.unwrap();
+        stalled.push((near, task));
+    }
+    settle().await;
+    assert_eq!((admission.handshakes(), admission.waiting()), (6, 34));
+    let began = tokio::time::Instant::now();
+    let (near, task) = incoming(&server, &admission, of(2, 1));
+    connect(near, &client, &[id(SERVER)]).await.unwrap();
+    task.await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO, "it waits for nobody");
 }
 
 #[tokio::test]
