@@ -91,7 +91,7 @@ impl Session {
             }
         }
         one.subscribe(names, first);
-        one.unsubscribe(&request.resource_names_unsubscribe, first);
+        one.unsubscribe(&request.resource_names_unsubscribe, first, store);
         self.check()
     }
 

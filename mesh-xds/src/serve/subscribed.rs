@@ -46,9 +46,9 @@ pub(super) struct Ask {
     pub(super) owed: bool,
     pub(super) all: bool,
     names: BTreeSet<String>,
-    /// Names that were taken back: what came with them is taken away, as no other name could tell the client
+    /// Names were taken back: what came with them is taken away, as no other name could tell the client
     /// that it is no more.
-    fewer: BTreeSet<String>,
+    fewer: bool,
     /// What a client that comes back has, by name and version.
     pub(super) known: BTreeMap<String, String>,
 }
@@ -181,7 +181,7 @@ impl Type {
     }
 
     /// Comes after [`subscribe`](Self::subscribe): `*` in both of a first request is how clients ask for nothing yet.
-    pub(super) fn unsubscribe(&mut self, names: &[String], first: bool) {
+    pub(super) fn unsubscribe(&mut self, names: &[String], first: bool, store: &Store) {
         for name in names {
             if name == "*" {
                 if self.wildcard && !first {
@@ -194,6 +194,11 @@ impl Type {
             }
             if self.names.remove(name) {
                 self.size -= name.len();
+                if let Source::Table(kind) = self.source {
+                    let came = store.table(kind).resolve(name).into_iter();
+                    let has = came.filter(|name| self.has.contains_key(name));
+                    self.loose.extend(has);
+                }
             }
             if let Some(address) = InboundListener::address_in(name)
                 && let Entry::Occupied(mut names) = self.by_ip.entry(address.ip().to_canonical())
@@ -204,10 +209,8 @@ impl Type {
                 }
             }
             self.ask.names.remove(name);
-            if !first {
-                self.ask.fewer.insert(name.clone());
-            }
         }
+        self.ask.fewer |= !first && !names.is_empty();
     }
 
     /// Whether there are new or changed policies that have to wait until the last ones are answered.
@@ -247,7 +250,7 @@ impl Type {
             }
             Source::Listeners(owner) => return Ok(self.push_listeners(&ask, &owner, store)),
         };
-        if self.seen == store.revision() && !ask.owed && ask.fewer.is_empty() {
+        if self.seen == store.revision() && !ask.owed && !ask.fewer {
             return Ok(None);
         }
         let table = store.table(kind);
@@ -303,8 +306,8 @@ impl Type {
         } else {
             self.changes(table, &mut send, &mut removed)?;
         }
-        if !ask.fewer.is_empty() && !self.wildcard {
-            self.drop_unwanted(&ask.fewer, table, &mut removed);
+        if ask.fewer && !self.wildcard {
+            self.drop_unwanted(table, &mut send, &mut removed);
             send.retain(|name| !removed.contains(&**name));
         }
         self.seen = store.revision();
@@ -409,7 +412,7 @@ impl Type {
 
     /// Listeners are asked for by name: nobody is told of those that it has not named.
     fn push_listeners(&mut self, ask: &Ask, owner: &Owner, store: &Store) -> Option<Push> {
-        if self.seen == store.revision() && !ask.owed && ask.fewer.is_empty() {
+        if self.seen == store.revision() && !ask.owed && !ask.fewer {
             return None;
         }
         let mut push = Push {
@@ -524,20 +527,23 @@ impl Type {
         self.loose.extend(loose);
     }
 
-    /// Takes away what a client has and its names no longer stand for, now that some were taken back.
+    /// Takes away what a client has, or was to be sent, and its names no longer stand for, now that some were
+    /// taken back.
     fn drop_unwanted(
         &mut self,
-        names: &BTreeSet<String>,
         table: &Table,
+        send: &mut BTreeSet<Arc<str>>,
         removed: &mut BTreeSet<String>,
     ) {
         let loose = std::mem::take(&mut self.loose);
-        let mut unwanted = loose.clone();
-        unwanted.extend(loose.iter().flat_map(|name| table.endpoints(name)).cloned());
-        unwanted.extend(names.iter().flat_map(|name| table.resolve(name)));
-        for name in unwanted {
-            if !self.wants(table, &name) && self.has.remove(&name).is_some() {
-                self.known_as.remove(&name);
+        let with = loose.iter().flat_map(|name| table.endpoints(name));
+        for name in with.chain(&loose) {
+            if self.wants(table, name) {
+                continue;
+            }
+            send.remove(name);
+            if self.has.remove(name).is_some() {
+                self.known_as.remove(name);
                 removed.insert(name.to_string());
             }
         }

@@ -428,6 +428,44 @@ fn policies_come_before_addresses_and_other_types_before_both() {
     assert_eq!(order, expected);
 }
 
+/// What comes to a service while the answer to the one before is on its way is not wanted with it any more.
+#[test]
+fn what_came_to_a_name_that_is_taken_back_is_not_sent() {
+    let mut store = new_store();
+    store.apply(Batch::new(
+        vec![service(0, 0).into(), workload(0, 0).into()],
+        Vec::new(),
+    ));
+    let mut session = new_session();
+    let say =
+        |session: &mut Session, ask: &[&str], take_back: &[&str], nonce: &str, store: &Store| {
+            let names = |of: &[&str]| of.iter().map(|&one| one.to_owned()).collect();
+            let request = DeltaDiscoveryRequest {
+                type_url: type_url::ADDRESS.to_owned(),
+                resource_names_subscribe: names(ask),
+                resource_names_unsubscribe: names(take_back),
+                response_nonce: nonce.to_owned(),
+                ..Default::default()
+            };
+            session.request(request, store).expect("a request");
+        };
+    say(&mut session, &["ns/s0"], &[], "", &store);
+    let first = session.poll(&store).unwrap().expect("an answer");
+    assert_eq!(first.resources.len(), 2);
+    // While it is not answered, and then taken back and asked for in turn.
+    say(&mut session, &[], &["ns/s0"], "", &store);
+    say(&mut session, &["c//Pod/ns/w0"], &[], "", &store);
+    store.apply(Batch::new(vec![workload(1, 0).into()], Vec::new()));
+    say(&mut session, &[], &[], &first.nonce, &store);
+    let second = session.poll(&store).unwrap().expect("an answer");
+    assert_eq!(second.removed_resources, ["ns/s0"]);
+    let names: Vec<_> = second.resources.iter().map(|one| &*one.name).collect();
+    assert_eq!(names, ["c//Pod/ns/w0"]);
+    say(&mut session, &[], &["c//Pod/ns/w0"], &second.nonce, &store);
+    let third = session.poll(&store).unwrap().expect("an answer");
+    assert_eq!(third.removed_resources, ["c//Pod/ns/w0"]);
+}
+
 #[test]
 fn what_a_client_may_ask_for_is_bounded() {
     let store = new_store();
