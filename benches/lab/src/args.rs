@@ -279,6 +279,10 @@ pub(crate) struct Scale {
     #[arg(long, default_value_t = 40)]
     pub(crate) pushes: usize,
 
+    /// The control plane gives way to all others while it pushes: elsewhere it has a machine of its own.
+    #[arg(long)]
+    pub(crate) aside: bool,
+
     /// istio/ztunnel; else what PEER_ZTUNNEL names, else it is left out.
     #[arg(long)]
     pub(crate) ztunnel: Option<PathBuf>,

@@ -133,6 +133,20 @@ impl Process {
         Ok(sum / TICKS_PER_SECOND)
     }
 
+    /// Sets the niceness of all its threads, 0 to 19. Takes root to lower it.
+    pub(crate) fn nice(&self, nice: u8) -> Done {
+        let mut renice = Command::new("renice");
+        renice.args(["-n", &nice.to_string(), "-p"]);
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            renice.arg(task?.file_name());
+        }
+        let output = renice.output()?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into()),
+        }
+    }
+
     /// Resident memory, in bytes.
     pub(crate) fn resident(&self) -> Result<f64, BoxError> {
         self.status("VmRSS:")

@@ -158,6 +158,9 @@ impl Stage<'_> {
                 pause(Duration::from_secs(10));
                 Ok(())
             })?;
+            if self.of.aside {
+                control.nice(19)?;
+            }
             let before = own_cpu(&reach, others.as_ref())?;
             let start = Instant::now();
             let pushed = connections(&mut reach, || {
@@ -167,6 +170,7 @@ impl Stage<'_> {
                 }
                 Ok(())
             })?;
+            control.nice(0)?;
             let seconds = start.elapsed().as_secs_f64();
             let cpu = own_cpu(&reach, others.as_ref())? - before;
             say(&format!(

@@ -1,5 +1,6 @@
 //! From one snapshot to the next.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_xds::model::{
@@ -9,8 +10,9 @@ use mesh_xds::model::{
 
 use super::draft::verdicts;
 use super::endpoints::{Endpoint, Shape};
-use super::index::{CidrTable, Ledger, Made, insert_into, remove_from};
+use super::index::{AddressTable, ByName, CidrTable, Ledger, Made, insert_into, remove_from};
 use super::record::{Addresses, Place, Profile, Rare, ServiceRecord, WorkloadRecord};
+use super::weighted::{Order, WeightedTree};
 use super::{Snapshot, Tables};
 
 /// What applying a batch gave.
@@ -99,9 +101,25 @@ pub(super) struct Sharing {
     profiles: Made<WorkloadProfile, Profile>,
     place_uses: Ledger<Place>,
     profile_uses: Ledger<Profile>,
+    /// Workloads that are not found by name and address yet, where before there were none: of a whole mesh
+    /// those tables are sorted once, and have no holes.
+    late: Option<Vec<Arc<WorkloadRecord>>>,
 }
 
 impl Sharing {
+    pub(super) fn new(is_first: bool) -> Self {
+        Self {
+            late: is_first.then(Vec::new),
+            ..Self::default()
+        }
+    }
+
+    /// Lets go of what sources do not share any more.
+    pub(super) fn tidy(&mut self) {
+        self.places.tidy();
+        self.profiles.tidy();
+    }
+
     fn count(&mut self, record: &WorkloadRecord, change: isize) {
         self.place_uses.add(&record.place, change);
         self.profile_uses.add(&record.profile, change);
@@ -166,7 +184,8 @@ impl Tables {
                 place
             }
         };
-        let old = self.workload(workload.uid()).cloned();
+        let own = |old: &Arc<WorkloadRecord>| (*old.uid).cmp(workload.uid());
+        let old = self.workloads.find_at_the_end(own).cloned();
         let uid = old.as_ref().map_or(workload.shared_uid(), |old| &old.uid);
         let listed = self.listed_since(old.as_deref(), &profile);
         let record = Arc::new(WorkloadRecord {
@@ -178,9 +197,11 @@ impl Tables {
             capacity: workload.capacity(),
             hbone_port: workload.hbone_port(),
             health: workload.health(),
+            name_length: WorkloadRecord::name_length(uid),
         });
         sharing.count(&record, 1);
         if let Some(old) = old {
+            self.index_late(sharing);
             if *old == *record {
                 sharing.count(&record, -1);
                 return Ok(());
@@ -191,7 +212,7 @@ impl Tables {
             sharing.count(&old, -1);
         }
         changes.workloads.push(Arc::clone(&record.uid));
-        self.index_workload(&record);
+        self.index_workload(&record, sharing);
         self.workloads.insert(record, 0);
         Ok(())
     }
@@ -200,6 +221,7 @@ impl Tables {
         let Some(record) = self.workload(uid).cloned() else {
             return;
         };
+        self.index_late(sharing);
         self.workloads.remove(&record);
         self.unindex_workload(&record);
         sharing.count(&record, -1);
@@ -207,7 +229,8 @@ impl Tables {
     }
 
     /// Lets go of what no workload shares any more.
-    pub(super) fn settle(&mut self, sharing: Sharing) {
+    pub(super) fn settle(&mut self, mut sharing: Sharing) {
+        self.index_late(&mut sharing);
         self.places.settle(sharing.place_uses);
         for unused in self.profiles.settle(sharing.profile_uses) {
             if unused.lists_any() {
@@ -246,16 +269,16 @@ impl Tables {
         profile
     }
 
-    fn index_workload(&mut self, record: &Arc<WorkloadRecord>) {
-        // The host's addresses belong to the host (ztunnel.md 3.4).
-        if record.network_mode() != NetworkMode::HostNetwork {
-            for ip in record.addresses() {
-                let network = record.network();
+    fn index_workload(&mut self, record: &Arc<WorkloadRecord>, sharing: &mut Sharing) {
+        if let Some(late) = &mut sharing.late {
+            late.push(Arc::clone(record));
+        } else {
+            for (network, ip) in indexed_addresses(record) {
                 self.workload_addresses
-                    .insert(network, *ip, Arc::clone(record));
+                    .insert(network, ip, Arc::clone(record));
             }
+            self.workload_names.insert(Arc::clone(record), 0);
         }
-        self.workload_names.insert(Arc::clone(record), 0);
         if let Some(hostname) = record.hostname() {
             let hostname = Arc::clone(hostname);
             insert_into(&mut self.workload_hostnames, hostname, Arc::clone(record));
@@ -273,12 +296,23 @@ impl Tables {
         }
     }
 
+    /// Finds the workloads by name and address that are not found so yet.
+    fn index_late(&mut self, sharing: &mut Sharing) {
+        let Some(mut late) = sharing.late.take().filter(|late| !late.is_empty()) else {
+            return;
+        };
+        let addresses = late.iter().flat_map(|record| {
+            indexed_addresses(record).map(move |(network, ip)| (network, ip, record))
+        });
+        self.workload_addresses = AddressTable::of_all(addresses);
+        // By uid most are in this order already, which a stable sort makes use of.
+        late.sort_by(|a, b| ByName.compare(a, b));
+        self.workload_names = WeightedTree::of_sorted(ByName, late);
+    }
+
     fn unindex_workload(&mut self, record: &Arc<WorkloadRecord>) {
-        if record.network_mode() != NetworkMode::HostNetwork {
-            for ip in record.addresses() {
-                let network = record.network();
-                self.workload_addresses.remove(network, *ip, record);
-            }
+        for (network, ip) in indexed_addresses(record) {
+            self.workload_addresses.remove(network, ip, record);
         }
         self.workload_names.remove(record);
         if let Some(hostname) = record.hostname() {
@@ -389,6 +423,15 @@ impl Tables {
             changes.attachments();
         }
     }
+}
+
+/// Where a workload is found: the host's addresses belong to the host (ztunnel.md 3.4).
+fn indexed_addresses(record: &WorkloadRecord) -> impl Iterator<Item = (&Arc<str>, IpAddr)> {
+    let addresses = match record.network_mode() {
+        NetworkMode::HostNetwork => &[],
+        _ => record.addresses(),
+    };
+    addresses.iter().map(|ip| (record.network(), *ip))
 }
 
 /// Whether a new record takes the old one's place in every index, so that none has to be left first.

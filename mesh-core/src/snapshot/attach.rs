@@ -7,22 +7,23 @@ use mesh_xds::model::{
     AttachedPolicy, InboundListener, JwtRule, ObjectName, Rejection, RequestAuthentication,
     ResourceName, Scope, ServiceName, Target,
 };
-use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
+use rpds::RedBlackTreeMapSync;
 
 use super::apply::listed_names;
+use super::hashing::HashTable;
 use super::record::{ServiceRecord, WorkloadRecord};
 use super::{Changes, Tables};
 
 #[derive(Clone, Default)]
 pub(super) struct Attachments {
-    by_name: HashTrieMapSync<ResourceName, Entry>,
-    bound: HashTrieMapSync<Binding, RedBlackTreeMapSync<ResourceName, Attachment>>,
+    by_name: HashTable<ResourceName, Entry>,
+    bound: HashTable<Binding, RedBlackTreeMapSync<ResourceName, Attachment>>,
     /// How many policies bind services.
     targeting: usize,
     /// How many profiles of workloads list a name.
-    references: HashTrieMapSync<ResourceName, usize>,
+    references: HashTable<ResourceName, usize>,
     /// Names that are listed and were removed, with the version that removed them.
-    gone: HashTrieMapSync<ResourceName, u64>,
+    gone: HashTable<ResourceName, u64>,
     /// Another one after each change that may give some workload other policies.
     stamp: Stamp,
 }

@@ -23,7 +23,7 @@ impl Snapshot {
         tables.version += 1;
         Draft {
             tables,
-            sharing: Sharing::default(),
+            sharing: Sharing::new(self.tables.workloads.is_empty()),
             size: 0,
         }
     }
@@ -46,6 +46,7 @@ impl Draft {
                 tables.remove(name, sharing, changes);
             }
         }
+        sharing.tidy();
         let mut rejected = Vec::new();
         for (at, update) in batch.updates().iter().enumerate() {
             if let Err(rejection) = tables.put(update, sharing, changes) {

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_xds::model::Visibility;
-use rpds::HashTrieMapSync;
 
 use super::Services;
+use super::hashing::HashTable;
 use super::record::{ServiceRecord, WorkloadRecord};
 use super::weighted::{Order, WeightedTree};
 
@@ -41,8 +41,13 @@ pub(super) struct ByName;
 
 impl Order<Arc<WorkloadRecord>> for ByName {
     fn compare(&self, a: &Arc<WorkloadRecord>, b: &Arc<WorkloadRecord>) -> Ordering {
-        full_name(a)
-            .cmp(&full_name(b))
+        // Of one deployment all have one namespace.
+        let namespaces = match Arc::ptr_eq(a.namespace(), b.namespace()) {
+            true => Ordering::Equal,
+            false => a.namespace().cmp(b.namespace()),
+        };
+        namespaces
+            .then_with(|| a.name().cmp(b.name()))
             .then_with(|| a.precedence().cmp(&b.precedence()))
     }
 }
@@ -107,7 +112,7 @@ where
 /// A table of tables that holds no empty one.
 #[derive(Clone)]
 pub(super) struct Grouped<K: Eq + Hash, V> {
-    groups: HashTrieMapSync<Arc<str>, HashTrieMapSync<K, V>>,
+    groups: HashTable<Arc<str>, HashTable<K, V>>,
 }
 
 impl<K: Eq + Hash + Clone, V: Clone> Grouped<K, V> {
@@ -125,7 +130,7 @@ impl<K: Eq + Hash + Clone, T: Clone, O: Order<T> + Default + Clone> Grouped<K, W
         if let Some(table) = self.groups.get_mut(&**group) {
             insert_into(table, key, item);
         } else {
-            let mut table = HashTrieMapSync::new_sync();
+            let mut table = HashTable::default();
             insert_into(&mut table, key, item);
             self.groups.insert_mut(Arc::clone(group), table);
         }
@@ -149,15 +154,15 @@ impl<K: Eq + Hash + Clone, T: Clone, O: Order<T> + Default + Clone> Grouped<K, W
 impl<K: Eq + Hash, V> Default for Grouped<K, V> {
     fn default() -> Self {
         Self {
-            groups: HashTrieMapSync::new_sync(),
+            groups: HashTable::default(),
         }
     }
 }
 
 /// Workloads by network and address; of one address, the one to prefer first.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct AddressTable {
-    networks: HashTrieMapSync<Arc<str>, WeightedTree<Located, ByAddress>>,
+    networks: HashTable<Arc<str>, WeightedTree<Located, ByAddress>>,
 }
 
 /// A workload at one of its addresses, which is here so that a search need not go where the workload is.
@@ -190,6 +195,28 @@ impl AddressTable {
             .get(network)?
             .first_from(|located| located.address < address)?;
         (found.address == address).then_some(&found.workload)
+    }
+
+    /// The table of all of these: networks, addresses, and who has them.
+    pub(super) fn of_all<'a>(
+        all: impl Iterator<Item = (&'a Arc<str>, IpAddr, &'a Arc<WorkloadRecord>)>,
+    ) -> Self {
+        let mut networks: HashMap<&Arc<str>, Vec<Located>> = HashMap::new();
+        for (network, ip, workload) in all {
+            networks.entry(network).or_default().push(Located {
+                address: key(ip),
+                workload: Arc::clone(workload),
+            });
+        }
+        let mut table = Self::default();
+        for (network, mut located) in networks {
+            located.sort_unstable_by(|a, b| ByAddress.compare(a, b));
+            // An address may be there twice.
+            located.dedup_by(|a, b| ByAddress.compare(a, b).is_eq());
+            let tree = WeightedTree::of_sorted(ByAddress, located);
+            table.networks.insert_mut(Arc::clone(network), tree);
+        }
+        table
     }
 
     pub(super) fn insert(&mut self, network: &Arc<str>, ip: IpAddr, workload: Arc<WorkloadRecord>) {
@@ -225,14 +252,6 @@ impl AddressTable {
     }
 }
 
-impl Default for AddressTable {
-    fn default() -> Self {
-        Self {
-            networks: HashTrieMapSync::new_sync(),
-        }
-    }
-}
-
 /// An address is canonical, so none of IPv4 is mapped already.
 fn key(ip: IpAddr) -> Key {
     let six = match ip {
@@ -244,11 +263,8 @@ fn key(ip: IpAddr) -> Key {
 }
 
 /// Adds an item to the tree under a key.
-pub(super) fn insert_into<K, T, O>(
-    table: &mut HashTrieMapSync<K, WeightedTree<T, O>>,
-    key: K,
-    item: T,
-) where
+pub(super) fn insert_into<K, T, O>(table: &mut HashTable<K, WeightedTree<T, O>>, key: K, item: T)
+where
     K: Eq + Hash + Clone,
     T: Clone,
     O: Order<T> + Default + Clone,
@@ -264,7 +280,7 @@ pub(super) fn insert_into<K, T, O>(
 
 /// Takes an item from the tree under a key, and the tree with its last.
 pub(super) fn remove_from<K, Q, T, O>(
-    table: &mut HashTrieMapSync<K, WeightedTree<T, O>>,
+    table: &mut HashTable<K, WeightedTree<T, O>>,
     key: &Q,
     item: &T,
 ) where
@@ -290,7 +306,7 @@ pub(super) struct CidrTable {
     lengths: Arc<BTreeMap<(bool, u8), u32>>,
 }
 
-type Ranges = HashTrieMapSync<IpNet, Services>;
+type Ranges = HashTable<IpNet, Services>;
 
 impl CidrTable {
     pub(super) fn insert(&mut self, range: IpNet, service: Arc<ServiceRecord>) {
@@ -352,7 +368,7 @@ fn length(range: IpNet) -> (bool, u8) {
 /// Values that many records share, counted by how many do.
 #[derive(Clone)]
 pub(super) struct Interner<T: Eq + Hash> {
-    uses: HashTrieMapSync<Arc<T>, usize>,
+    uses: HashTable<Arc<T>, usize>,
 }
 
 impl<T: Eq + Hash> Interner<T> {
@@ -392,7 +408,7 @@ impl<T: Eq + Hash> Interner<T> {
 impl<T: Eq + Hash> Default for Interner<T> {
     fn default() -> Self {
         Self {
-            uses: HashTrieMapSync::new_sync(),
+            uses: HashTable::default(),
         }
     }
 }
@@ -422,7 +438,12 @@ impl<T> Default for Ledger<T> {
 pub(super) struct Made<S, T> {
     made: ByPointer<(Arc<S>, Arc<T>)>,
     last: Option<(Arc<S>, Arc<T>)>,
+    /// How many there were when it was tidied last.
+    kept: usize,
 }
+
+/// So many are kept in any case.
+const FEW_MADE: usize = 64;
 
 impl<S, T> Made<S, T> {
     pub(super) fn get(&mut self, of: &Arc<S>) -> Option<Arc<T>> {
@@ -434,6 +455,16 @@ impl<S, T> Made<S, T> {
         let found = self.made.get(&pointer(of))?;
         self.last = Some(found.clone());
         Some(Arc::clone(&found.1))
+    }
+
+    /// Forgets those that no source has any more, when there are twice as many as were left the last time.
+    pub(super) fn tidy(&mut self) {
+        if self.made.len() < FEW_MADE.max(2 * self.kept) {
+            return;
+        }
+        self.last = None;
+        self.made.retain(|_, (of, _)| Arc::strong_count(of) > 1);
+        self.kept = self.made.len();
     }
 
     pub(super) fn insert(&mut self, of: &Arc<S>, made: &Arc<T>) {
@@ -448,6 +479,7 @@ impl<S, T> Default for Made<S, T> {
         Self {
             made: ByPointer::default(),
             last: None,
+            kept: 0,
         }
     }
 }

@@ -43,6 +43,7 @@ mod apply;
 mod attach;
 mod draft;
 mod endpoints;
+mod hashing;
 mod inbound;
 mod index;
 mod listeners;
@@ -57,7 +58,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use mesh_xds::model::{InboundListener, ServiceName};
-use rpds::HashTrieMapSync;
 
 pub use apply::{Applied, Changes};
 pub(crate) use draft::{Draft, verdicts};
@@ -71,6 +71,7 @@ pub use route::{
 
 use attach::Attachments;
 use endpoints::Endpoints;
+use hashing::HashTable;
 use index::{AddressTable, ByName, ByOwnership, ByPrecedence, ByUid, CidrTable, Grouped, Interner};
 use policies::PolicyCache;
 use record::{Place, Profile};
@@ -90,15 +91,15 @@ struct Tables {
     workloads: WeightedTree<Arc<WorkloadRecord>, ByUid>,
     workload_names: WeightedTree<Arc<WorkloadRecord>, ByName>,
     workload_addresses: AddressTable,
-    workload_hostnames: HashTrieMapSync<Arc<str>, Workloads>,
-    services: HashTrieMapSync<ServiceName, ServiceEntry>,
-    service_hostnames: HashTrieMapSync<Arc<str>, Services>,
+    workload_hostnames: HashTable<Arc<str>, Workloads>,
+    services: HashTable<ServiceName, ServiceEntry>,
+    service_hostnames: HashTable<Arc<str>, Services>,
     /// By network and address.
     virtual_addresses: Grouped<std::net::IpAddr, Services>,
     /// By network.
-    virtual_ranges: HashTrieMapSync<Arc<str>, CidrTable>,
+    virtual_ranges: HashTable<Arc<str>, CidrTable>,
     /// By address and port.
-    listeners: HashTrieMapSync<std::net::SocketAddr, Arc<InboundListener>>,
+    listeners: HashTable<std::net::SocketAddr, Arc<InboundListener>>,
     places: Interner<Place>,
     profiles: Interner<Profile>,
     attachments: Arc<Attachments>,
@@ -124,12 +125,12 @@ impl Snapshot {
                 workloads: WeightedTree::default(),
                 workload_names: WeightedTree::default(),
                 workload_addresses: AddressTable::default(),
-                workload_hostnames: HashTrieMapSync::new_sync(),
-                services: HashTrieMapSync::new_sync(),
-                service_hostnames: HashTrieMapSync::new_sync(),
+                workload_hostnames: HashTable::default(),
+                services: HashTable::default(),
+                service_hostnames: HashTable::default(),
                 virtual_addresses: Grouped::default(),
-                virtual_ranges: HashTrieMapSync::new_sync(),
-                listeners: HashTrieMapSync::new_sync(),
+                virtual_ranges: HashTable::default(),
+                listeners: HashTable::default(),
                 places: Interner::default(),
                 profiles: Interner::default(),
                 attachments: Arc::default(),

@@ -8,9 +8,9 @@ use arc_swap::ArcSwap;
 use mesh_authz::PolicySet;
 use mesh_authz::policy::{Action, Policy, PolicyName};
 use mesh_xds::model::{InboundListener, JwtRule, ResourceName, Scope};
-use rpds::HashTrieMapSync;
 
 use super::attach::{Attachment, Collected, Stamp};
+use super::hashing::HashTable;
 use super::record::WorkloadRecord;
 use super::{Snapshot, Tables};
 
@@ -149,8 +149,8 @@ pub(super) struct PolicyCache {
 
 #[derive(Clone, Default)]
 struct Kept {
-    memos: HashTrieMapSync<Asked, Memo>,
-    sets: HashTrieMapSync<Members, Arc<PolicySet>>,
+    memos: HashTable<Asked, Memo>,
+    sets: HashTable<Members, Arc<PolicySet>>,
 }
 
 /// A workload, and the port of its that has policies of its own.

@@ -1,7 +1,9 @@
 use std::net::IpAddr;
 
 use mesh_authz::policy::PolicyName;
-use mesh_xds::model::{Batch, Locality, Membership, ResourceName, ServiceName, Update, Workload};
+use mesh_xds::model::{
+    Batch, Locality, Membership, NetworkMode, ResourceName, ServiceName, Update, Workload,
+};
 
 use super::Snapshot;
 
@@ -50,4 +52,41 @@ fn nothing_is_left_of_workloads_that_are_gone() {
     assert!(tables.workload_names.is_empty());
     assert!(tables.workload_addresses.is_empty());
     assert_eq!(tables.attachments.listed(), 0);
+}
+
+#[test]
+fn a_first_batch_is_found_as_workloads_that_come_one_by_one_are() {
+    let mut pods: Vec<_> = (0..100).rev().map(pod).collect();
+    pods.push(pod(7).with_addresses(vec![IpAddr::from([10, 0, 1, 7])]));
+    pods.push(pod(8).with_network("other"));
+    pods.push(pod(9).with_network_mode(NetworkMode::HostNetwork));
+    pods.push(pod(100).with_addresses(vec![IpAddr::from([10, 0, 1, 8]); 2]));
+    let first = put(&Snapshot::new(), pods.clone());
+    let mut later = Snapshot::new();
+    for pod in pods {
+        later = put(&later, [pod]);
+    }
+    let uid =
+        |found: Option<&std::sync::Arc<super::WorkloadRecord>>| found.map(|one| one.uid().clone());
+    for number in 0..=100 {
+        let name = format!("ratings-{number}");
+        let named = uid(first.workload_named("default", &name));
+        assert!(named.is_some());
+        assert_eq!(named, uid(later.workload_named("default", &name)));
+    }
+    let mut found = 0;
+    for (third, fourth) in (0..2).flat_map(|third| (0..40).map(move |fourth| (third, fourth))) {
+        for network in ["", "other"] {
+            let ip = IpAddr::from([10, 0, third, fourth]);
+            let at = uid(first.tables.workload_addresses.get(network, ip));
+            assert_eq!(at, uid(later.tables.workload_addresses.get(network, ip)));
+            found += usize::from(at.is_some());
+        }
+    }
+    assert_eq!(found, 34 + 3);
+    let uids = first.workloads().map(|one| one.uid().clone());
+    let removed = uids.map(ResourceName::Workload).collect();
+    let empty = first.apply(&Batch::new(Vec::new(), removed)).snapshot;
+    assert!(empty.tables.workload_names.is_empty());
+    assert!(empty.tables.workload_addresses.is_empty());
 }

@@ -84,6 +84,53 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
         replaced
     }
 
+    /// The tree of items that are in order, each once, and have no weight: its leaves are full.
+    pub(super) fn of_sorted(order: O, items: impl IntoIterator<Item = T>) -> Self {
+        let mut items = items.into_iter().peekable();
+        let mut level = Vec::new();
+        while items.peek().is_some() {
+            let mut leaf = Vec::with_capacity(MAX);
+            leaf.extend(items.by_ref().take(MAX));
+            if items.peek().is_none() {
+                leaf.shrink_to_fit();
+            }
+            level.push(Child::of(Node::Leaf(Leaf {
+                items: leaf,
+                weights: Vec::new(),
+            })));
+        }
+        while level.len() > 1 {
+            let mut nodes = level.into_iter().peekable();
+            level = Vec::new();
+            while nodes.peek().is_some() {
+                let children: Vec<_> = nodes.by_ref().take(MAX).collect();
+                level.push(Child::of(Node::Inner(children)));
+            }
+        }
+        Self {
+            root: level.pop(),
+            order,
+        }
+    }
+
+    /// As [`find`](Self::find), for an item that is sought where the last ones were put: at the end.
+    pub(super) fn find_at_the_end(&self, probe: impl Fn(&T) -> Ordering) -> Option<&T> {
+        let mut node = &*self.root.as_ref()?.node;
+        loop {
+            match node {
+                Node::Leaf(leaf) => {
+                    let at = from_the_end(&leaf.items, &probe).ok()?;
+                    return leaf.items.get(at);
+                }
+                Node::Inner(children) => {
+                    let found = from_the_end(children, |child| probe(&child.first));
+                    let at = found.unwrap_or_else(|at| at.saturating_sub(1));
+                    node = &children[at].node;
+                }
+            }
+        }
+    }
+
     /// Takes the item out that compares equal.
     pub(super) fn remove(&mut self, item: &T) -> Option<T> {
         let order = &self.order;
@@ -341,7 +388,16 @@ impl<T: Clone> Child<T> {
                 at
             }
         };
-        self.refresh(at == 0);
+        if replaced.is_none() && split.is_none() {
+            // What most do: nothing has to be counted again.
+            self.size += 1;
+            self.sum += u64::from(weight);
+            if at == 0 {
+                self.first = self.node.first().clone();
+            }
+        } else {
+            self.refresh(at == 0);
+        }
         (replaced, split.map(Self::of))
     }
 
@@ -473,6 +529,14 @@ fn insert_or_split<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> 
     Some(right)
 }
 
+/// Makes room for one more, by less than a vector would: most services have few endpoints.
+fn grow<T>(items: &mut Vec<T>) {
+    if items.len() == items.capacity() {
+        let room = (items.len() / 2).max(3);
+        items.reserve_exact(room.min(MAX.saturating_sub(items.len())).max(1));
+    }
+}
+
 impl<T> Leaf<T> {
     fn one(item: T, weight: u32) -> Self {
         let mut leaf = Self {
@@ -500,8 +564,11 @@ impl<T> Leaf<T> {
 
     fn insert(&mut self, at: usize, item: T, weight: u32) {
         let weighs = weight != 0 || !self.weights.is_empty();
+        grow(&mut self.items);
         self.weigh(weight);
         if weighs {
+            self.weights
+                .reserve_exact(self.items.capacity() - self.weights.len());
             self.weights.insert(at, weight);
         }
         self.items.insert(at, item);

@@ -4,6 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
 use prost::bytes::Bytes;
 
 use super::kept::Kept;
@@ -269,7 +270,7 @@ impl Pending {
     /// Takes back what the response brought of these.
     pub(super) fn take_back(
         &mut self,
-        known: &mut HashMap<Arc<str>, Known>,
+        known: &mut HashMap<Arc<str>, Known, FixedState>,
         of: impl Fn(&str) -> bool,
     ) {
         known.retain(|name, known| !(known.new && known.seen == self.number && of(name)));

@@ -3,10 +3,12 @@
 //! Most of a workload's bytes are those of its replicas, or of its node. They are found by comparing bytes, not by
 //! decoding them; where anything is unusual the resource is decoded whole, which also says what is wrong.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::Arc;
+
+use foldhash::fast::FixedState;
 
 use super::field::Field;
 use super::wire::{Fields, Value};
@@ -14,7 +16,9 @@ use super::{parse, workload};
 use crate::model::{Health, Workload, WorkloadPlace, WorkloadProfile};
 use crate::proto::istio::workload as wire;
 
-/// How many places or profiles are remembered; then all are forgotten.
+/// How many places or profiles are remembered; then all are forgotten. Few are enough where replicas follow each other,
+/// and do not stand among what stays; where they do not, more and more are.
+const FEW_SHARED: usize = 256;
 const MAX_SHARED: usize = 16_384;
 
 /// How many bytes that they were read from are, by which they are found.
@@ -36,8 +40,14 @@ struct Shared<T> {
     keys: Vec<u8>,
     values: Vec<(Range<usize>, Arc<T>)>,
     by_hash: HashMap<u64, usize>,
-    hasher: RandomState,
+    /// Seeded, for whoever makes workloads has a say in what they hash to.
+    hasher: FixedState,
     last: usize,
+    /// How many are remembered before all are forgotten.
+    room: usize,
+    /// The hashes of all that were, and how many of those that are were there before.
+    seen: HashSet<u64>,
+    again: usize,
 }
 
 impl<T> Default for Shared<T> {
@@ -47,8 +57,11 @@ impl<T> Default for Shared<T> {
             keys: Vec::new(),
             values: Vec::new(),
             by_hash: HashMap::new(),
-            hasher: RandomState::new(),
+            hasher: FixedState::with_seed(RandomState::new().hash_one(())),
             last: 0,
+            room: FEW_SHARED,
+            seen: HashSet::new(),
+            again: 0,
         }
     }
 }
@@ -69,11 +82,17 @@ impl<T> Shared<T> {
             return Some(value);
         }
         let value = read(&self.key)?;
-        if self.values.len() >= MAX_SHARED || self.keys.len() + self.key.len() > MAX_KEYS {
-            self.keys.clear();
-            self.values.clear();
-            self.by_hash.clear();
+        let is_full = self.keys.len() + self.key.len() > MAX_KEYS;
+        if is_full || self.values.len() >= self.room {
+            let is_missed = 2 * self.again >= self.values.len();
+            if is_missed && !is_full && self.room < MAX_SHARED {
+                self.room *= 2;
+            } else {
+                self.forget();
+            }
+            self.again = 0;
         }
+        self.again += usize::from(!self.seen.insert(hash));
         let start = self.keys.len();
         self.keys.extend_from_slice(&self.key);
         self.last = self.values.len();
@@ -81,6 +100,15 @@ impl<T> Shared<T> {
             .push((start..self.keys.len(), Arc::clone(&value)));
         self.by_hash.insert(hash, self.last);
         Some(value)
+    }
+
+    fn forget(&mut self) {
+        self.keys.clear();
+        self.values.clear();
+        self.by_hash.clear();
+        if self.seen.len() >= 4 * MAX_SHARED {
+            self.seen.clear();
+        }
     }
 
     /// The value there, if it is the key's.

@@ -138,7 +138,7 @@ impl Workload {
     ) -> Self {
         Self {
             uid: uid.into(),
-            name: (last_part(uid) != name).then(|| name.into()),
+            name: (!is_last_part(uid, name)).then(|| name.into()),
             addresses,
             hostname: None,
             place,
@@ -550,6 +550,13 @@ impl WorkloadProfile {
     pub fn workload_name(&self) -> &Arc<str> {
         &self.workload_name
     }
+}
+
+/// Whether it is what is behind the last `/`.
+#[cfg(feature = "client")]
+fn is_last_part(uid: &str, name: &str) -> bool {
+    let before = uid.strip_suffix(name);
+    before.is_some_and(|before| before.is_empty() || before.ends_with('/')) && !name.contains('/')
 }
 
 /// What is behind the last `/`.

@@ -294,7 +294,12 @@ impl Type {
             let all = table
                 .iter()
                 .filter(|(name, one)| known(name) != Some(&*one.version));
-            send.extend(all.map(|(name, _)| Arc::clone(name)));
+            let all = all.map(|(name, _)| Arc::clone(name));
+            match send.is_empty() {
+                // They are in order: as a whole the set is made without a search for each.
+                true => send = all.collect(),
+                false => send.extend(all),
+            }
         } else if self.wildcard {
             let changed = table.changed_after(self.seen).ok_or(End::Behind)?;
             for name in changed {
@@ -322,7 +327,11 @@ impl Type {
     }
 
     fn resources(&mut self, kind: Kind, table: &Table, send: &BTreeSet<Arc<str>>) -> Vec<Resource> {
-        let resources = send.iter().filter_map(|name| table.get(name));
+        // As all of a table are sent, none is looked for.
+        let is_whole = send.len() == table.len();
+        let whole = is_whole.then(|| table.iter()).into_iter().flatten();
+        let some = (!is_whole).then_some(send).into_iter().flatten();
+        let resources = whole.chain(some.filter_map(|name| table.get(name)));
         resources
             .map(|(name, one)| {
                 if !self.wildcard {

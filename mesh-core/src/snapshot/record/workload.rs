@@ -27,6 +27,8 @@ pub struct WorkloadRecord {
     pub(in crate::snapshot) capacity: u32,
     pub(in crate::snapshot) hbone_port: u16,
     pub(in crate::snapshot) health: Health,
+    /// Of the last part of the uid; 0 where it is not known.
+    pub(in crate::snapshot) name_length: u8,
 }
 
 /// The addresses of a workload: most have one, kept in place.
@@ -172,11 +174,15 @@ impl WorkloadRecord {
     /// The name in its namespace: of the Pod or WorkloadEntry.
     pub fn name(&self) -> &str {
         let own = self.rare.as_ref().and_then(|rare| rare.name.as_deref());
-        own.unwrap_or_else(|| {
-            self.uid
-                .rsplit_once('/')
-                .map_or(&self.uid, |(_, name)| name)
+        own.unwrap_or_else(|| match self.name_length {
+            0 => last_part(&self.uid),
+            length => &self.uid[self.uid.len() - usize::from(length)..],
         })
+    }
+
+    /// Names are compared often, and need not be looked for each time.
+    pub(in crate::snapshot) fn name_length(uid: &str) -> u8 {
+        last_part(uid).len().try_into().unwrap_or_default()
     }
 
     /// The namespace.
@@ -457,6 +463,11 @@ impl Profile {
             memberships: memberships.collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// What is behind the last `/`.
+fn last_part(uid: &str) -> &str {
+    uid.rsplit_once('/').map_or(uid, |(_, name)| name)
 }
 
 fn distinct<T: Clone + Eq + Hash>(names: &[T]) -> Box<[T]> {

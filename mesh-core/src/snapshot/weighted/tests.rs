@@ -72,9 +72,13 @@ fn same(tree: &Tree, sorted: &[(u16, u32)]) {
 
 proptest! {
     #[test]
-    fn behaves_like_a_sorted_vector(steps in steps()) {
-        let mut tree = Tree::new(Natural);
-        let mut sorted: Vec<(u16, u32)> = Vec::new();
+    fn behaves_like_a_sorted_vector(
+        first in prop::collection::btree_set(0..600_u16, 0..200),
+        steps in steps(),
+    ) {
+        let mut tree = Tree::of_sorted(Natural, first.iter().copied());
+        let mut sorted: Vec<(u16, u32)> = first.into_iter().map(|item| (item, 0)).collect();
+        same(&tree, &sorted);
         let mut forks = Vec::new();
         for step in steps {
             match step {
@@ -122,7 +126,9 @@ proptest! {
         let weight = |to: u16| items.range(..to).map(|(_, weight)| u64::from(*weight)).sum::<u64>();
         prop_assert_eq!(tree.span(probe), weight(low)..weight(high));
         prop_assert_eq!(tree.first_from(|item| *item < low), items.range(low..).next().map(|(item, _)| item));
-        prop_assert_eq!(tree.find(|item| item.cmp(&low)), items.get_key_value(&low).map(|(item, _)| item));
+        let found = items.get_key_value(&low).map(|(item, _)| item);
+        prop_assert_eq!(tree.find(|item| item.cmp(&low)), found);
+        prop_assert_eq!(tree.find_at_the_end(|item| item.cmp(&low)), found);
     }
 }
 
