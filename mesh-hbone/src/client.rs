@@ -188,7 +188,9 @@ impl<IO: DeferredFlush + Unpin> Running<IO> {
                 Poll::Ready(Ok(())) => {
                     Poll::Ready(Err(Error::new(ErrorKind::Closed, Side::Upstream)))
                 }
-                Poll::Pending if is_settled(&send) => Poll::Ready(Ok(())),
+                Poll::Pending if is_settled(&send, self.driver.outboxes().live()) => {
+                    Poll::Ready(Ok(()))
+                }
                 Poll::Pending => {
                     self.driver.flush(cx)?;
                     Poll::Pending
@@ -200,6 +202,8 @@ impl<IO: DeferredFlush + Unpin> Running<IO> {
         self.driver.hold(false);
         match settled {
             Ok(Ok(())) => Ok(()),
+            // Nobody listens to the peer of a connection that we end.
+            Ok(Err(error)) if error.side() == Side::Us => Err(error.retry_safe()),
             Ok(Err(error)) => Err(last_words(self.io.clone(), error).await.retry_safe()),
             Err(_) => Err(unsettled()),
         }
@@ -218,12 +222,17 @@ impl<IO: DeferredFlush + Unpin> Running<IO> {
     }
 }
 
-/// Of streams, while the peer's SETTINGS are not here: no peer permits so many.
+/// Of streams, while the peer's SETTINGS are not here. A peer that permits just so many, where a `usize` has
+/// 32 bits, is taken for one that says nothing.
 const UNSETTLED: usize = usize::MAX - 1;
 
-/// A peer that permits no stream may yet.
-fn is_settled(send: &SendRequest<Placeholder>) -> bool {
-    !matches!(send.current_max_send_streams(), UNSETTLED | 0)
+/// A peer that permits no stream may yet, unless it took one.
+fn is_settled(send: &SendRequest<Placeholder>, streams: usize) -> bool {
+    match send.current_max_send_streams() {
+        UNSETTLED => false,
+        0 => streams > 0,
+        _ => true,
+    }
 }
 
 fn unsettled() -> Error {
@@ -374,6 +383,11 @@ struct Control {
 }
 
 impl Control {
+    /// Whether the peer's SETTINGS came, whatever it permits now.
+    fn has_settled(&self) -> bool {
+        matches!(*self.settled.borrow(), Some(Ok(())))
+    }
+
     fn settle(&self, outcome: Result<(), Error>) {
         self.settled.send_if_modified(|settled| {
             let first = settled.is_none();
@@ -430,7 +444,7 @@ impl Sender {
         })?;
         match timeout(self.connect_timeout, self.exchange(&request, slot)).await {
             Ok(result) => result,
-            Err(_) if !is_settled(&self.send) => Err(unsettled()),
+            Err(_) if !self.control.has_settled() => Err(unsettled()),
             Err(_) => {
                 Err(Error::new(ErrorKind::Timeout, Side::Upstream)
                     .with_detail("no answer to CONNECT"))
@@ -485,7 +499,7 @@ impl Sender {
     async fn why(&self, error: h2::Error) -> Error {
         let of_stream = error.is_reset();
         let error = from_h2(error, Side::Upstream);
-        if of_stream || is_settled(&self.send) {
+        if of_stream || self.control.has_settled() {
             return error;
         }
         // Its task is about to end, and knows what the transport said.
@@ -516,7 +530,7 @@ impl Sender {
     }
 
     pub(crate) fn is_settled(&self) -> bool {
-        is_settled(&self.send)
+        self.control.has_settled()
     }
 
     /// Says who is at the other end, for [`peer`](Self::peer).

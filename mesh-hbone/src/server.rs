@@ -121,7 +121,8 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: nothing is lost, but nothing moves either until the next call.
+    /// Cancel safe: nothing is lost, but nothing moves either until the next call: not even our SETTINGS, for
+    /// which the client waits before its next tunnel. What takes time belongs into a task of its own.
     pub async fn accept(&mut self) -> Option<Result<Incoming, Error>> {
         poll_fn(|cx| self.poll_accept(cx)).await
     }

@@ -156,7 +156,6 @@ async fn admit(
         Ok(registered) => registered,
         Err(error) => return refuse(error),
     };
-    drop(arriving);
     // Asked once it has entered: whoever ends the mesh cuts all that have, after saying so.
     if mesh.is_over() {
         return refuse(Error::new(ErrorKind::Draining).with_detail("the shutdown is over"));
@@ -168,6 +167,8 @@ async fn admit(
     };
     let stream = MeshStream::plain(io, context.clone()).with_registered(registered.holding(place));
     slot.send(account::accounted(&mesh, stream, &labels, judgement));
+    // Before, the queue might close for want of anybody to come.
+    drop(arriving);
 }
 
 impl NodeInner {

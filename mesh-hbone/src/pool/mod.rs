@@ -311,7 +311,11 @@ where
                             }
                         };
                         match settled {
-                            Ok(()) => dialling.settled(),
+                            Ok(()) => {
+                                dialling.settled();
+                                // What answers the peer's SETTINGS leaves with what those say who waited.
+                                yield_now().await;
+                            }
                             Err(error) => dialling.failed(&error),
                         }
                     }

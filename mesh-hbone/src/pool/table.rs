@@ -147,8 +147,9 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
         let Some((link, used)) = entry.get(id) else {
             return outcome;
         };
-        // A peer that grants no stream at all must not be dialled for ever.
-        let grants_some = link.max_streams() > 0 && !link.is_closed();
+        // A peer that grants no stream at all must not be dialled for ever. One that is leaving already is
+        // dialled anew, for each who waits at most once.
+        let grants_some = link.max_streams() > 0 || link.is_closed();
         if !used {
             self.become_idle(now, id);
         }

@@ -6,6 +6,9 @@ use std::sync::Mutex;
 
 use crate::driver::lock;
 
+/// What is longer is not kept, by who asks. A certificate of a mesh has less than 1 KiB.
+pub(super) const LONGEST: usize = 4 * 1024;
+
 /// At most so many results by the bytes that they follow from.
 ///
 /// Two generations: what was of use since the younger began, and what was before. When the younger has half
@@ -45,26 +48,34 @@ impl<V: Clone> Recent<V> {
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<V> {
+        // Dropped after the lock.
+        let _gone;
         let mut seen = lock(&self.seen);
         if let Some(value) = seen.young.get(key) {
             return Some(value.clone());
         }
         let (key, value) = seen.old.remove_entry(key)?;
-        self.keep(&mut seen, key, value.clone());
+        _gone = self.keep(&mut seen, key, value.clone());
         Some(value)
     }
 
     pub(super) fn insert(&self, key: Vec<u8>, value: V) {
         if !self.is_none() {
-            self.keep(&mut lock(&self.seen), key.into_boxed_slice(), value);
+            let _gone = self.keep(&mut lock(&self.seen), key.into_boxed_slice(), value);
         }
     }
 
-    fn keep(&self, seen: &mut Seen<V>, key: Box<[u8]>, value: V) {
-        if seen.young.len() >= self.half {
-            seen.old = std::mem::take(&mut seen.young);
-        }
+    /// What goes for it.
+    fn keep(&self, seen: &mut Seen<V>, key: Box<[u8]>, value: V) -> HashMap<Box<[u8]>, V> {
+        let full = seen.young.len() >= self.half && !seen.young.contains_key(&key);
+        let gone = if full {
+            let young = std::mem::take(&mut seen.young);
+            std::mem::replace(&mut seen.old, young)
+        } else {
+            HashMap::new()
+        };
         seen.young.insert(key, value);
+        gone
     }
 
     #[cfg(test)]

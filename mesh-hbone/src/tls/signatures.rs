@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
 
-use super::recent::Recent;
-
-/// What is longer is verified each time. A certificate of a mesh has less than 1 KiB.
-const LONGEST: usize = 4 * 1024;
+use super::recent::{LONGEST, Recent};
 
 /// Good signatures, whole: whether one is good depends on nothing but these bytes. Times, revocation,
 /// usage and names are judged each time, and so is the signature by which a peer proves its key.

@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::bundle::{Bundle, Facts, system_time};
 use super::crl;
 use super::fingerprint::Fingerprint;
-use super::recent::Recent;
+use super::recent::{LONGEST, Recent};
 use super::signatures::{Good, Remembering};
 use super::verify_error::VerifyError;
 
@@ -64,7 +64,9 @@ impl Remembered {
             return Ok(leaf);
         }
         let read = Arc::new(Leaf::read(leaf)?);
-        self.leaves.insert(der.to_vec(), Arc::clone(&read));
+        if der.len() <= LONGEST {
+            self.leaves.insert(der.to_vec(), Arc::clone(&read));
+        }
         Ok(read)
     }
 }

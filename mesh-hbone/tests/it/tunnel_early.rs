@@ -1,9 +1,12 @@
 //! A CONNECT that leaves before the server has said anything.
 
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mesh_hbone::client::{self, Sender};
 use mesh_hbone::config::Config;
+use mesh_hbone::pool::Pool;
 use mesh_hbone::{Error, ErrorKind, Side, tls};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::task::JoinHandle;
@@ -12,8 +15,8 @@ use tokio::time::Instant;
 use crate::authority::{Authority, SERVER, id, pair};
 use crate::hostile::Raw;
 use crate::hostile::wire::{
-    DATA, END_STREAM, HEADERS, MAX_CONCURRENT_STREAMS, PREFACE, accepted, data, settings,
-    settings_ack,
+    DATA, END_STREAM, HEADERS, MAX_CONCURRENT_STREAMS, NO_ERROR, PREFACE, accepted, data, goaway,
+    settings, settings_ack,
 };
 use crate::peers::request;
 
@@ -133,4 +136,38 @@ async fn whoever_waits_for_the_settings_hears_when_the_connection_is_dropped() {
     let settled = sender.settled();
     drop(connection);
     assert_eq!(settled.await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+/// A server that begins to drain during the handshake says both at once.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_peer_that_leaves_with_its_settings_is_dialled_for_anew() {
+    let ((near, far), (other, _other)) = (pair().await, pair().await);
+    let transports = Arc::new(Mutex::new(VecDeque::from([near, other])));
+    let pool = Pool::new(Config::default());
+    let checkout = || {
+        let (pool, transports) = (pool.clone(), Arc::clone(&transports));
+        let dial = move || async move {
+            let near = transports.lock().unwrap().pop_front();
+            client::start(near.expect("a third dial"), &Config::default()).await
+        };
+        async move { pool.checkout("peer", dial).await }
+    };
+    let first = tokio::spawn({
+        let lease = checkout();
+        async move { lease.await?.connect(request("10.0.0.7:80")).await.map(drop) }
+    });
+    let mut raw = Raw::new(far, PREFACE.len());
+    raw.listen();
+    let stream = raw.until(HEADERS).await.stream;
+    let second = tokio::spawn(checkout());
+    tokio::task::yield_now().await;
+    let says = [
+        settings(&[]),
+        goaway(u32::MAX >> 1, NO_ERROR),
+        accepted(stream),
+    ];
+    assert!(raw.send(&says.concat()).await);
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert!(transports.lock().unwrap().is_empty());
 }

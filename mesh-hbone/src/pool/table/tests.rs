@@ -266,6 +266,21 @@ fn a_connection_that_fails_before_the_settings_fails_as_its_dial() {
 }
 
 #[test]
+fn a_peer_that_leaves_with_its_settings_is_dialled_anew_for_those_who_wait() {
+    let (now, mut table) = (Instant::now(), table(10));
+    let (_, dial) = queued(table.checkout(&1));
+    let id = dial.unwrap();
+    let (second, _) = queued(table.checkout(&1));
+    let link = Fake::early(1);
+    table.connected(now, id, link.clone());
+    link.settled.set(true);
+    link.closed.set(true);
+    let settled = table.settled(now, id);
+    assert!(settled.grants.is_empty() && settled.refused.is_empty());
+    assert_eq!(settled.dial.map(|(waiter, _)| waiter), Some(second));
+}
+
+#[test]
 fn a_connection_is_not_idle_before_the_settings() {
     let (now, mut table) = (Instant::now(), table(1));
     let (_, dial) = queued(table.checkout(&1));
