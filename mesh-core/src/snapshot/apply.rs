@@ -104,6 +104,8 @@ pub(super) struct Sharing {
     /// Workloads that are not found by name and address yet, where before there were none: of a whole mesh
     /// those tables are sorted once, and have no holes.
     late: Option<Vec<Arc<WorkloadRecord>>>,
+    /// The trust domain that was read last: mostly there is one.
+    domain: Option<Arc<str>>,
 }
 
 impl Sharing {
@@ -118,6 +120,16 @@ impl Sharing {
     pub(super) fn tidy(&mut self) {
         self.places.tidy();
         self.profiles.tidy();
+    }
+
+    fn domain(&mut self, mut profile: Profile) -> Profile {
+        match &self.domain {
+            Some(domain) if *domain == profile.trust_domain => {
+                profile.trust_domain = Arc::clone(domain);
+            }
+            _ => self.domain = Some(Arc::clone(&profile.trust_domain)),
+        }
+        profile
     }
 
     fn count(&mut self, record: &WorkloadRecord, change: isize) {
@@ -171,7 +183,8 @@ impl Tables {
         let profile = match sharing.profiles.get(workload.profile()) {
             Some(profile) => profile,
             None => {
-                let profile = self.share_profile(Profile::of(workload)?);
+                let profile = sharing.domain(Profile::of(workload)?);
+                let profile = self.share_profile(profile);
                 sharing.profiles.insert(workload.profile(), &profile);
                 profile
             }
@@ -332,7 +345,11 @@ impl Tables {
     }
 
     fn put_service(&mut self, service: &Service, changes: &mut Changes) -> Result<(), Rejection> {
-        let record = Arc::new(ServiceRecord::new(service)?);
+        let record = ServiceRecord::new(service)?;
+        let record = Arc::new(match self.services.get_key_value(service.name()) {
+            Some((name, _)) => record.named(name),
+            None => record,
+        });
         let old = self.service(record.name()).cloned();
         if old.as_deref() == Some(&*record) {
             return Ok(());
@@ -373,7 +390,7 @@ impl Tables {
     }
 
     fn index_service(&mut self, record: &Arc<ServiceRecord>) {
-        let hostname = record.hostname().into();
+        let hostname = Arc::clone(record.name().shared_hostname());
         insert_into(&mut self.service_hostnames, hostname, Arc::clone(record));
         for address in record.addresses() {
             let network: Arc<str> = address.network().into();

@@ -216,6 +216,11 @@ impl ServiceName {
     pub fn hostname(&self) -> &str {
         &self.hostname
     }
+
+    /// The [`hostname`](Self::hostname), to be kept without a copy of it.
+    pub fn shared_hostname(&self) -> &Arc<str> {
+        &self.hostname
+    }
 }
 
 impl fmt::Display for ServiceName {

@@ -187,6 +187,14 @@ impl fmt::Debug for ServiceRecord {
 }
 
 impl ServiceRecord {
+    /// With a name that is equal, and kept already.
+    pub(in crate::snapshot) fn named(self, name: &ServiceName) -> Self {
+        Self {
+            name: name.clone(),
+            ..self
+        }
+    }
+
     /// # Errors
     ///
     /// Names the field that is wrong and what was expected there.
