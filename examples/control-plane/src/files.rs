@@ -40,6 +40,7 @@ pub(crate) async fn load_and_watch(
         settings: Settings::default().with_trust_domain(trust_domain),
         loader: Loader::new(Settings::default()),
         files: Vec::new(),
+        gone: None,
         registrations: server.registrations(),
         problems,
         told: Told::default(),
@@ -159,6 +160,8 @@ struct Source {
     loader: Loader,
     /// As they were read last.
     files: Vec<(PathBuf, Vec<u8>)>,
+    /// That they are there no more.
+    gone: Option<String>,
     registrations: Registrations,
     problems: Problems,
     told: Told,
@@ -185,13 +188,13 @@ impl Source {
     fn take(&mut self, files: Vec<(PathBuf, Vec<u8>)>) {
         if files.is_empty() && !self.empty && *self.complete.borrow() {
             let path = self.path.display();
-            let gone = format!(
+            self.gone = Some(format!(
                 "{path}: no manifests any more; those that were there last stay (--allow-empty: they go)"
-            );
-            self.tell(vec![gone.clone()], vec![gone]);
-            return;
+            ));
+        } else {
+            self.gone = None;
+            self.files = files;
         }
-        self.files = files;
         self.load();
     }
 
@@ -243,7 +246,9 @@ impl Source {
     }
 
     /// Prints what of all that is wrong is new, and shows what stands.
-    fn tell(&mut self, wrong: Vec<String>, problems: Vec<String>) {
+    fn tell(&mut self, mut wrong: Vec<String>, mut problems: Vec<String>) {
+        wrong.extend(self.gone.clone());
+        problems.extend(self.gone.clone());
         for line in self.told.news(wrong) {
             args::complain(&line);
         }
