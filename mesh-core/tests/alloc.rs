@@ -1,5 +1,5 @@
-//! What is not kept of a request's body costs nothing. Its own binary: the counting allocator is the whole
-//! process's.
+//! What is kept, and what is not, as allocations show it. Its own binary: the counting allocator is the
+//! whole process's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use mesh_core::layers::{ReplayBody, RetryLayer};
+use mesh_core::snapshot::Snapshot;
+use mesh_core::xds::model::{Batch, Update, Workload};
 use tower::{Layer, ServiceExt, service_fn};
 
 struct Counting;
@@ -36,6 +38,31 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// Of more workloads than are kept, the answer is made again.
+#[test]
+fn policies_are_kept_for_as_many_workloads_as_is_set() {
+    let updates: Vec<Update> = (0..8)
+        .map(|number| Workload::new(format!("w{number}"), "default", format!("w{number}")).into())
+        .collect();
+    let batch = Batch::new(updates, Vec::new());
+    for (most, again) in [(None, false), (Some(2), true), (Some(8), false)] {
+        let mut snapshot = Snapshot::new();
+        if let Some(most) = most {
+            snapshot = snapshot.with_max_policy_views(most);
+        }
+        let snapshot = snapshot.apply(&batch).snapshot;
+        let ask = || {
+            let before = ALLOCATIONS.get();
+            for uid in ["w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7"] {
+                snapshot.policies(uid).unwrap();
+            }
+            ALLOCATIONS.get() - before
+        };
+        assert!(ask() > 0);
+        assert_eq!(ask() > 0, again, "{most:?}");
+    }
+}
 
 /// Frames of ten bytes without end.
 struct Small;

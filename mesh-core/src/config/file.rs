@@ -53,7 +53,7 @@ impl File {
     }
 
     /// Sets how often the files are looked at: 500 ms unless set. A change takes effect once two
-    /// looks saw the same.
+    /// looks saw the same; the second comes 500 ms after the first at the latest.
     #[must_use]
     pub fn every(mut self, interval: Duration) -> Self {
         self.every = interval.max(Duration::from_millis(1));
@@ -79,15 +79,15 @@ impl ConfigSource for File {
             watcher: Watcher::new(self.path, Limits::new().with_interval(self.every)),
             loader: Loader::new(settings),
             refused: BTreeMap::new(),
+            unsettled: false,
             files: Vec::new(),
             incomplete: None,
             unreadable: None,
         };
         link.complete()?;
-        let mut ticks = tokio::time::interval(self.every);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pause = Duration::ZERO;
         loop {
-            ticks.tick().await;
+            tokio::time::sleep(pause).await;
             // Files are read and parsed where blocking is permitted.
             let step = tokio::task::spawn_blocking(move || {
                 let outcome = work.step();
@@ -99,6 +99,10 @@ impl ConfigSource for File {
                     .with_source(error)
             })?;
             work = back;
+            pause = match work.unsettled {
+                true => self.every.min(SETTLES),
+                false => self.every,
+            };
             match outcome {
                 Ok(None) => work.readable(&link)?,
                 Ok(Some((loaded, removed))) => {
@@ -114,11 +118,16 @@ impl ConfigSource for File {
     }
 }
 
+/// So long a change has to stay as it was seen: whoever writes a file in parts is done sooner.
+const SETTLES: Duration = Duration::from_millis(500);
+
 struct Work {
     watcher: Watcher,
     loader: Loader,
     /// What the mesh refused and has not accepted since: a later batch does not speak of it again.
     refused: BTreeMap<ResourceName, Verdict>,
+    /// What was seen last was not seen before.
+    unsettled: bool,
     /// What was loaded last, sorted.
     files: Vec<PathBuf>,
     /// What keeps the first load from being one.
@@ -130,7 +139,10 @@ struct Work {
 impl Work {
     /// What was loaded, and which files are there no more.
     fn step(&mut self) -> std::io::Result<Option<(Loaded, Vec<PathBuf>)>> {
-        let Change::Settled(files) = self.watcher.poll()? else {
+        self.unsettled = false;
+        let change = self.watcher.poll()?;
+        self.unsettled = matches!(change, Change::Unsettled);
+        let Change::Settled(files) = change else {
             return Ok(None);
         };
         let now = files.iter().map(|(path, _)| path.clone()).collect();

@@ -376,3 +376,35 @@ async fn files_are_read_with_the_builders_root_namespace_and_domain() {
         server.shutdown(Duration::ZERO).await;
     }
 }
+
+/// And once more soon after: a change counts once two looks saw the same.
+#[tokio::test(start_paused = true)]
+async fn files_are_looked_at_as_often_as_is_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    let hour = Duration::from_secs(3600);
+    let published = async |every: Option<Duration>, after: Duration| {
+        std::fs::write(&file, PODS).unwrap();
+        let mut source = File::watch(&file);
+        if let Some(every) = every {
+            source = source.every(every);
+        }
+        let node = Node::builder()
+            .config(source)
+            .identity(DevCa::ephemeral("cluster.local"))
+            .build_node()
+            .unwrap();
+        let client = node.workload("default", "client", "client").unwrap();
+        client.ready().await.unwrap();
+        std::fs::write(
+            &file,
+            PODS.replace("metadata: {name: server}\n", "metadata: {name: other}\n"),
+        )
+        .unwrap();
+        tokio::time::sleep(after).await;
+        client.resolve("other").await.is_ok()
+    };
+    assert!(published(None, Duration::from_secs(10)).await);
+    assert!(!published(Some(hour), Duration::from_secs(10)).await);
+    assert!(published(Some(hour), hour + Duration::from_secs(1)).await);
+}
