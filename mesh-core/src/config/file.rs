@@ -53,7 +53,8 @@ impl File {
     }
 
     /// Sets how often the files are looked at: 500 ms unless set. A change takes effect once two
-    /// looks saw the same; the second comes 500 ms after the first at the latest.
+    /// looks saw the same; the second comes 500 ms after the first at the latest, and so does the next where
+    /// nothing was found yet.
     #[must_use]
     pub fn every(mut self, interval: Duration) -> Self {
         self.every = interval.max(Duration::from_millis(1));
@@ -99,7 +100,8 @@ impl ConfigSource for File {
                     .with_source(error)
             })?;
             work = back;
-            pause = match work.unsettled {
+            // What is not there at the start may be mounted in a moment.
+            pause = match work.unsettled || work.files.is_empty() {
                 true => self.every.min(SETTLES),
                 false => self.every,
             };

@@ -384,7 +384,7 @@ async fn files_are_looked_at_as_often_as_is_set() {
     let file = folder.path().join("mesh.yaml");
     let hour = Duration::from_secs(3600);
     let published = async |every: Option<Duration>, after: Duration| {
-        std::fs::write(&file, PODS).unwrap();
+        let _ = std::fs::remove_file(&file);
         let mut source = File::watch(&file);
         if let Some(every) = every {
             source = source.every(every);
@@ -395,6 +395,9 @@ async fn files_are_looked_at_as_often_as_is_set() {
             .build_node()
             .unwrap();
         let client = node.workload("default", "client", "client").unwrap();
+        // It may come after the first look.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::fs::write(&file, PODS).unwrap();
         client.ready().await.unwrap();
         std::fs::write(
             &file,
