@@ -25,6 +25,8 @@ mod error;
 pub mod file;
 #[cfg(feature = "client")]
 pub mod grpc_health;
+#[cfg(feature = "client")]
+mod hashing;
 #[cfg(feature = "file")]
 mod manifest;
 pub mod model;

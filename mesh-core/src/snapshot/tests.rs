@@ -1,11 +1,15 @@
-use std::net::IpAddr;
+use std::collections::HashSet;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
 
+use foldhash::fast::FixedState;
 use mesh_authz::policy::PolicyName;
 use mesh_xds::model::{
     Batch, Locality, Membership, NetworkMode, ResourceName, ServiceName, Update, Workload,
 };
 
 use super::Snapshot;
+use super::hashing::Seeded;
 
 fn pod(number: usize) -> Workload {
     let service = ServiceName::new("default", "ratings.default.svc.cluster.local");
@@ -89,4 +93,33 @@ fn a_first_batch_is_found_as_workloads_that_come_one_by_one_are() {
     let empty = first.apply(&Batch::new(Vec::new(), removed)).snapshot;
     assert!(empty.tables.workload_names.is_empty());
     assert!(empty.tables.workload_addresses.is_empty());
+}
+
+/// Their second halves are the constant that foldhash, not seeded by anybody, combines them with: whatever the
+/// first halves are, it would multiply by zero.
+fn alike_by_published_constants() -> impl Iterator<Item = u128> {
+    (0..1000).map(|low: u64| (0xc0ac_29b7_c97c_50dd_u128 << 64) | u128::from(low))
+}
+
+#[test]
+fn addresses_made_to_hash_alike_do_not() {
+    let published = FixedState::with_seed(1);
+    let numbers: HashSet<u64> = alike_by_published_constants()
+        .map(|number| published.hash_one(number))
+        .collect();
+    assert_eq!(numbers.len(), 1, "so these are not alike");
+
+    for _ in 0..8 {
+        let hasher = Seeded::default();
+        let numbers: HashSet<u64> = alike_by_published_constants()
+            .map(|number| hasher.hash_one(number))
+            .collect();
+        assert!(numbers.len() > 990, "{} hashes", numbers.len());
+
+        let addresses: HashSet<u64> = alike_by_published_constants()
+            .map(|number| IpAddr::V6(Ipv6Addr::from(number.to_ne_bytes())))
+            .map(|address| hasher.hash_one(address))
+            .collect();
+        assert!(addresses.len() > 990, "{} hashes", addresses.len());
+    }
 }

@@ -4,7 +4,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
 use prost::bytes::Bytes;
 
 use super::kept::Kept;
@@ -15,6 +14,7 @@ use super::state::{Decode, Delivery, Pending, Protocol, Session};
 use super::subscription::{Known, Reply, Version};
 use crate::decode::Replicas;
 use crate::error::Error;
+use crate::hashing::Seeded;
 use crate::model::Update;
 
 /// A response that is being read: see [`Session::begin`].
@@ -270,7 +270,7 @@ impl Pending {
     /// Takes back what the response brought of these.
     pub(super) fn take_back(
         &mut self,
-        known: &mut HashMap<Arc<str>, Known, FixedState>,
+        known: &mut HashMap<Arc<str>, Known, Seeded>,
         of: impl Fn(&str) -> bool,
     ) {
         known.retain(|name, known| !(known.new && known.seen == self.number && of(name)));

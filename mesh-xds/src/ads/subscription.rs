@@ -1,15 +1,14 @@
 //! What is asked for, what is here and what is to be said about one type of resources.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
 use prost::Message;
 
 use super::settings::{Interest, MAX_NAME};
 use super::state::INVALID_ARGUMENT;
 use crate::error::{Error, ErrorKind};
+use crate::hashing::Seeded;
 use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use crate::proto::google::rpc::Status;
@@ -93,8 +92,8 @@ pub(super) struct Subscription {
     /// The names that are wanted, and whether it is known that there is no such resource.
     pub(super) wanted: BTreeMap<Box<str>, bool>,
     wanted_size: usize,
-    /// What is here. Its hasher has a seed that nobody knows.
-    pub(super) known: HashMap<Arc<str>, Known, FixedState>,
+    /// What is here.
+    pub(super) known: HashMap<Arc<str>, Known, Seeded>,
     /// Whether all that came was accepted, ever.
     pub(super) synced: bool,
     /// What was refused and has not been accepted or removed since, and whether there was more of it than
@@ -132,7 +131,7 @@ impl Subscription {
             interest,
             wanted: BTreeMap::new(),
             wanted_size: 0,
-            known: HashMap::with_hasher(FixedState::with_seed(RandomState::new().hash_one(url))),
+            known: HashMap::default(),
             synced: false,
             bad: BTreeSet::new(),
             more_bad: false,

@@ -4,15 +4,14 @@
 //! decoding them; where anything is unusual the resource is decoded whole, which also says what is wrong.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::Arc;
-
-use foldhash::fast::FixedState;
 
 use super::field::Field;
 use super::wire::{Fields, Value};
 use super::{parse, workload};
+use crate::hashing::Seeded;
 use crate::model::{Health, Workload, WorkloadPlace, WorkloadProfile};
 use crate::proto::istio::workload as wire;
 
@@ -41,7 +40,7 @@ struct Shared<T> {
     values: Vec<(Range<usize>, Arc<T>)>,
     by_hash: HashMap<u64, usize>,
     /// Seeded, for whoever makes workloads has a say in what they hash to.
-    hasher: FixedState,
+    hasher: Seeded,
     last: usize,
     /// How many are remembered before all are forgotten.
     room: usize,
@@ -57,7 +56,7 @@ impl<T> Default for Shared<T> {
             keys: Vec::new(),
             values: Vec::new(),
             by_hash: HashMap::new(),
-            hasher: FixedState::with_seed(RandomState::new().hash_one(())),
+            hasher: Seeded::default(),
             last: 0,
             room: FEW_SHARED,
             seen: HashSet::new(),
