@@ -289,6 +289,12 @@ impl NodeInner {
         verdicts
     }
 
+    /// How many updates and removals are to take effect with the next batch.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn added(&self) -> usize {
+        lock(&self.writer).as_ref().map_or(0, Draft::size)
+    }
+
     /// Drops what was to take effect with the next batch.
     pub(crate) fn discard(&self) {
         let draft = lock(&self.writer).take();

@@ -100,6 +100,12 @@ impl ConfigLink {
         Ok(self.node()?.add(batch))
     }
 
+    /// How many updates and removals were [added](Self::add) since the last batch.
+    #[cfg(feature = "istiod")]
+    fn added(&self) -> Result<usize, Error> {
+        Ok(self.node()?.added())
+    }
+
     /// Drops what was [added](Self::add) since the last batch.
     ///
     /// # Errors

@@ -21,6 +21,9 @@ use crate::config::{AppHealth, ConfigLink, Demand, Demands};
 use crate::control_plane::local_towards;
 use crate::{ControlPlane, Error, ErrorKind, WorkloadId};
 
+#[cfg(test)]
+mod tests;
+
 /// What readiness calls it.
 const NAME: &str = "control plane";
 
@@ -30,7 +33,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How many refused resources are remembered, to be shown.
 const MAX_PROBLEMS: usize = 1000;
 
-/// From how many resources on a batch is applied on a thread that may block. A whole push of a large mesh takes
+/// From how many resources on a response is applied on a thread that may block. A whole push of a large mesh takes
 /// a second or more, in which a worker of the runtime would leave other tasks waiting.
 const LARGE: usize = 1000;
 
@@ -385,7 +388,9 @@ impl Follow {
                 self.refused.remove(&discovery_name(name));
             }
         }
-        let large = batch.updates().len() + batch.removed().len() >= LARGE;
+        // With it all takes effect that came in parts before.
+        let size = self.link.added()? + batch.updates().len() + batch.removed().len();
+        let large = size >= LARGE;
         let (link, whole) = (self.link.clone(), self.missing.is_empty());
         let apply = move || match whole {
             true => link.apply(batch),
