@@ -1,5 +1,6 @@
 //! What there is to serve, by type, with a log of what changed when.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
@@ -36,6 +37,14 @@ pub(super) struct Owner {
     pub(super) network: Arc<str>,
 }
 
+/// The workloads that have an address.
+#[derive(Debug, Default)]
+struct Occupants {
+    uids: BTreeSet<Arc<str>>,
+    /// When one of them came, left or became another one last.
+    changed: u64,
+}
+
 /// All resources. The revision grows with every change.
 #[derive(Debug, Default)]
 pub(super) struct Store {
@@ -45,7 +54,7 @@ pub(super) struct Store {
     addresses: Table,
     authorizations: Table,
     workloads: HashMap<Arc<str>, Arc<Workload>>,
-    by_ip: HashMap<IpAddr, BTreeSet<Arc<str>>>,
+    by_ip: HashMap<IpAddr, Occupants>,
     services: HashMap<ServiceName, Arc<Service>>,
     /// With the network of the address.
     services_by_ip: HashMap<IpAddr, BTreeSet<(ServiceName, Arc<str>)>>,
@@ -136,12 +145,17 @@ impl Store {
             ..Resource::new(value)
         };
         let before = self.workloads.insert(name.clone(), Arc::clone(workload));
-        if let Some(before) = before {
-            self.unlink(&before);
-        }
-        for ip in workload.addresses() {
-            let names = self.by_ip.entry(ip.to_canonical()).or_default();
-            names.insert(name.clone());
+        if before.as_ref() != Some(workload) {
+            // What it lists and nobody is sent changes its listener alone.
+            self.revision += 1;
+            if let Some(before) = before {
+                self.unlink(&before);
+            }
+            for ip in workload.addresses() {
+                let at = self.by_ip.entry(ip.to_canonical()).or_default();
+                at.uids.insert(name.clone());
+                at.changed = self.revision;
+            }
         }
         self.addresses.set(&mut self.revision, name, resource);
     }
@@ -164,13 +178,14 @@ impl Store {
         self.addresses.set(&mut self.revision, name, resource);
     }
 
+    /// The revision is that of the change.
     fn unlink(&mut self, workload: &Workload) {
         for ip in workload.addresses() {
-            let ip = ip.to_canonical();
-            if let Some(names) = self.by_ip.get_mut(&ip) {
-                names.remove(workload.uid());
-                if names.is_empty() {
-                    self.by_ip.remove(&ip);
+            if let Entry::Occupied(mut at) = self.by_ip.entry(ip.to_canonical()) {
+                at.get_mut().uids.remove(workload.uid());
+                at.get_mut().changed = self.revision;
+                if at.get().uids.is_empty() {
+                    at.remove();
                 }
             }
         }
@@ -221,10 +236,10 @@ impl Store {
     fn remove(&mut self, name: &ResourceName, relisted: &mut HashSet<PolicyName>) {
         match name {
             ResourceName::Workload(uid) => {
+                self.addresses.remove(&mut self.revision, uid);
                 if let Some(before) = self.workloads.remove(uid) {
                     self.unlink(&before);
                 }
-                self.addresses.remove(&mut self.revision, uid);
             }
             ResourceName::Service(name) => {
                 self.unlink_service(name);
@@ -288,7 +303,7 @@ impl Store {
             but.name()
         );
         let ip = ip.to_canonical();
-        let uids = self.by_ip.get(&ip).into_iter().flatten();
+        let uids = self.by_ip.get(&ip).into_iter().flat_map(|at| &at.uids);
         let mut others = uids
             .filter(|uid| !uid.ends_with(&own))
             .filter_map(|uid| self.workloads.get(uid))
@@ -337,13 +352,9 @@ impl Store {
 
     /// Whether the listener of an address may have become another one since a revision.
     pub(super) fn listener_changed(&self, ip: IpAddr, since: u64) -> bool {
-        let workloads = self.by_ip.get(&ip.to_canonical());
-        let mut changed = workloads
-            .into_iter()
-            .flatten()
-            .filter_map(|uid| Some(self.addresses.get(uid)?.1.changed));
+        let at = self.by_ip.get(&ip.to_canonical());
         // Without a workload there is nothing to make.
-        workloads.is_none() || self.policies_changed > since || changed.any(|at| at > since)
+        at.is_none_or(|at| self.policies_changed.max(at.changed) > since)
     }
 
     /// The inbound listener of a name, if it is that of a port that some service has on a workload which
@@ -351,7 +362,7 @@ impl Store {
     pub(super) fn listener(&self, name: &str, owner: &Owner) -> Option<Bytes> {
         let Owner { identity, network } = owner;
         let address = InboundListener::address_in(name)?;
-        let uids = self.by_ip.get(&address.ip().to_canonical())?.iter();
+        let uids = self.by_ip.get(&address.ip().to_canonical())?.uids.iter();
         let is_port = |workload: &Workload| {
             let ports = workload.services().iter().flat_map(|one| one.ports());
             let mut ports = ports.map(|port| port.target_port().unwrap_or(port.service_port()));

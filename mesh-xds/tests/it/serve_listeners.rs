@@ -16,6 +16,8 @@ use mesh_xds::model::{
 use mesh_xds::serve::Server;
 use prost::Message;
 use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::decode_rbac_goldens::compare;
 use crate::istiod_recordings::{change, steps};
@@ -25,7 +27,8 @@ use crate::proto::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use crate::proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_filter,
 };
-use crate::proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryRequest};
 use crate::proto::type_url;
 use crate::require;
 use crate::serve::{Stream, Tokens, node_of, open_as, serve};
@@ -307,4 +310,96 @@ async fn a_listed_policy_that_nobody_has_refuses() {
     assert_eq!(policy.name().to_string(), "default/missing");
     assert_eq!(policy.action(), &Action::Deny);
     assert_eq!(policy.rules()[0].when(), &Expr::TRUE);
+}
+
+/// Another one at the address of details, whose policy its listener has rather than theirs, and what ends that.
+fn twin_that_leaves() -> (Workload, [Batch; 3]) {
+    let twin = |ip: [u8; 4]| {
+        Workload::new("Kubernetes//Pod/default/other", "default", "other")
+            .with_service_account("details")
+            .with_addresses(vec![ip.into()])
+            .with_services(details().services().to_vec())
+            .with_authorization_policies(vec![PolicyName::new("default", "missing")])
+    };
+    let here = twin([10, 10, 2, 11]);
+    let gone = ResourceName::Workload(here.uid().into());
+    let moved = twin([10, 10, 2, 12]).into();
+    let frees = here.clone().with_authorization_policies(Vec::new());
+    let changes = [
+        Batch::new(Vec::new(), vec![gone]),
+        Batch::new(vec![moved], Vec::new()),
+        Batch::new(vec![frees.into()], Vec::new()),
+    ];
+    (here, changes)
+}
+
+#[tokio::test]
+async fn the_policies_of_who_leaves_an_address_leave_its_listener() {
+    let (twin, changes) = twin_that_leaves();
+    for change in changes {
+        let server = Server::builder(Tokens).build();
+        let both = vec![details().into(), twin.clone().into()];
+        server.apply(Batch::new(both, Vec::new()));
+        let mut stream = open_sdk(&server, "default/details").await;
+        stream.ask(type_url::LISTENER, &[NAME]).await;
+        let response = stream.next().await;
+        assert_eq!(read(value(&response)).policies().len(), 1);
+        stream
+            .say(type_url::LISTENER, &[], Some(&response.nonce), None)
+            .await;
+        server.apply(change);
+        assert_eq!(read(value(&stream.next().await)).policies().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_policies_of_who_leaves_an_address_leave_the_state_of_the_world() {
+    let (twin, changes) = twin_that_leaves();
+    for change in changes {
+        let server = Server::builder(Tokens).build();
+        let both = vec![details().into(), twin.clone().into()];
+        server.apply(Batch::new(both, Vec::new()));
+        let peer = "spiffe://td/ns/default/sa/details".parse().unwrap();
+        let uri = serve(&server, Some(peer)).await;
+        let endpoint = tonic::transport::Endpoint::from(uri);
+        let mut client = AggregatedDiscoveryServiceClient::new(endpoint.connect().await.unwrap());
+        let (requests, sent) = mpsc::channel(8);
+        let responses = client.stream_aggregated_resources(ReceiverStream::new(sent));
+        let mut request = DiscoveryRequest {
+            node: Some(sdk_node()),
+            type_url: type_url::LISTENER.to_owned(),
+            resource_names: vec![NAME.to_owned()],
+            ..Default::default()
+        };
+        requests.send(request.clone()).await.unwrap();
+        let mut responses = responses.await.unwrap().into_inner();
+        let first = responses.message().await.unwrap().unwrap();
+        assert_eq!(read(&first.resources[0].value).policies().len(), 1);
+        request.response_nonce = first.nonce;
+        requests.send(request).await.unwrap();
+        server.apply(change);
+        let second = responses.message().await.unwrap().unwrap();
+        assert_eq!(read(&second.resources[0].value).policies().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_listener_has_a_listed_policy_that_nobody_is_sent() {
+    let server = Server::builder(Tokens).build();
+    let name = PolicyName::new("default", "waypoint");
+    let policy = Policy::new(name.clone(), Action::Deny, vec![Rule::new(Expr::TRUE)]);
+    let policy = AttachedPolicy::new(policy.into(), Scope::Targets(Vec::new()));
+    let updates = vec![policy.into(), details().into()];
+    server.apply(Batch::new(updates, Vec::new()));
+    let mut stream = open_sdk(&server, "default/details").await;
+    stream.ask(type_url::LISTENER, &[NAME]).await;
+    let response = stream.next().await;
+    assert_eq!(read(value(&response)).policies().len(), 0);
+    stream
+        .say(type_url::LISTENER, &[], Some(&response.nonce), None)
+        .await;
+    // Of which the ambient stream shows nothing.
+    let listed = details().with_authorization_policies(vec![name]);
+    server.apply(Batch::new(vec![listed.into()], Vec::new()));
+    assert_eq!(read(value(&stream.next().await)).policies().len(), 1);
 }
