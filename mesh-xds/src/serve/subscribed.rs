@@ -273,7 +273,8 @@ impl Type {
                 Some((name, one)) => {
                     if *one.version != **version {
                         send.insert(Arc::clone(name));
-                    } else if !self.wildcard {
+                    }
+                    if !self.wildcard {
                         self.hold_of(name, one);
                         if !self.wants(table, name) {
                             self.loose.insert(Arc::clone(name));

@@ -586,6 +586,36 @@ fn who_says_what_it_has_and_names_nothing_keeps_it() {
 }
 
 #[test]
+fn what_a_client_came_back_with_goes_when_its_name_is_taken_back() {
+    for is_old in [false, true] {
+        let mut store = new_store();
+        let updates = vec![service(1, 0).into(), workload(0, 0).into()];
+        store.apply(Batch::new(updates, Vec::new()));
+        let table = store.table(Kind::Address);
+        let version = table.get("c//Pod/ns/w0").unwrap().1.version.to_string();
+        let version = if is_old { "old".to_owned() } else { version };
+        // Of another service than the one that it came with.
+        let mut request = ask(type_url::ADDRESS, &["ns/s1"]);
+        request.initial_resource_versions = [("c//Pod/ns/w0".to_owned(), version)].into();
+        let mut session = new_session();
+        session.request(request, &store).unwrap();
+        let first = session.poll(&store).unwrap().unwrap();
+        let with = if is_old {
+            &["c//Pod/ns/w0", "ns/s1"][..]
+        } else {
+            &["ns/s1"]
+        };
+        assert_eq!(names(&first), with);
+        let mut request = ask(type_url::ADDRESS, &[]);
+        request.resource_names_unsubscribe = vec!["ns/s1".to_owned()];
+        request.response_nonce = first.nonce;
+        session.request(request, &store).unwrap();
+        let second = session.poll(&store).unwrap().unwrap();
+        assert_eq!(second.removed_resources, ["c//Pod/ns/w0", "ns/s1"]);
+    }
+}
+
+#[test]
 fn what_hosts_have_registered_stays_while_they_may_come_back() {
     let entry = |name: &str| format!("c/networking.istio.io/WorkloadEntry/{name}");
     let [back, lost, other] = ["ns/forum-1", "ns/forum-2", "ns/other-1"].map(entry);
