@@ -83,7 +83,7 @@ impl Reading {
             let Some(bytes) = self.response.next()? else {
                 return Ok(true);
             };
-            let resource = Resource::read(self.protocol, &bytes)?;
+            let resource = Resource::read(self.protocol, &bytes, session.max_length())?;
             if let State::Large = self.state {
                 let url = resource.value.as_ref().map(|value| &*value.url);
                 let receiving = url.and_then(|url| session.begin(url));

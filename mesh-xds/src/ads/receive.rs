@@ -295,6 +295,11 @@ fn decode(
     if resource.name.len() > MAX_NAME {
         return Err(format!("its name has more than {MAX_NAME} bytes"));
     }
+    let max = settings.max_length();
+    if resource.length > max {
+        let length = resource.length;
+        return Err(format!("has {length} bytes with its names, at most {max}"));
+    }
     let value = resource.value.as_ref().ok_or("has no value")?;
     if value.url != url {
         return Err(format!("is of type {:?}, expected {url}", value.url));

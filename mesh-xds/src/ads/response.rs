@@ -18,6 +18,17 @@ const RESOURCES: u64 = 2;
 /// The fields of what is removed, in a response of delta.
 const REMOVED: [u64; 2] = [6, 8];
 
+impl Protocol {
+    /// The field of what is wrong with resources, which nothing here asks: in memory each costs many times what it
+    /// does on the wire.
+    fn errors(self) -> u64 {
+        match self {
+            Self::Delta => 9,
+            Self::StateOfTheWorld => 7,
+        }
+    }
+}
+
 /// What is before the length of one.
 pub(super) const RESOURCE: u64 = RESOURCES << 3 | 2;
 
@@ -38,6 +49,8 @@ pub(crate) struct Resource<'a> {
     pub(crate) version: Cow<'a, str>,
     pub(crate) aliases: Vec<Cow<'a, str>>,
     pub(crate) value: Option<Value<'a>>,
+    /// How many bytes all of it has.
+    pub(crate) length: usize,
 }
 
 /// A resource's `Any`.
@@ -114,8 +127,11 @@ impl Response {
                 },
             };
             if field.number != RESOURCES {
-                self.removed += usize::from(REMOVED.contains(&field.number));
-                self.head.extend_from_slice(&bytes);
+                let is_delta = self.protocol == Protocol::Delta;
+                self.removed += usize::from(is_delta && REMOVED.contains(&field.number));
+                if field.number != self.protocol.errors() {
+                    self.head.extend_from_slice(&bytes);
+                }
             } else if field.has_length {
                 return Ok(Some(bytes.slice(field.value)));
             } else {
@@ -249,16 +265,22 @@ impl Head {
 }
 
 impl<'a> Resource<'a> {
+    /// Of one of more than `max` bytes nothing but its name and value is read.
+    ///
     /// # Errors
     ///
     /// `Status`, if it is none.
-    pub(crate) fn read(protocol: Protocol, bytes: &'a [u8]) -> Result<Self, Error> {
+    pub(crate) fn read(protocol: Protocol, bytes: &'a [u8], max: usize) -> Result<Self, Error> {
+        if protocol == Protocol::Delta && bytes.len() > max {
+            return Ok(Self::too_large(bytes));
+        }
+        let length = bytes.len();
         let usual = match protocol {
             Protocol::Delta => Self::usual(bytes),
             Protocol::StateOfTheWorld => Value::usual(bytes).map(Self::of_world),
         };
         if let Some(resource) = usual {
-            return Ok(resource);
+            return Ok(Self { length, ..resource });
         }
         let unusual = match protocol {
             Protocol::Delta => v3::Resource::decode(bytes).map(Self::of_delta),
@@ -266,7 +288,28 @@ impl<'a> Resource<'a> {
                 Any::decode(bytes).map(|value| Self::of_world(Value::of(value)))
             }
         };
-        unusual.map_err(malformed)
+        let unusual = unusual.map_err(malformed)?;
+        Ok(Self { length, ..unusual })
+    }
+
+    /// What one that is refused is refused as, as far as it says: the rest takes more memory than it has bytes.
+    fn too_large(bytes: &'a [u8]) -> Self {
+        let mut fields = Fields::new(bytes);
+        let mut resource = Self {
+            name: Cow::default(),
+            version: Cow::default(),
+            aliases: Vec::new(),
+            value: None,
+            length: bytes.len(),
+        };
+        while let Some(field) = fields.next() {
+            match field.number {
+                2 => resource.value = field.bytes().and_then(Value::usual),
+                3 => resource.name = field.text().unwrap_or_default().into(),
+                _ => {}
+            }
+        }
+        resource
     }
 
     /// One of the fields that most have, each at most once, without a copy.
@@ -289,6 +332,7 @@ impl<'a> Resource<'a> {
             version: version.unwrap_or_default(),
             aliases,
             value,
+            length: bytes.len(),
         })
     }
 
@@ -298,6 +342,7 @@ impl<'a> Resource<'a> {
             version: resource.version.into(),
             aliases: resource.aliases.into_iter().map(Cow::from).collect(),
             value: resource.resource.map(Value::of),
+            length: 0,
         }
     }
 
@@ -307,6 +352,7 @@ impl<'a> Resource<'a> {
             version: Cow::default(),
             aliases: Vec::new(),
             value: Some(value),
+            length: 0,
         }
     }
 }

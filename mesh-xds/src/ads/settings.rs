@@ -50,6 +50,9 @@ pub struct Settings {
 /// A name longer than this is no name of a resource.
 pub(super) const MAX_NAME: usize = 4096;
 
+/// How many bytes a resource may have beside its value: a name, a version and aliases.
+const MAX_BESIDE: usize = 64 * 1024;
+
 impl Settings {
     /// The settings of `node`, which asks for nothing yet.
     pub fn new(node: Node) -> Self {
@@ -120,11 +123,17 @@ impl Settings {
         self
     }
 
-    /// How large a resource may be, in bytes; 1 MiB. A larger one is refused by name.
+    /// How large a resource may be, in bytes; 1 MiB. A larger one is refused by name, and so is one that with its
+    /// name, version and aliases has 64 KiB more.
     #[must_use]
     pub fn with_max_resource_size(mut self, bytes: usize) -> Self {
         self.max_resource_size = bytes;
         self
+    }
+
+    /// How many bytes a resource may have with all that is beside its value.
+    pub(super) fn max_length(&self) -> usize {
+        self.max_resource_size.saturating_add(MAX_BESIDE)
     }
 
     /// How many resources a response may remove; 2 000 000, as many as are kept. Each takes a few bytes of the

@@ -247,6 +247,11 @@ impl Session {
         })
     }
 
+    /// How many bytes a resource may have with its names.
+    pub(super) fn max_length(&self) -> usize {
+        self.settings.max_length()
+    }
+
     /// How many resources a response may remove.
     pub(super) fn max_removed(&self) -> usize {
         self.settings.max_removed

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::ads::Health;
+use crate::ads::response::Response;
 use crate::ads::state::Protocol;
 use crate::ads::subscription::Wanted;
 use crate::error::ErrorKind;
-use crate::proto::envoy::service::discovery::v3::DiscoveryResponse;
+use crate::proto::envoy::config::core::v3::ControlPlane;
+use crate::proto::envoy::service::discovery::v3::{DiscoveryResponse, ResourceError};
 use crate::proto::type_url;
 
 fn names(updates: &[Update]) -> Vec<String> {
@@ -323,6 +325,69 @@ fn resources_have_bounds() {
     delta(&mut session);
     let delivery = session.received(response("n3", vec![resource("c", "1", "x")], &[]));
     assert_eq!(names(&delivery.updates), ["c"]);
+}
+
+#[test]
+fn a_resource_of_nothing_but_aliases_is_refused_by_name() {
+    for value in ["x", ""] {
+        let (mut session, now) =
+            session(settings(&[(URL, Interest::All)]).with_max_resource_size(16));
+        open(&mut session, now);
+        delta(&mut session);
+        let mut large = resource("large", "1", value);
+        large.aliases = vec![String::new(); 40_000];
+        if value.is_empty() {
+            large.resource = None;
+        }
+        let resources = vec![large, resource("a", "1", "x")];
+        let delivery = session.received(response("n1", resources, &[]));
+        assert_eq!(names(&delivery.updates), ["a"]);
+        session.judged([]);
+        let error = delta(&mut session).error_detail.expect("a refusal");
+        let expected = "bytes with its names, at most 65552";
+        assert!(error.message.contains("large: has 80"), "{error:?}");
+        assert!(error.message.contains(expected), "{error:?}");
+    }
+}
+
+#[test]
+fn what_a_response_says_is_wrong_is_not_kept() {
+    let errors = vec![ResourceError::default(); 1000];
+    let delta = DeltaDiscoveryResponse {
+        nonce: "n1".to_owned(),
+        resource_errors: errors.clone(),
+        ..DeltaDiscoveryResponse::default()
+    };
+    let world = DiscoveryResponse {
+        nonce: "n1".to_owned(),
+        resource_errors: errors,
+        ..DiscoveryResponse::default()
+    };
+    for (protocol, bytes) in [
+        (Protocol::Delta, delta.encode_to_vec()),
+        (Protocol::StateOfTheWorld, world.encode_to_vec()),
+    ] {
+        assert!(bytes.len() > 2000);
+        let mut response = Response::new(protocol, bytes.len());
+        response.push(bytes.into());
+        assert!(response.next().expect("a response").is_none());
+        assert_eq!(response.end(0).expect("a response").nonce, "n1");
+        assert_eq!(response.take().0.len(), 4, "the nonce alone");
+    }
+}
+
+#[test]
+fn the_state_of_the_world_names_its_server_and_removes_nothing() {
+    let world = DiscoveryResponse {
+        nonce: "n1".to_owned(),
+        control_plane: Some(ControlPlane::default()),
+        ..DiscoveryResponse::default()
+    };
+    let bytes = world.encode_to_vec();
+    let mut response = Response::new(Protocol::StateOfTheWorld, bytes.len());
+    response.push(bytes.into());
+    assert!(response.next().expect("a response").is_none());
+    assert_eq!(response.end(0).expect("it removes none").nonce, "n1");
 }
 
 #[test]
