@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::ads::Health;
-use crate::ads::response::Response;
+use crate::ads::response::{self, Response};
 use crate::ads::state::Protocol;
 use crate::ads::subscription::Wanted;
 use crate::error::ErrorKind;
@@ -339,6 +339,10 @@ fn a_resource_of_nothing_but_aliases_is_refused_by_name() {
         if value.is_empty() {
             large.resource = None;
         }
+        let bytes = large.encode_to_vec();
+        let read = response::Resource::read(Protocol::Delta, &bytes, 65_552);
+        let read = read.expect("a resource");
+        assert_eq!((&*read.name, read.aliases.len()), ("large", 0));
         let resources = vec![large, resource("a", "1", "x")];
         let delivery = session.received(response("n1", resources, &[]));
         assert_eq!(names(&delivery.updates), ["a"]);
