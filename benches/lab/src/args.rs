@@ -192,6 +192,10 @@ pub(crate) struct Handshakes {
     /// How many are on their way at once.
     #[arg(long, default_value_t = 8)]
     pub(crate) at_once: usize,
+
+    /// Nothing is remembered of a peer: each tunnel is with one that was never seen before.
+    #[arg(long)]
+    pub(crate) strangers: bool,
 }
 
 /// How an application reaches another.

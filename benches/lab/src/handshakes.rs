@@ -56,7 +56,7 @@ struct Sample {
 
 pub(crate) fn run(of: &Handshakes) -> Done {
     machine::print();
-    let world = Arc::new(World::new()?);
+    let world = Arc::new(World::new(of.strangers)?);
     let mut samples = [Vec::new(), Vec::new()];
     // The first round warms up.
     for round in 0..=of.rounds {
@@ -100,7 +100,7 @@ struct World {
 }
 
 impl World {
-    fn new() -> Result<Self, BoxError> {
+    fn new(strangers: bool) -> Result<Self, BoxError> {
         let root = Root::new()?;
         let id = identity("lab");
         let leaf = root.issue(vec![
@@ -112,7 +112,11 @@ impl World {
         let trusted = root.der().clone();
 
         let bundle = Bundle::new(chain.clone(), key.clone_key(), vec![trusted.clone()], &[])?;
-        let credentials = Credentials::new(Provider::aws_lc_rs(), bundle, Options::default())?;
+        let mut options = Options::default();
+        if strangers {
+            options = options.remembered_certificates(0);
+        }
+        let credentials = Credentials::new(Provider::aws_lc_rs(), bundle, options)?;
 
         let crypto = Arc::new(crypto());
         let mut roots = RootCertStore::empty();
