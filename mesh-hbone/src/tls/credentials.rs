@@ -45,8 +45,8 @@ impl Default for Options {
             handshake_timeout: Duration::from_secs(10),
             send_buffer: 256 * 1024,
             flush_at: 128 * 1024,
-            read_buffer: 4 * (RECORD + RECORD_OVERHEAD),
-            spare_read_buffers: 32,
+            read_buffer: 8 * (RECORD + RECORD_OVERHEAD),
+            spare_read_buffers: 16,
             remembered_certificates: 256,
             cipher: CipherPreference::default(),
             clock: Arc::new(DefaultTimeProvider),
@@ -90,15 +90,15 @@ impl Options {
         self
     }
 
-    /// Bytes one read of the transport asks for. Default: four full records, 65 624 bytes; at least
-    /// one of the largest, 16 645 bytes. A connection holds the buffer only while there is something
+    /// Bytes one read of the transport asks for. Default: eight full records, 131 248 bytes, as many as one
+    /// write of a peer of the same kind carries; at least one of the largest, 16 645 bytes. A connection holds the buffer only while there is something
     /// in it.
     pub fn read_buffer(mut self, bytes: usize) -> Self {
         self.read_buffer = bytes;
         self
     }
 
-    /// Read buffers kept for the next connection that has something to read. Default: 32 (2 MiB).
+    /// Read buffers kept for the next connection that has something to read. Default: 16 (2 MiB).
     pub fn spare_read_buffers(mut self, count: usize) -> Self {
         self.spare_read_buffers = count;
         self
