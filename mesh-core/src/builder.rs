@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use crate::Error;
 use crate::config::ConfigSource;
-use crate::identity::CertificateSource;
+use crate::identity::{CertificateSource, TrustDomain};
 use crate::mesh::{Mesh, WorkloadId};
 use crate::net::Transport;
 use crate::node::{Node, StartConfig};
@@ -50,10 +50,12 @@ impl Builder<Missing, Missing, Missing> {
     /// the folder, and below it where istio-agent has them, so that `/` is a host on which that is installed.
     ///
     /// The host registers with its WorkloadGroup (`--autoregister`), or has the WorkloadEntry that
-    /// `ISTIO_META_WORKLOAD_ENTRY` or `ISTIO_META_WORKLOAD_NAME` names. Where `hosts` pins the control plane
+    /// `ISTIO_META_WORKLOAD_ENTRY` or `ISTIO_META_WORKLOAD_NAME` names. `ISTIOD_SAN` is the name that the control plane's
+    /// certificate has to have, if it is not the one of its address. Where `hosts` pins the control plane
     /// no `/etc/hosts` is needed, and where `ISTIO_SVC_IP` is not set the host is known by the address
     /// from which it reaches the control plane. Network and trust domain are set, unless the files have
-    /// none. The group's readiness probe is made, as by [`readiness_probe`](Self::readiness_probe): before it
+    /// none: the trust domain is then that of the first certificate, as with istio-agent, unless
+    /// [`trust_domain`](Self::trust_domain) says it. The group's readiness probe is made, as by [`readiness_probe`](Self::readiness_probe): before it
     /// succeeds first the host gets no traffic.
     ///
     /// Reads the files, and waits for it.
@@ -78,8 +80,14 @@ impl Builder<Missing, Missing, Missing> {
         dir: impl AsRef<std::path::Path>,
     ) -> Result<Builder<WorkloadId, crate::config::Xds, crate::identity::Istiod>, Error> {
         let host = crate::bootstrap::Host::read(dir.as_ref())?;
-        if let Some(trust_domain) = host.trust_domain {
-            self.settings.trust_domain = trust_domain;
+        let mut identity = crate::identity::Istiod::new(host.authority);
+        match host.trust_domain {
+            Some(trust_domain) => self = self.trust_domain(trust_domain),
+            None if self.settings.trust_domain.is_some() => {}
+            None => {
+                self.settings.trust_domain_of = TrustDomain::Issued;
+                identity = identity.any_trust_domain();
+            }
         }
         if !host.network.is_empty() {
             self.settings.network = host.network;
@@ -88,7 +96,7 @@ impl Builder<Missing, Missing, Missing> {
         Ok(Builder {
             workload: host.workload,
             config: host.xds,
-            identity: crate::identity::Istiod::new(host.authority),
+            identity,
             settings: self.settings,
         })
     }
@@ -172,7 +180,7 @@ impl<C: ConfigSource, I: CertificateSource> Builder<WorkloadId, C, I> {
     /// in, or when called outside a tokio runtime, on which the mesh's tasks will run.
     pub fn build(self) -> Result<Mesh, Error> {
         // Checked before any task is started.
-        let identity = self.workload.identity(&self.settings.trust_domain)?;
+        let identity = self.workload.identity(self.settings.trust_domain())?;
         #[cfg(feature = "istiod")]
         let probe = self.settings.readiness_probe.clone();
         #[cfg(feature = "istiod")]
@@ -449,7 +457,8 @@ impl<W, C, I> Builder<W, C, I> {
     /// Sets the trust domain of this workload's identity: `cluster.local` unless set.
     #[must_use]
     pub fn trust_domain(mut self, trust_domain: impl Into<String>) -> Self {
-        self.settings.trust_domain = trust_domain.into();
+        self.settings.trust_domain = Some(trust_domain.into());
+        self.settings.trust_domain_of = TrustDomain::Asked;
         self
     }
 

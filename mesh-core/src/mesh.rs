@@ -32,7 +32,10 @@ pub struct Mesh {
 pub(crate) struct MeshInner {
     pub(crate) node: Node,
     pub(crate) id: WorkloadId,
-    pub(crate) identity: Identity,
+    /// Who it asks to be, and by what its certificates are known here; see [`identity`](Self::identity).
+    pub(crate) asked: Identity,
+    /// Who its first certificate says that it is.
+    proven: OnceLock<Identity>,
     certificate: Certificate,
     /// Whether the source speaks for this workload, and if not why. Known from the first configuration on and
     /// the same ever after: connections and requests ask neither the gate nor the board again.
@@ -131,8 +134,11 @@ impl Mesh {
     }
 
     /// The identity that its certificates prove.
+    ///
+    /// Of a host whose files have no trust domain (`Builder::bootstrap_dir`) it is that of the first
+    /// certificate; before that, it is in `cluster.local`.
     pub fn identity(&self) -> &Identity {
-        &self.inner.identity
+        self.inner.identity()
     }
 
     /// The certificate that the next handshake will use; `None` before the first.
@@ -220,7 +226,8 @@ impl MeshInner {
         Arc::new(Self {
             node,
             id,
-            identity,
+            asked: identity,
+            proven: OnceLock::new(),
             certificate,
             spoken_for: OnceLock::new(),
             enforcement: Enforcement::new(),
@@ -245,6 +252,20 @@ impl MeshInner {
 
     pub(crate) fn settings(&self) -> &crate::settings::Settings {
         &self.node.inner.settings
+    }
+
+    /// The identity that its certificates prove. Of another trust domain than asked for only where nobody said which.
+    pub(crate) fn identity(&self) -> &Identity {
+        if let Some(proven) = self.proven.get() {
+            return proven;
+        }
+        match self.current() {
+            Some(credentials) => {
+                let proven = || credentials.current().identity().clone();
+                self.proven.get_or_init(proven)
+            }
+            None => &self.asked,
+        }
     }
 
     /// The workload's own record in `snapshot`.
@@ -347,7 +368,7 @@ impl MeshInner {
         let why = error.as_deref().unwrap_or("it was not renewed");
         Err(Error::new(ErrorKind::Identity).with_detail(format!(
             "the certificate of {} has expired: {why}",
-            self.identity
+            self.identity()
         )))
     }
 
@@ -387,7 +408,7 @@ impl MeshInner {
                     permanent: Some(error),
                     ..
                 }) => Err(Error::new(ErrorKind::Identity)
-                    .with_detail(certificate_name(&self.identity))
+                    .with_detail(certificate_name(&self.asked))
                     .with_source(error.clone())),
                 _ => {
                     Err(Error::new(ErrorKind::NotReady)
@@ -520,7 +541,7 @@ impl fmt::Debug for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mesh")
             .field("workload", &self.inner.id)
-            .field("identity", &self.inner.identity)
+            .field("identity", self.inner.identity())
             .field("readiness", &self.readiness())
             .finish_non_exhaustive()
     }

@@ -217,7 +217,7 @@ impl Node {
         service_account: impl Into<String>,
     ) -> Result<Mesh, Error> {
         let id = WorkloadId::new(namespace, name, service_account);
-        let identity = id.identity(&self.inner.settings.trust_domain)?;
+        let identity = id.identity(self.inner.settings.trust_domain())?;
         self.mesh(id, identity)
     }
 
@@ -619,13 +619,18 @@ async fn keep_certificate(
             return Ok(());
         };
         let outcome = next.and_then(|bundle| {
-            if *bundle.identity() != identity {
+            // What the first one says is not a guess any more.
+            let current = sender.borrow().credentials.clone();
+            let is_permitted = match &current {
+                Some(credentials) => credentials.current().identity() == bundle.identity(),
+                None => (node.settings.trust_domain_of).permits(&identity, bundle.identity()),
+            };
+            if !is_permitted {
                 return Err(identity::Error::new(
                     identity::ErrorKind::WrongIdentity,
                     format!("the source gave one of {} instead", bundle.identity()),
                 ));
             }
-            let current = sender.borrow().credentials.clone();
             match current {
                 Some(credentials) => credentials.replace(bundle).map(|()| credentials),
                 None => {

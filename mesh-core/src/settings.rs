@@ -6,6 +6,7 @@ use mesh_hbone::config::Config as HboneConfig;
 use mesh_hbone::tls::AdmissionLimits;
 use tokio::time::Instant;
 
+use crate::identity;
 use crate::net::Transport;
 use crate::telemetry::MetricsSettings;
 
@@ -53,7 +54,9 @@ pub(crate) struct Settings {
     pub(crate) network: String,
     pub(crate) cluster_domain: String,
     pub(crate) root_namespace: String,
-    pub(crate) trust_domain: String,
+    /// Said by nobody unless set; then `cluster.local`.
+    pub(crate) trust_domain: Option<String>,
+    pub(crate) trust_domain_of: identity::TrustDomain,
     pub(crate) trust_domain_aliases: Vec<String>,
     pub(crate) hbone: HboneConfig,
     pub(crate) transport: Option<Transport>,
@@ -99,7 +102,8 @@ impl Default for Settings {
             network: String::new(),
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
-            trust_domain: "cluster.local".to_owned(),
+            trust_domain: None,
+            trust_domain_of: identity::TrustDomain::default(),
             trust_domain_aliases: Vec::new(),
             hbone: HboneConfig::default(),
             transport: None,
@@ -113,6 +117,10 @@ impl Default for Settings {
 }
 
 impl Settings {
+    pub(crate) fn trust_domain(&self) -> &str {
+        self.trust_domain.as_deref().unwrap_or("cluster.local")
+    }
+
     pub(crate) fn plaintext_limit(&self) -> usize {
         let half = self.max_connections.div_ceil(2);
         self.max_plaintext_connections.unwrap_or(half)
@@ -129,7 +137,7 @@ impl Settings {
     #[cfg(feature = "file")]
     pub(crate) fn file_settings(&self) -> mesh_xds::file::Settings {
         mesh_xds::file::Settings::new()
-            .with_trust_domain(self.trust_domain.as_str())
+            .with_trust_domain(self.trust_domain())
             .with_trust_domain_aliases(
                 self.trust_domain_aliases
                     .iter()

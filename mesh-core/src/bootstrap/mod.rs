@@ -139,6 +139,10 @@ impl Host {
             let control_plane = ControlPlane::new(address)
                 .root_cert_file(&root)
                 .token_file(&token);
+            let control_plane = match settings.get("ISTIOD_SAN") {
+                Some(name) => control_plane.server_names([name]),
+                None => control_plane,
+            };
             let name = address.rsplit_once(':').map_or(address, |(name, _)| name);
             match hosts.get(name) {
                 Some(at) => control_plane.at(*at),

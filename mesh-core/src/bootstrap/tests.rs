@@ -129,6 +129,28 @@ defaultConfig:
     assert_eq!(host.probe, Some(expected.host("localhost")));
 }
 
+/// V006: it is the name of both services, wherever certificates come from.
+#[test]
+fn the_name_of_the_control_plane_can_be_another_than_its_address() {
+    let mesh = "
+defaultConfig:
+  discoveryAddress: 192.0.2.1:15012
+  proxyMetadata: {POD_NAMESPACE: ns, ISTIO_META_WORKLOAD_NAME: vm, ISTIO_SVC_IP: 192.0.2.9, ISTIOD_SAN: istiod.example}
+";
+    for authority in ["", "CA_ADDR='192.0.2.2:15012'\n"] {
+        let dir = folder(&[
+            ("mesh.yaml", mesh),
+            ("cluster.env", authority),
+            ("root-cert.pem", ""),
+        ]);
+        let host = Host::read(dir.path()).unwrap();
+        let expected = r#"server_names: ["istiod.example"]"#;
+        for said in [format!("{:?}", host.authority), format!("{:?}", host.xds)] {
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+}
+
 /// V001: of a host without a group's metadata, and of one that is known by IPv6.
 #[test]
 fn the_forms_that_istioctl_writes_are_read() {
@@ -249,6 +271,7 @@ fn errors_name_file_and_key() {
     );
 }
 
+/// V001.
 #[test]
 fn values_are_quoted_as_for_a_shell() {
     let read = |text: &str| variables::read(Path::new("cluster.env"), text).unwrap();

@@ -30,6 +30,7 @@ fn unhealthy() -> Option<AppHealth> {
     Some(AppHealth::Unhealthy("status 503".into()))
 }
 
+/// V025.
 #[test]
 fn without_a_word_it_is_as_in_istio_agent() {
     let probe = Probe::http(8080);
@@ -53,6 +54,7 @@ fn without_a_word_it_is_as_in_istio_agent() {
     );
 }
 
+/// V025.
 #[test]
 fn counts_are_consecutive_and_only_transitions_are_told() {
     let probe = Probe::tcp(1).success_threshold(2).failure_threshold(3);
@@ -102,6 +104,7 @@ fn read(yaml: &str) -> Result<Probe, String> {
     Probe::read(&value).map_err(|(field, message)| format!("{field}: {message}"))
 }
 
+/// V025.
 #[test]
 fn all_four_methods_are_read_and_said_again() {
     let http = "{httpGet: {path: /ready, port: 8080, host: 10.0.0.1, scheme: HTTP, httpHeaders: [{name: Host, value: forum}]}, \
@@ -241,6 +244,7 @@ async fn answering(answer: &'static [u8]) -> u16 {
     port
 }
 
+/// V025.
 #[tokio::test]
 async fn a_status_of_200_to_399_is_healthy() {
     for (answer, healthy) in [
@@ -262,6 +266,7 @@ async fn a_status_of_200_to_399_is_healthy() {
     }
 }
 
+/// V025.
 #[tokio::test]
 async fn a_connection_and_a_program_are_tried() {
     let port = answering(b"").await;

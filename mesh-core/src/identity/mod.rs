@@ -54,6 +54,30 @@ pub use renewed::Renewed;
 #[cfg(feature = "workload-api")]
 pub use workload_api::WorkloadApi;
 
+/// Whose trust domain the certificates of an identity may be of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum TrustDomain {
+    /// The one that is asked for.
+    #[default]
+    Asked,
+    /// Whichever the authority's is, as nobody was told: the asked one is a guess.
+    #[cfg(feature = "istiod")]
+    Issued,
+}
+
+impl TrustDomain {
+    pub(crate) fn permits(self, asked: &Identity, found: &Identity) -> bool {
+        match self {
+            Self::Asked => asked == found,
+            #[cfg(feature = "istiod")]
+            Self::Issued => {
+                asked.namespace() == found.namespace()
+                    && asked.service_account() == found.service_account()
+            }
+        }
+    }
+}
+
 /// The certificates of one identity, as a [`CertificateSource`] gives them.
 pub type CertificateStream = Pin<Box<dyn Stream<Item = Result<Bundle, Error>> + Send>>;
 

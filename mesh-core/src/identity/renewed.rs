@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, Timeout};
 
 use super::clock::Clock;
 use super::renew::{Backoff, Now, Renewal, Step};
-use super::{CertificateSource, CertificateStream, Error, ErrorKind};
+use super::{CertificateSource, CertificateStream, Error, ErrorKind, TrustDomain};
 
 /// Makes a [`CertificateSource`] of a function that fetches one certificate: it renews at half of
 /// the lifetime, and after failures with a growing pause, while the last certificate stays in use.
@@ -233,7 +233,17 @@ where
 
 /// A bundle is used only if it is of the identity that was asked for, and has not expired.
 pub(super) fn judge(bundle: Bundle, identity: &Identity, now: Now) -> Result<Bundle, Error> {
-    if bundle.identity() != identity {
+    judge_in(TrustDomain::Asked, bundle, identity, now)
+}
+
+/// As [`judge`], of a trust domain that may be another.
+pub(super) fn judge_in(
+    trust_domain: TrustDomain,
+    bundle: Bundle,
+    identity: &Identity,
+    now: Now,
+) -> Result<Bundle, Error> {
+    if !trust_domain.permits(identity, bundle.identity()) {
         let found = bundle.identity();
         return Err(Error::new(
             ErrorKind::WrongIdentity,

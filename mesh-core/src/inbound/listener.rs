@@ -185,12 +185,12 @@ impl Mesh {
         mesh.ready().await?;
         let record = mesh.record_to_listen().await?;
         if let Some(expected) = record.identity()
-            && *expected != mesh.identity
+            && expected != mesh.identity()
         {
             return Err(Error::new(ErrorKind::Identity).with_detail(format!(
                 "the certificate of {} would prove {}, but clients expect {expected} of its record: \
                  give the builder the record's service account and trust domain",
-                mesh.id, mesh.identity
+                mesh.id, mesh.identity()
             )));
         }
         if record.protocol() != TunnelProtocol::Hbone {

@@ -386,7 +386,7 @@ impl MeshInner {
         credentials: &Credentials,
     ) -> Result<Lease, mesh_hbone::Error> {
         let key = PoolKey {
-            source: self.identity.clone(),
+            source: self.asked.clone(),
             expected: tunnelled.identities().to_vec(),
             next_hop: tunnelled.next_hop(),
         };

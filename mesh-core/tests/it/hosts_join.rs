@@ -13,7 +13,9 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use crate::istiod::{self, Istiod};
-use crate::istiod_place::{HOUR, Place, addresses, dump, pending, until, workload, workload_of};
+use crate::istiod_place::{
+    HOUR, Place, addresses, dump, pending, until, workload, workload_in, workload_of,
+};
 
 const NAME: &str = istiod::NAME;
 
@@ -73,6 +75,11 @@ async fn serves(istiod: &Istiod, dir: &Path, own: &str) {
     let tunnels = mesh.hbone_addrs().await;
     assert_eq!(tunnels, [SocketAddr::new(own.parse().unwrap(), 15008)]);
     assert!(mesh.readiness().is_ready());
+    let names = istiod.sni();
+    assert!(
+        !names.is_empty() && names.iter().all(|name| name.as_deref() == Some(NAME)),
+        "{names:?}"
+    );
     let asked = istiod.discovery.asked();
     let node = asked.last().unwrap();
     assert!(node.by_token);
@@ -154,6 +161,92 @@ async fn mesh_yaml_token_and_root_are_enough() {
     write(dir.path(), "istio-token", &istiod.token("forum-sa", HOUR));
     write(dir.path(), "hosts", &format!("127.0.0.1 {NAME}\n"));
     serves(&istiod, dir.path(), &text).await;
+}
+
+/// A folder of a host at `own` whose token is of `identity`, as of a mesh that says this of its trust domain.
+fn host_of(istiod: &Istiod, port: u16, own: &str, identity: &str, said: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n");
+    let env = cluster_env(own).replace("TRUST_DOMAIN=''", &format!("TRUST_DOMAIN='{said}'"));
+    let token = istiod.token_of(identity.parse().unwrap(), HOUR);
+    write(dir.path(), "mesh.yaml", &mesh);
+    write(dir.path(), "cluster.env", &env);
+    write(dir.path(), "root-cert.pem", &istiod.root_pem());
+    write(dir.path(), "istio-token", &token);
+    write(dir.path(), "hosts", &format!("127.0.0.1 {NAME}\n"));
+    dir
+}
+
+/// V004: where nobody says the trust domain it is the one of the certificate, on the wire, too.
+#[tokio::test]
+async fn a_trust_domain_that_nobody_says_is_that_of_the_certificate() {
+    let (istiod, port) = istiod().await;
+    let domain = "td.example";
+    let identity = "spiffe://td.example/ns/default/sa/forum-sa";
+    let (one, other) = ([127, 95, 1, 4], [127, 95, 1, 5]);
+    let text = |own: [u8; 4]| std::net::IpAddr::from(own).to_string();
+    let entry = |own| {
+        let name = format!("forum-{}-vm-net", text(own));
+        workload_in(domain, &name, "forum-sa", own, "1")
+    };
+    let both = vec![entry(one), entry(other)];
+    istiod.discovery.say(&addresses(both, &[]));
+
+    let files = host_of(&istiod, port, &text(one), identity, "");
+    let state = tempfile::tempdir().unwrap();
+    let join = |files: &Path| Mesh::builder().bootstrap_dir(files).unwrap();
+    let server = join(files.path()).state_dir(state.path()).build().unwrap();
+    let mut listener = server.listen(7000).await.unwrap();
+    assert_eq!(server.identity().to_string(), identity);
+    let told = dump(&server).await;
+    assert_eq!(told["certificates"][0]["identity"], identity);
+
+    let files = host_of(&istiod, port, &text(other), identity, "");
+    let client = join(files.path()).build().unwrap();
+    let at = format!("{}:7000", text(one));
+    let (near, far) = tokio::join!(client.connect(&at), listener.accept());
+    for stream in [near.unwrap(), far.unwrap()] {
+        let peer = stream.context().identity().unwrap().to_string();
+        assert_eq!(peer, identity);
+    }
+
+    // Of what is kept, too; nobody issues anything any more.
+    drop((listener, server));
+    let issued = istiod.calls().len();
+    let files = host_of(&istiod, port, &text(one), identity, "");
+    let again = join(files.path()).state_dir(state.path()).build().unwrap();
+    again.ready().await.unwrap();
+    assert_eq!(again.identity().to_string(), identity);
+    assert_eq!(istiod.calls().len(), issued);
+}
+
+/// V004, the other way round: what somebody says is compared, and so is all of it but the trust domain.
+#[tokio::test]
+async fn a_trust_domain_that_somebody_says_is_the_only_one() {
+    let (istiod, port) = istiod().await;
+    let elsewhere = "spiffe://td.example/ns/default/sa/forum-sa";
+    let another = "spiffe://td.example/ns/default/sa/another";
+    for (at, identity, said, by_code) in [
+        ("127.95.1.6", elsewhere, "cluster.local", None),
+        ("127.95.1.7", elsewhere, "", Some("cluster.local")),
+        ("127.95.1.8", another, "", None),
+    ] {
+        let files = host_of(&istiod, port, at, identity, said);
+        let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+        let builder = builder.start_timeout(std::time::Duration::from_secs(5));
+        let mesh = match by_code {
+            Some(said) => builder.trust_domain(said),
+            None => builder,
+        };
+        let mesh = mesh.build().unwrap();
+        let error = mesh.ready().await.unwrap_err();
+        let told = error.to_string() + &pending(&mesh);
+        assert!(
+            told.contains(identity) && told.contains("cluster.local"),
+            "{told}"
+        );
+        assert!(mesh.certificate().is_none());
+    }
 }
 
 /// V010: both have expired. It says so, tries now and then, and a new token is all that it takes.

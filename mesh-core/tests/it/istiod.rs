@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -97,6 +97,10 @@ pub(crate) struct Istiod {
     calls: Mutex<Vec<Call>>,
     issued: Mutex<Vec<String>>,
     connections: mpsc::UnboundedSender<DuplexStream>,
+    /// The names by which clients have asked for it, in TLS.
+    sni: Mutex<Vec<Option<String>>>,
+    /// How many handshakes have failed.
+    failed: AtomicUsize,
     /// Whether connections are refused.
     pub(crate) away: AtomicBool,
     pub(crate) discovery: Discovery,
@@ -134,6 +138,8 @@ impl Istiod {
             calls: Mutex::default(),
             issued: Mutex::default(),
             connections,
+            sni: Mutex::default(),
+            failed: AtomicUsize::default(),
             away: AtomicBool::default(),
             discovery: Discovery::default(),
         });
@@ -156,9 +162,13 @@ impl Istiod {
 
     /// A token of `account`, good for `life`.
     pub(crate) fn token(&self, account: &str, life: Duration) -> String {
+        let identity = Identity::new("cluster.local", "default", account).unwrap();
+        self.token_of(identity, life)
+    }
+
+    pub(crate) fn token_of(&self, identity: Identity, life: Duration) -> String {
         let mut tokens = self.tokens.lock().unwrap();
         let token = format!("token-{}", tokens.len());
-        let identity = Identity::new("cluster.local", "default", account).unwrap();
         tokens.push((token.clone(), identity, (self.clock)() + life));
         token
     }
@@ -169,6 +179,16 @@ impl Istiod {
 
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap().clone()
+    }
+
+    /// The names by which clients have asked for it, in TLS.
+    pub(crate) fn sni(&self) -> Vec<Option<String>> {
+        self.sni.lock().unwrap().clone()
+    }
+
+    /// How many handshakes have failed: a certificate that it does not believe is one reason.
+    pub(crate) fn failed_handshakes(&self) -> usize {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// A connection, as a client makes it.
@@ -314,13 +334,19 @@ async fn serve(
     mut arriving: mpsc::UnboundedReceiver<DuplexStream>,
 ) {
     let (accepted, streams) = mpsc::unbounded_channel();
+    let behind = Arc::clone(&istiod);
     tokio::spawn(async move {
         while let Some(io) = arriving.recv().await {
             let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+            let istiod = Arc::clone(&behind);
             tokio::spawn(async move {
-                if let Ok(stream) = acceptor.accept(io).await {
-                    let _ = accepted.send(Ok::<_, io::Error>(Stream(stream)));
-                }
+                let Ok(stream) = acceptor.accept(io).await else {
+                    istiod.failed.fetch_add(1, Ordering::Relaxed);
+                    return;
+                };
+                let name = stream.get_ref().1.server_name().map(str::to_owned);
+                istiod.sni.lock().unwrap().push(name);
+                let _ = accepted.send(Ok::<_, io::Error>(Stream(stream)));
             });
         }
     });

@@ -41,6 +41,8 @@ struct Workload {
     addresses: Vec<Vec<u8>>,
     #[prost(int32, tag = "5")]
     tunnel_protocol: i32,
+    #[prost(string, tag = "6")]
+    trust_domain: String,
     #[prost(string, tag = "7")]
     service_account: String,
     #[prost(string, tag = "20")]
@@ -57,7 +59,19 @@ pub(crate) fn workload(name: &str, address: [u8; 4], version: &str) -> Resource 
 }
 
 pub(crate) fn workload_of(name: &str, account: &str, address: [u8; 4], version: &str) -> Resource {
+    // istiod says nothing where it is `cluster.local`.
+    workload_in("", name, account, address, version)
+}
+
+pub(crate) fn workload_in(
+    trust_domain: &str,
+    name: &str,
+    account: &str,
+    address: [u8; 4],
+    version: &str,
+) -> Resource {
     let workload = Workload {
+        trust_domain: trust_domain.to_owned(),
         name: name.to_owned(),
         namespace: "default".to_owned(),
         addresses: vec![address.to_vec()],
@@ -102,10 +116,15 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn empty() -> Self {
+        Self::of(istiod::NAME)
+    }
+
+    /// The istiod's certificate has this name.
+    pub(crate) fn of(name: &str) -> Self {
         let clock = wall_clock();
         let place = Self {
             dir: tempfile::tempdir().unwrap(),
-            istiod: istiod::Istiod::start(24 * HOUR, clock.clone()),
+            istiod: istiod::Istiod::start_as(name, 24 * HOUR, clock.clone()),
             network: network(),
             now: Arc::new(clock),
         };

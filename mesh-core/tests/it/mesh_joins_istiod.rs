@@ -9,7 +9,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use mesh_core::config::AppHealth;
-use mesh_core::{ErrorKind, Mesh};
+use mesh_core::identity::Istiod;
+use mesh_core::{ErrorKind, Mesh, config};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 use tower::service_fn;
@@ -208,6 +209,7 @@ async fn the_certificate_does_in_place_of_a_token_that_has_expired() {
     assert_eq!(dump(&client).await.get("stale"), None);
 }
 
+/// V006.
 #[tokio::test(start_paused = true)]
 async fn another_root_is_told_with_the_file() {
     let place = Place::new();
@@ -222,6 +224,68 @@ async fn another_root_is_told_with_the_file() {
     .await;
     place.write("root-cert.pem", &place.istiod.root_pem());
     until("it is ready", || client.readiness().is_ready()).await;
+}
+
+/// V006: neither service is told anything by a name that is not expected, and the names that are set are those of both.
+#[tokio::test(start_paused = true)]
+async fn an_istiod_of_another_name_is_told_nothing_before_its_name_is_set() {
+    let place = Place::of("gateway.example");
+    let own = vec![workload("client", [10, 0, 0, 1], "1")];
+    place.istiod.discovery.say(&addresses(own, &[]));
+    let names = ["gateway.example"];
+    let mesh = |for_discovery: bool, for_certificates: bool| {
+        place.token("client", 100 * HOUR);
+        let named = |is_set: bool| {
+            let control_plane = place.control_plane("client");
+            match is_set {
+                true => control_plane.server_names(names),
+                false => control_plane,
+            }
+        };
+        let now = std::sync::Arc::clone(&place.now);
+        let xds = config::Xds::istiod(named(for_discovery));
+        Mesh::builder()
+            .workload("default", "client", "client")
+            .transport(place.network.clone())
+            .clock(move || now())
+            .config(xds.addresses([[10, 0, 0, 1].into()]).rng(7))
+            .identity(Istiod::new(named(for_certificates)).rng(7))
+            .build()
+            .unwrap()
+    };
+    let told = || (place.istiod.discovery.streams(), place.istiod.calls().len());
+    let refused = "expected one of [\"istiod.istio-system.svc\"]";
+
+    let client = mesh(false, false);
+    until("both refuse", || {
+        pending(&client).matches(refused).count() == 2
+    })
+    .await;
+    sleep(HOUR).await;
+    assert_eq!(told(), (0, 0));
+    drop(client);
+
+    let client = mesh(true, false);
+    until("one refuses", || {
+        pending(&client).contains(refused) && told().0 > 0
+    })
+    .await;
+    assert_eq!(told().1, 0);
+    drop(client);
+    let streams = told().0;
+
+    let client = mesh(false, true);
+    until("the other refuses", || {
+        pending(&client).contains(refused) && told().1 > 0
+    })
+    .await;
+    assert_eq!(told().0, streams);
+    drop(client);
+
+    let client = mesh(true, true);
+    until("it is ready", || client.readiness().is_ready()).await;
+    let sni = place.istiod.sni();
+    assert_eq!(sni.last().unwrap().as_deref(), Some(names[0]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -466,6 +530,7 @@ async fn a_port_waits_five_seconds_for_a_listener_of_which_nothing_is_said() {
     until("it is asked for no more", || asks(false)).await;
 }
 
+/// V031.
 #[tokio::test(start_paused = true)]
 async fn refusals_of_the_stream_are_told_and_overcome() {
     let place = Place::new();
@@ -509,7 +574,7 @@ async fn one_stream_speaks_for_one_workload() {
     let node = mesh_core::Node::builder()
         .clock(move || now())
         .config(place.xds("client", [10, 0, 0, 1]))
-        .identity(mesh_core::identity::Istiod::new(place.control_plane("client")).for_node())
+        .identity(Istiod::new(place.control_plane("client")).for_node())
         .build_node()
         .unwrap();
     let first = node.workload("default", "client", "client").unwrap();

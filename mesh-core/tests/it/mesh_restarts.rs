@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mesh_core::identity::Istiod;
 use mesh_core::{Mesh, OutboundPolicy};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::istiod_discovery::{ADDRESS, recorded};
 use crate::istiod_place::{HOUR, Place, addresses, dump, greet, pending, uid, until, workload};
@@ -16,8 +16,12 @@ use crate::require;
 
 /// A mesh with a state directory of its own.
 fn start(place: &Place, name: &str, account: &str, address: [u8; 4]) -> Mesh {
-    let now = Arc::clone(&place.now);
     let state = place.path(&format!("state-{name}"));
+    start_in(&state, place, name, account, address)
+}
+
+fn start_in(state: &Path, place: &Place, name: &str, account: &str, address: [u8; 4]) -> Mesh {
+    let now = Arc::clone(&place.now);
     let xds = place.xds(account, address).cluster_id("Kubernetes");
     Mesh::builder()
         .workload("default", name, account)
@@ -217,4 +221,74 @@ async fn a_start_after_the_token_has_expired_proves_itself_by_the_kept_certifica
     let last = place.istiod.discovery.asked().pop().unwrap();
     assert!(last.stream > streams && !last.by_token);
     assert_eq!(stale(&client).await, "");
+}
+
+/// From some call and some request on, the token proved who asks, and no certificate that istiod does not believe.
+fn tokens_alone(place: &Place, (calls, asked): (usize, usize)) {
+    let calls = place.istiod.calls().split_off(calls);
+    assert!(!calls.is_empty());
+    for call in calls {
+        assert_eq!(call.peer, None);
+        assert!(call.authorization.is_some());
+    }
+    let asked = place.istiod.discovery.asked().split_off(asked);
+    assert!(!asked.is_empty() && asked.iter().all(|one| one.by_token));
+    assert_eq!(place.istiod.failed_handshakes(), 0);
+}
+
+/// V009: it would end the handshake, however good the token is.
+#[tokio::test(start_paused = true)]
+async fn a_kept_certificate_that_has_expired_is_not_presented() {
+    let place = Place::new();
+    place.token("client", HOUR);
+    let before = client(&place);
+    before.ready().await.unwrap();
+    kept(&place, "client", &uid("server")).await;
+    drop(before);
+    sleep(48 * HOUR).await;
+    let here = (
+        place.istiod.calls().len(),
+        place.istiod.discovery.asked().len(),
+    );
+    let client = client(&place);
+    until("the token is refused", || {
+        pending(&client).contains("authentication failure")
+    })
+    .await;
+    sleep(HOUR).await;
+    assert!(client.certificate().is_none());
+    place.token("client", HOUR);
+    until("it is ready", || client.readiness().is_ready()).await;
+    until("a stream", || place.istiod.discovery.asked().len() > here.1).await;
+    tokens_alone(&place, here);
+}
+
+/// V009: the host has the files of another mesh now, whose members believe nothing of what is kept.
+#[tokio::test(start_paused = true)]
+async fn a_kept_certificate_of_another_mesh_is_replaced_by_the_token_at_once() {
+    let old = Place::new();
+    old.token("client", HOUR);
+    let before = client(&old);
+    before.ready().await.unwrap();
+    kept(&old, "client", &uid("server")).await;
+    let last = before.certificate().unwrap();
+    drop(before);
+
+    let new = Place::new();
+    new.token("client", HOUR);
+    let state = old.path("state-client");
+    let client = start_in(&state, &new, "client", "client", [10, 0, 0, 1]);
+    let begin = Instant::now();
+    until("another certificate", || {
+        let now = client.certificate();
+        now.is_some_and(|now| now.chain() != last.chain())
+    })
+    .await;
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    until("a stream", || new.istiod.discovery.streams() > 0).await;
+    until("it asks", || !new.istiod.discovery.asked().is_empty()).await;
+    tokens_alone(&new, (0, 0));
+    let _server = new.server().await;
+    greet(&client).await;
 }

@@ -51,7 +51,10 @@ impl CertificateDump {
             all.iter().map(|der| Certificate::new(der)).collect()
         };
         Self {
-            identity: identity.to_string(),
+            identity: bundle
+                .as_ref()
+                .map_or(identity, |bundle| bundle.identity())
+                .to_string(),
             state: text,
             cert_chain: told(Bundle::chain),
             root_certs: told(Bundle::roots),

@@ -85,7 +85,7 @@ impl SettingsDump {
         Self {
             network: settings.network.clone(),
             cluster_domain: settings.cluster_domain.clone(),
-            trust_domain: settings.trust_domain.clone(),
+            trust_domain: settings.trust_domain().to_owned(),
             trust_domain_aliases: settings.trust_domain_aliases.clone(),
             root_namespace: settings.root_namespace.clone(),
             outbound_policy: match settings.outbound_policy {

@@ -90,7 +90,7 @@ impl StateDump {
                 namespace: mesh.id.namespace().to_owned(),
                 service_account: mesh.id.service_account().to_owned(),
             },
-            identity: mesh.identity.to_string(),
+            identity: mesh.identity().to_string(),
             listeners: {
                 let ports = mesh.ports();
                 let ports = ports.iter();

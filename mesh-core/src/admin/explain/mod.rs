@@ -158,7 +158,7 @@ fn about(subject: &Subject) -> Vec<(&'static str, Fact)> {
     let mesh = &subject.mesh;
     vec![
         ("workload", Fact::Text(mesh.id.to_string())),
-        ("identity", Fact::Text(mesh.identity.to_string())),
+        ("identity", Fact::Text(mesh.identity().to_string())),
     ]
 }
 

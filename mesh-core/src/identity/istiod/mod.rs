@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use mesh_authz::Identity;
 
 use super::renew::Backoff;
-use super::{CertificateSource, CertificateStream};
+use super::{CertificateSource, CertificateStream, TrustDomain};
 use crate::ControlPlane;
 use watch::{Handle, Settings};
 
@@ -87,6 +87,11 @@ impl Istiod {
         self.set(|settings| settings.ttl = ttl)
     }
 
+    /// Takes certificates of any trust domain: of a host whose files have none.
+    pub(crate) fn any_trust_domain(self) -> Self {
+        self.set(|settings| settings.trust_domain = TrustDomain::Issued)
+    }
+
     /// Asks for certificates of whatever identity is watched, rather than of the token's own: for
     /// the proxy of a node. istiod permits it to the accounts that it trusts, for Pods on the token's
     /// node. It looks for them in the cluster that the [header](ControlPlane::cluster_id) names, which has to be set.
@@ -107,7 +112,8 @@ impl Istiod {
 
     /// Keeps certificates and their keys in a directory, readable by its owner alone: none unless
     /// set. After a restart they are used again at once, and renewed in time, so that neither an expired
-    /// token nor an absent control plane keeps the process from starting.
+    /// token nor an absent control plane keeps the process from starting. One of an authority that the root file does
+    /// not have is renewed at once: the host may be in another mesh now.
     ///
     /// The directory, and what is in it, has to be owned by the process's user, and writable by that user alone:
     /// what others could have put there is not used. A directory that is not there is created. Certificates

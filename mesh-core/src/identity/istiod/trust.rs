@@ -118,6 +118,13 @@ impl Trust {
         self.current.as_ref().map_err(Clone::clone)?.compose(issued)
     }
 
+    /// Whether a certificate that was kept is of an authority that the root file does not know: of another mesh, or
+    /// of roots that have been replaced meanwhile, either here or in the file.
+    pub(super) fn is_of_others(&self, kept: &Bundle) -> bool {
+        let roots = self.current.as_ref().map_or(&[][..], |now| &now.roots);
+        !roots.is_empty() && !kept.roots().iter().any(|root| roots.contains(root))
+    }
+
     pub(super) fn accept(&mut self, candidate: Candidate) {
         self.current = Ok(candidate);
     }

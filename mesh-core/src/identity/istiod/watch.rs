@@ -19,12 +19,13 @@ use super::schedule::Failure;
 use super::{keep, work};
 use crate::ControlPlane;
 use crate::identity::renew::{Backoff, Now};
-use crate::identity::{CertificateStream, Error, ErrorKind};
+use crate::identity::{CertificateStream, Error, ErrorKind, TrustDomain};
 
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) control_plane: ControlPlane,
     pub(super) ttl: Duration,
+    pub(super) trust_domain: TrustDomain,
     pub(super) impersonate: bool,
     pub(super) crls: Option<Arc<Path>>,
     pub(super) state_dir: Option<Arc<Path>>,
@@ -42,6 +43,7 @@ impl Settings {
         Self {
             control_plane,
             ttl: Duration::from_secs(24 * 60 * 60),
+            trust_domain: TrustDomain::default(),
             impersonate: false,
             crls: None,
             state_dir: None,

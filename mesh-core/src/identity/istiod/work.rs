@@ -19,7 +19,8 @@ use super::schedule::{Limits, Schedule, Step, Ticket};
 use super::store::Store;
 use super::trust::{Change, Trust};
 use super::watch::{Ask, Failed, Fetched, Latest, Shared};
-use crate::identity::renewed::judge;
+use crate::identity::renew::Now;
+use crate::identity::renewed::judge_in;
 use crate::identity::{Error, ErrorKind};
 
 /// Runs until nobody can watch any more.
@@ -244,7 +245,7 @@ impl<'a> Work<'a> {
             return;
         };
         let outcome = outcome.and_then(|fetched| {
-            let bundle = judge(fetched.bundle, &identity, now)?;
+            let bundle = self.judge(fetched.bundle, &identity, now)?;
             Ok((bundle, fetched.content))
         });
         match outcome {
@@ -268,6 +269,10 @@ impl<'a> Work<'a> {
         }
     }
 
+    fn judge(&self, bundle: Bundle, identity: &Identity, now: Now) -> Result<Bundle, Error> {
+        judge_in(self.shared.settings.trust_domain, bundle, identity, now)
+    }
+
     fn keep_next(&mut self) {
         if let Some(storing) = self.store.next() {
             self.events.push(storing.map(|()| Event::Stored).boxed());
@@ -285,10 +290,14 @@ impl<'a> Work<'a> {
         };
         self.begin(identity, demanded);
         let now = self.shared.settings.now();
-        match bundle.map(|bundle| judge(bundle, identity, now)) {
+        match bundle.map(|bundle| self.judge(bundle, identity, now)) {
             Some(Ok(bundle)) => {
                 let validity = (bundle.not_before(), bundle.not_after());
                 self.schedule.restored(identity, now, validity);
+                if self.trust.is_of_others(&bundle) {
+                    tracing::info!(target: "mesh::identity", %identity, "the kept certificate is of an authority that the root file does not have: it is replaced as soon as can be");
+                    self.schedule.replace(identity, now);
+                }
                 self.publish(identity, bundle);
             }
             Some(Err(error)) => {

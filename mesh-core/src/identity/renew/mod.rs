@@ -170,6 +170,13 @@ impl Renewal {
         }
     }
 
+    /// The certificate that is held is of no use to others: the next one is fetched now.
+    #[cfg(feature = "istiod")]
+    pub(super) fn replace(&mut self, now: Now) {
+        self.due = now.monotonic;
+        self.rest = now.monotonic;
+    }
+
     fn fail(&mut self, now: Now, doublings: u32, floor: Duration) {
         self.fetching = false;
         self.failures = self.failures.saturating_add(1);

@@ -249,6 +249,16 @@ impl Schedule {
         }
     }
 
+    /// Says that the certificate which was restored is of no use to others, and so is to be replaced at once.
+    pub(super) fn replace(&mut self, identity: &Identity, now: Now) {
+        if let Some(ticket) = self.tickets.get(identity).copied() {
+            let entry = self.entry(ticket);
+            entry.renewal.replace(now);
+            entry.urgent = Some(now.wall);
+            self.look_again(ticket, now);
+        }
+    }
+
     /// Brings forward the next try of all whose last one failed: the cause may be gone. They are
     /// spread over one base delay.
     pub(super) fn hurry(&mut self, now: Now) {

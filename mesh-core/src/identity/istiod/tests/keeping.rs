@@ -3,6 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use rustls_pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
 use super::super::keep;
 use super::*;
 
@@ -76,6 +79,43 @@ async fn what_was_kept_and_cannot_be_used_is_fetched_anew() {
     }
 }
 
+/// V032: key and chain are one file, which takes the place of the last one whole.
+#[test]
+fn who_reads_while_it_is_written_finds_a_key_with_its_own_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = identity("a");
+    let contents = ["one", "other"].map(|name| {
+        let issuer = Issuer::new(name);
+        let certificate = issuer.certificate(&identity, SystemTime::now(), 24 * HOUR);
+        issuer.content(&certificate)
+    });
+    keep::store(dir.path(), &identity, &contents[0]).unwrap();
+    let file = dir.path().join("cluster.local/default/a/certificate.pem");
+    let is_written = std::sync::atomic::AtomicBool::new(false);
+    let mut found = std::collections::BTreeSet::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..100 {
+                let content = &contents[round % 2];
+                keep::store(dir.path(), &identity, content).unwrap();
+            }
+            is_written.store(true, Ordering::Relaxed);
+        });
+        while !is_written.load(Ordering::Relaxed) {
+            let text = fs::read_to_string(&file).unwrap();
+            let key = KeyPair::from_pem(&text).unwrap();
+            let chain = CertificateDer::from_pem_slice(text.as_bytes()).unwrap();
+            let (_, leaf) = X509Certificate::from_der(&chain).unwrap();
+            let public = leaf.public_key().subject_public_key.data.to_vec();
+            assert!(public == key.public_key_raw());
+            found.insert(public);
+            keep::load(dir.path(), &identity).unwrap().unwrap();
+        }
+    });
+    assert_eq!(found.len(), 2, "it is read while it is written");
+}
+
+/// V032.
 #[test]
 fn what_is_kept_is_private() {
     let dir = tempfile::tempdir().unwrap();

@@ -39,6 +39,7 @@ impl Folder {
     }
 }
 
+/// V032: a change of roots is picked up.
 #[tokio::test(start_paused = true)]
 async fn old_and_new_root_are_trusted_while_both_are_in_the_file() {
     let folder = Folder::new();
