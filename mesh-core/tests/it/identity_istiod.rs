@@ -284,6 +284,7 @@ async fn a_token_that_is_missing_or_refused_is_named_and_a_new_one_heals() {
     );
 }
 
+/// V006.
 #[tokio::test(start_paused = true)]
 async fn an_istiod_that_is_not_to_be_believed_is_named_with_the_reason() {
     let place = Place::new();

@@ -1,13 +1,16 @@
 //! A live istiod: the program of a release in front of an API server of our own, or one that runs elsewhere.
 //!
 //! `PEER_ISTIOD` is the path of a `pilot-discovery`, which is started, or the discovery address of an istiod as
-//! `ip:port`; then `PEER_KUBERNETES` is where its cluster's API is in plain HTTP, as `kubectl proxy` serves it.
+//! `ip:port`; then `PEER_KUBERNETES` is where its cluster's API is in plain HTTP, as `kubectl proxy` serves it. Each
+//! test has a namespace of its own, which it deletes.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,6 +49,7 @@ const DEFINITIONS: [&str; 14] = [
 pub(crate) struct Cluster {
     api: SocketAddr,
     discovery: SocketAddr,
+    namespace: String,
     /// Only of an istiod that we started.
     own: Option<Own>,
     folder: TempDir,
@@ -53,6 +57,8 @@ pub(crate) struct Cluster {
 
 struct Own {
     program: PathBuf,
+    /// What it is told of the mesh.
+    mesh: Value,
     pages: SocketAddr,
     process: Mutex<Child>,
 }
@@ -60,25 +66,27 @@ struct Own {
 impl Cluster {
     /// Says on standard output why there is none.
     pub(crate) async fn new(test: &str) -> Option<Self> {
+        Self::with(test, None).await
+    }
+
+    /// With this mesh configuration, which is for an istiod of ours alone to have.
+    pub(crate) async fn with_mesh(test: &str, mesh: &Value) -> Option<Self> {
+        Self::with(test, Some(mesh)).await
+    }
+
+    async fn with(test: &str, mesh: Option<&Value>) -> Option<Self> {
         let program = require::peer(test, "PEER_ISTIOD")?;
-        let folder = tempfile::tempdir().unwrap();
         let address = |text: &Path| text.to_str().and_then(|text| text.parse().ok());
         if let Some(discovery) = address(&program) {
+            if mesh.is_some() {
+                require::skip(test, "this istiod's mesh is not ours to configure");
+                return None;
+            }
             let api = require::peer(test, "PEER_KUBERNETES")?;
             let api = address(&api).expect("PEER_KUBERNETES is an ip:port");
-            return Some(Self {
-                api,
-                discovery,
-                own: None,
-                folder,
-            });
+            return Some(Self::at(api, discovery).await);
         }
-        let mut cluster = Self {
-            api: Kubernetes::start().await,
-            discovery: free(),
-            own: None,
-            folder,
-        };
+        let mut cluster = Self::at(Kubernetes::start().await, free()).await;
         for name in ["default", "istio-system"] {
             cluster
                 .apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
@@ -93,9 +101,11 @@ impl Cluster {
             cluster.apply(definition).await;
         }
         let pages = free();
-        let process = cluster.start(&program, pages);
+        let mesh = mesh.cloned().unwrap_or_else(|| json!({}));
+        let process = cluster.start(&program, &mesh, pages);
         cluster.own = Some(Own {
             program,
+            mesh,
             pages,
             process: Mutex::new(process),
         });
@@ -103,7 +113,40 @@ impl Cluster {
         Some(cluster)
     }
 
-    fn start(&self, program: &Path, pages: SocketAddr) -> Child {
+    /// One that somebody has started, with a namespace that nobody else has.
+    async fn at(api: SocketAddr, discovery: SocketAddr) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let cluster = Self {
+            api,
+            discovery,
+            namespace: format!("mesh-test-{}-{number}", std::process::id()),
+            own: None,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let name = cluster.namespace();
+        cluster
+            .apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
+            .await;
+        cluster
+    }
+
+    /// The same istiod, as somebody else has it.
+    pub(crate) async fn join(&self) -> Self {
+        Self::at(self.api, self.discovery).await
+    }
+
+    /// Where the workloads of the test are.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Where the istiod is.
+    pub(crate) fn discovery(&self) -> SocketAddr {
+        self.discovery
+    }
+
+    fn start(&self, program: &Path, mesh: &Value, pages: SocketAddr) -> Child {
         let file = |name: &str, text: String| {
             let path = self.folder.path().join(name);
             fs::write(&path, text).unwrap();
@@ -124,7 +167,7 @@ impl Cluster {
         Command::new(program)
             .arg("discovery")
             .args(["--kubeconfig", &file("kubeconfig", api.to_string())])
-            .args(["--meshConfig", &file("mesh", "{}".to_owned())])
+            .args(["--meshConfig", &file("mesh", mesh.to_string())])
             .args(["--secureGRPCAddr", &self.discovery.to_string()])
             .args(["--httpAddr", &pages.to_string()])
             .args(["--grpcAddr=", "--httpsAddr=", "--monitoringAddr="])
@@ -195,7 +238,7 @@ impl Cluster {
             let mut process = own.process.lock().unwrap();
             process.kill().unwrap();
             process.wait().unwrap();
-            *process = self.start(&own.program, own.pages);
+            *process = self.start(&own.program, &own.mesh, own.pages);
         }
         self.ready().await;
         true
@@ -226,10 +269,10 @@ impl Cluster {
         status.is_success().then_some(told)
     }
 
-    /// The control plane as a Pod of this service account of `default` has it.
+    /// The control plane as a Pod of this service account has it.
     pub(crate) async fn control_plane(&self, account: &str) -> ControlPlane {
         let spec = json!({"audiences": ["istio-ca"], "expirationSeconds": 3600});
-        self.control_plane_of("default", account, spec).await
+        self.control_plane_of(&self.namespace, account, spec).await
     }
 
     /// Leaves a service account with a token that nobody believes.
@@ -256,19 +299,35 @@ impl Cluster {
     }
 
     async fn control_plane_of(&self, namespace: &str, account: &str, spec: Value) -> ControlPlane {
-        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
-        let asked =
-            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
-        let (status, told) = self.ask(Method::POST, &path, Some(&asked)).await;
-        assert!(status.is_success(), "{path}: {status} {told}");
         let file = |name: &str| self.folder.path().join(name);
         let (root, token) = (file("root"), file(account));
         fs::write(&root, self.root().await.unwrap()).unwrap();
-        fs::write(&token, told["status"]["token"].as_str().unwrap()).unwrap();
+        fs::write(&token, self.token(namespace, account, spec).await).unwrap();
         ControlPlane::new(format!("{NAME}:{}", self.discovery.port()))
             .at(self.discovery.ip())
             .root_cert_file(root)
             .token_file(token)
+    }
+
+    /// What a host of this service account is given.
+    pub(crate) async fn root_and_token(&self, account: &str) -> (String, String) {
+        let spec = json!({"audiences": ["istio-ca"], "expirationSeconds": 3600});
+        let token = self.token(&self.namespace, account, spec).await;
+        (self.root().await.unwrap(), token)
+    }
+
+    async fn token(&self, namespace: &str, account: &str, spec: Value) -> String {
+        let of = json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": account, "namespace": namespace},
+        });
+        self.apply(of.clone()).await;
+        let path = format!("{}/token", path_of(&of));
+        let asked =
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        let (status, told) = self.ask(Method::POST, &path, Some(&asked)).await;
+        assert!(status.is_success(), "{path}: {status} {told}");
+        told["status"]["token"].as_str().unwrap().to_owned()
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> (StatusCode, Value) {
@@ -289,6 +348,28 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Deletes the namespace. The API server may be on this runtime, which has other workers.
+    fn leave(&self) -> io::Result<()> {
+        let path = format!("/api/v1/namespaces/{}", self.namespace);
+        let host = self.api;
+        let leaving = std::thread::spawn(move || {
+            let mut stream = TcpStream::connect_timeout(&host, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let request =
+                format!("DELETE {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            match answer.starts_with("HTTP/1.1 2") {
+                true => Ok(()),
+                false => Err(io::Error::other(answer)),
+            }
+        });
+        leaving.join().expect("it does not panic")
+    }
+}
+
 impl Drop for Cluster {
     #[expect(clippy::print_stderr, reason = "who sees the test fail wants it")]
     fn drop(&mut self) {
@@ -300,6 +381,8 @@ impl Drop for Cluster {
             // It may have ended by itself.
             let _ = process.kill();
             let _ = process.wait();
+        } else if let Err(error) = self.leave() {
+            eprintln!("the namespace {} is left behind: {error}", self.namespace);
         }
     }
 }

@@ -138,6 +138,18 @@ impl Objects {
         }
         metadata["name"] = json!(key.2);
         object["apiVersion"] = json!(place.api_version);
+        if place.resource.1 == "services" && object["spec"]["clusterIP"].is_null() {
+            let old = old.map(|old| old["spec"]["clusterIP"].clone());
+            let own = old.unwrap_or_else(|| {
+                json!(format!(
+                    "10.96.{}.{}",
+                    self.revision >> 8 & 255,
+                    self.revision & 255
+                ))
+            });
+            object["spec"]["clusterIPs"] = json!([own]);
+            object["spec"]["clusterIP"] = own;
+        }
         if object["kind"].is_null() {
             object["kind"] = json!(place.kind());
         }
@@ -155,13 +167,25 @@ impl Objects {
         self.kept.get(&key(place, &Value::Null))
     }
 
+    /// A namespace goes with all that is in it, at once.
     fn remove(&mut self, place: &Place) -> Option<Value> {
-        let object = self.kept.remove(&key(place, &Value::Null))?;
+        let key = key(place, &Value::Null);
+        if place.resource.1 == "namespaces" {
+            let inside = self.kept.keys().filter(|inside| inside.1 == key.2);
+            for inside in inside.cloned().collect::<Vec<_>>() {
+                self.remove_at(inside);
+            }
+        }
+        self.remove_at(key)
+    }
+
+    fn remove_at(&mut self, key: (Resource, String, String)) -> Option<Value> {
+        let object = self.kept.remove(&key)?;
         self.revision += 1;
         self.log.push(Change {
             revision: self.revision,
             happened: "DELETED",
-            resource: place.resource.clone(),
+            resource: key.0,
             object: object.clone(),
         });
         Some(object)

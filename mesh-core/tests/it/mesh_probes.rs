@@ -149,6 +149,7 @@ impl UnaryService<Ask> for Health {
     }
 }
 
+/// V025.
 #[tokio::test]
 async fn grpc_says_whether_it_is_serving() {
     let place = Place::new();

@@ -242,3 +242,139 @@ fn every_target_of_logs_is_documented() {
         "{used:?}"
     );
 }
+
+/// Which tests show what is expected of a host outside Kubernetes and of a control plane for it, by the rows of that
+/// checklist. Not among them is what stock istiod alone can show, and what a node proxy will.
+const HOSTS: [(&str, &[&str]); 15] = [
+    // cluster.env is read as a shell reads it.
+    (
+        "V001",
+        &[
+            "values_are_quoted_as_for_a_shell",
+            "the_forms_that_istioctl_writes_are_read",
+        ],
+    ),
+    // Five files are enough, and so are three.
+    (
+        "V002",
+        &["five_files_in_either_place_are_all_that_it_needs"],
+    ),
+    ("V003", &["mesh_yaml_token_and_root_are_enough"]),
+    // What is empty is not said; the trust domain is then the certificate's.
+    (
+        "V004",
+        &[
+            "five_files_in_either_place_are_all_that_it_needs",
+            "a_trust_domain_that_nobody_says_is_that_of_the_certificate",
+            "a_trust_domain_that_somebody_says_is_the_only_one",
+        ],
+    ),
+    // `hosts` pins the address, not the name.
+    (
+        "V005",
+        &["five_files_in_either_place_are_all_that_it_needs"],
+    ),
+    // Another name or root is refused, for discovery and certificates.
+    (
+        "V006",
+        &[
+            "an_istiod_that_is_not_to_be_believed_is_named_with_the_reason",
+            "another_root_is_told_with_the_file",
+            "an_istiod_of_another_name_is_told_nothing_before_its_name_is_set",
+            "the_name_of_the_control_plane_can_be_another_than_its_address",
+        ],
+    ),
+    // A certificate that nobody would believe is not presented.
+    (
+        "V009",
+        &[
+            "a_kept_certificate_that_has_expired_is_not_presented",
+            "a_kept_certificate_of_another_mesh_is_replaced_by_the_token_at_once",
+        ],
+    ),
+    // Token and certificate have expired.
+    (
+        "V010",
+        &["with_token_and_certificate_expired_a_new_token_heals_without_a_restart"],
+    ),
+    // The own entry is deleted.
+    ("V021", &["a_host_whose_entry_is_deleted_registers_again"]),
+    // Readiness probes.
+    (
+        "V025",
+        &[
+            "without_a_word_it_is_as_in_istio_agent",
+            "counts_are_consecutive_and_only_transitions_are_told",
+            "all_four_methods_are_read_and_said_again",
+            "a_status_of_200_to_399_is_healthy",
+            "a_connection_and_a_program_are_tried",
+            "grpc_says_whether_it_is_serving",
+        ],
+    ),
+    // Who is not well is so for callers; stock istiod does not tell them.
+    (
+        "V026",
+        &[
+            "a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone",
+            "a_host_has_the_entry_of_a_live_istiod_that_somebody_has_written",
+        ],
+    ),
+    // Names, identities, grace, sweeping, hand-over, whose an address is.
+    (
+        "V027",
+        &[
+            "an_entry_has_istiods_name",
+            "who_comes_back_in_time_keeps_the_entry_and_who_does_not_gets_another",
+            "who_may_not_register_is_told_why",
+            "hosts_of_a_server_before_have_a_while_to_come_back",
+        ],
+    ),
+    // Stock programs join our control plane.
+    (
+        "V028",
+        &[
+            "a_ztunnel_joins_and_talks_with_an_application_both_ways",
+            "an_agent_has_its_certificate_from_us_and_registers_its_host",
+        ],
+    ),
+    // Pings, GOAWAY, and being refused for a while.
+    (
+        "V031",
+        &[
+            "pings_are_seldom_enough_for_istiod",
+            "a_stream_that_is_too_old_is_replaced_and_nothing_is_lost",
+            "refusals_of_the_stream_are_told_and_overcome",
+            "many_clients_do_not_come_back_together",
+        ],
+    ),
+    // What is kept, and roots that change.
+    (
+        "V032",
+        &[
+            "who_reads_while_it_is_written_finds_a_key_with_its_own_chain",
+            "what_is_kept_is_private",
+            "old_and_new_root_are_trusted_while_both_are_in_the_file",
+        ],
+    ),
+];
+
+#[test]
+fn what_is_expected_of_hosts_is_tested_by_these() {
+    let sources = sources();
+    for (row, tests) in HOSTS {
+        for test in tests {
+            let begin = format!("fn {test}(");
+            let found = sources.iter().find_map(|(_, text)| {
+                let before = &text[..text.find(&begin)?];
+                let above = before.lines().rev().skip_while(|line| *line == "async ");
+                let above: Vec<_> = above.take_while(|line| !line.is_empty()).collect();
+                Some(above)
+            });
+            let above = found.unwrap_or_else(|| panic!("{row}: there is no test {test}"));
+            let is_said = |line: &&str| line.starts_with("///") && line.contains(row);
+            assert!(above.iter().any(is_said), "{test}: it does not say {row}");
+            let is_test = |line: &&str| line.contains("test");
+            assert!(above.iter().any(is_test), "{test}: it is no test");
+        }
+    }
+}

@@ -125,6 +125,7 @@ async fn refusal(caller: &Mesh) -> Option<(u16, &'static str)> {
     Some((reply.status().as_u16(), reply.flag()?.code()))
 }
 
+/// V026: its health reaches those who call it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone() {
     // No host was here before it.
@@ -232,6 +233,7 @@ async fn the_groups_probe_tells_when_the_application_is_up() {
     until("it answers", async || answers(&caller).await).await;
 }
 
+/// V031: GOAWAY is nothing out of the ordinary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_is_too_old_is_replaced_and_nothing_is_lost() {
     let arguments = ["--max-connection-age", "1", "--registration-grace", "5"];

@@ -1,5 +1,6 @@
 //! The control plane as its users meet it: its program, and meshes that join it over sockets.
 
+mod agent_joins;
 mod hosts;
 mod listeners;
 mod plane;

@@ -33,7 +33,7 @@ impl Plane {
     /// tells the planes of one run apart, the process id tells runs apart.
     pub(crate) async fn start(last: u32, manifests: &str, arguments: &[&str]) -> Self {
         let id = std::process::id();
-        let network = format!("127.{}.{}", 128 + id % 64, (id / 64 % 32) * 8 + last);
+        let network = format!("127.{}.{}", 128 + id % 64, (id / 64 % 15) * 16 + last);
         let address: IpAddr = format!("{network}.1").parse().unwrap();
         let mut plane = Self {
             folder: tempfile::tempdir().unwrap(),

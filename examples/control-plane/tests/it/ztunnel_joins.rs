@@ -155,6 +155,7 @@ where
     .await;
 }
 
+/// V028.
 #[tokio::test]
 async fn a_ztunnel_joins_and_talks_with_an_application_both_ways() {
     let test = "a_ztunnel_joins_and_talks_with_an_application_both_ways";

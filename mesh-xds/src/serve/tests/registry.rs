@@ -53,6 +53,7 @@ fn labels(of: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<str>> {
     pairs.collect()
 }
 
+/// V027.
 #[test]
 fn an_entry_has_istiods_name() {
     let name = |group: &str, address: &str, network: &str| {
@@ -122,6 +123,7 @@ fn an_entry_is_made_of_the_template_and_of_what_the_host_says() {
     assert_eq!(entry.locality(), &Locality::new("here", "", ""));
 }
 
+/// V027: grace, and the hand-over from one stream to another.
 #[test]
 fn who_comes_back_in_time_keeps_the_entry_and_who_does_not_gets_another() {
     let start = Instant::now();
@@ -197,6 +199,7 @@ fn with_a_probe_a_host_is_unhealthy_until_it_says_otherwise() {
     }
 }
 
+/// V027: identity, and whose an address is.
 #[test]
 fn who_may_not_register_is_told_why() {
     let mut registry = registry(vec![
@@ -262,6 +265,7 @@ fn entries_go_with_their_group_and_come_back_with_it() {
     assert!(!only(&registry).labels().contains_key("version"));
 }
 
+/// V027: who was registered with a server before is swept when it does not come back.
 #[test]
 fn hosts_of_a_server_before_have_a_while_to_come_back() {
     let start = Instant::now();
