@@ -2,11 +2,11 @@
 //!
 //! Endpoints are sorted by what the service's routing preference compares, most important first, so
 //! those that have the first k scopes in common with a client stand next to each other: ranking is a
-//! few searches in one tree, and a weighted choice one descent.
+//! few searches in one tree, done once until the endpoints change, and a weighted choice one descent.
 
 use std::cmp::Ordering;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mesh_xds::model::{Health, HealthPolicy, IpFamilies, LoadBalancingMode, LocalityScope};
 
@@ -16,14 +16,28 @@ use super::weighted::{Order, WeightedTree};
 #[derive(Clone, Default)]
 pub(super) struct Endpoints {
     shape: Shape,
-    all: Tree,
+    all: Ranked,
     /// For each service port whose target the endpoints say themselves, those that say one.
-    by_port: Vec<(u16, Tree)>,
+    by_port: Vec<(u16, Ranked)>,
     /// Those whose application has a tunnel of its own on a port, whatever the service port.
-    tunnelled: Tree,
+    tunnelled: Ranked,
 }
 
 type Tree = WeightedTree<Endpoint, ByPreference>;
+
+/// Endpoints in order, and which of them are near the first client that asked: an application is the only one.
+#[derive(Clone, Default)]
+struct Ranked {
+    tree: Tree,
+    near: OnceLock<Near>,
+}
+
+#[derive(Clone)]
+struct Near {
+    source: Arc<Place>,
+    mode: LoadBalancingMode,
+    spans: Spans,
+}
 
 /// A workload in its role as an endpoint of one service.
 #[derive(Debug, Clone)]
@@ -143,29 +157,29 @@ pub(super) struct Wanted<'a> {
     pub(super) port: u16,
     /// Whether the service is a waypoint, whose endpoints may take a port that it does not declare.
     pub(super) waypoint: bool,
-    pub(super) source: &'a Place,
+    pub(super) source: &'a Arc<Place>,
     /// Endpoints tried before; used again only where there is no other.
     pub(super) exclude: &'a [Arc<WorkloadRecord>],
 }
 
 impl Endpoints {
     pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.tree.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.all.len()
+        self.all.tree.len()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Endpoint> {
-        self.all.iter()
+        self.all.tree.iter()
     }
 
     pub(super) fn insert(&mut self, endpoint: Endpoint) {
         let weight = self.shape.weight(&endpoint);
-        for (port, tree) in &mut self.by_port {
+        for (port, those) in &mut self.by_port {
             if resolves(&endpoint, *port) {
-                tree.insert(endpoint.clone(), weight);
+                those.insert(endpoint.clone(), weight);
             }
         }
         if endpoint.workload.application_tunnel_port().is_some() {
@@ -175,8 +189,8 @@ impl Endpoints {
     }
 
     pub(super) fn remove(&mut self, endpoint: &Endpoint) {
-        for (_, tree) in &mut self.by_port {
-            tree.remove(endpoint);
+        for (_, those) in &mut self.by_port {
+            those.remove(endpoint);
         }
         self.tunnelled.remove(endpoint);
         self.all.remove(endpoint);
@@ -188,18 +202,21 @@ impl Endpoints {
         if self.shape == shape {
             return;
         }
-        let tree = || Tree::new(ByPreference(Arc::clone(&shape.preference)));
+        let none = || Ranked {
+            tree: Tree::new(ByPreference(Arc::clone(&shape.preference))),
+            near: OnceLock::new(),
+        };
         let mut reshaped = Self {
-            all: tree(),
-            tunnelled: tree(),
+            all: none(),
+            tunnelled: none(),
             by_port: shape
                 .open_ports
                 .iter()
-                .map(|port| (*port, tree()))
+                .map(|port| (*port, none()))
                 .collect(),
             shape,
         };
-        for endpoint in self.all.iter() {
+        for endpoint in self.all.tree.iter() {
             reshaped.insert(endpoint.clone());
         }
         *self = reshaped;
@@ -212,14 +229,15 @@ impl Endpoints {
         wanted: &Wanted<'_>,
         rng: &mut dyn FnMut() -> u64,
     ) -> Option<&Endpoint> {
-        let tree = self.usable(wanted)?;
+        let usable = self.usable(wanted)?;
+        let tree = &usable.tree;
         if tree.total() == 0 {
             return None;
         }
         let excluded = tree.spans_of(wanted.exclude);
-        let mut spans = tree.preferred(wanted, &excluded);
+        let mut spans = usable.preferred(wanted, &excluded);
         if spans.is_empty() && !excluded.is_empty() {
-            spans = tree.preferred(wanted, &[]);
+            spans = usable.preferred(wanted, &[]);
         }
         let spans = spans.as_slice();
         let total = spans.iter().map(width).sum::<u64>();
@@ -237,13 +255,13 @@ impl Endpoints {
     }
 
     /// The endpoints that have a port of their own for the wanted one.
-    fn usable(&self, wanted: &Wanted<'_>) -> Option<&Tree> {
+    fn usable(&self, wanted: &Wanted<'_>) -> Option<&Ranked> {
         match wanted.service.port(wanted.port) {
             Some(port) if port.target_port().is_some() => Some(&self.all),
             Some(_) => {
-                let mut trees = self.by_port.iter();
-                let (_, tree) = trees.find(|(port, _)| *port == wanted.port)?;
-                Some(tree)
+                let mut ports = self.by_port.iter();
+                let (_, those) = ports.find(|(port, _)| *port == wanted.port)?;
+                Some(those)
             }
             None if wanted.waypoint => Some(&self.tunnelled),
             None => None,
@@ -270,6 +288,7 @@ fn width(span: &Span) -> u64 {
 }
 
 /// Spans in order, none of them empty. Mostly there is one: a choice asks for no memory then.
+#[derive(Clone)]
 enum Spans {
     One(Span),
     Many(Vec<Span>),
@@ -287,6 +306,52 @@ impl Spans {
 
     fn is_empty(&self) -> bool {
         self.as_slice().is_empty()
+    }
+
+    /// What is left of them without these.
+    fn without(&self, holes: &[Span]) -> Self {
+        match self {
+            Self::One(span) => without(span.clone(), holes),
+            many if holes.is_empty() => many.clone(),
+            Self::Many(spans) => {
+                let left = spans.iter().map(|span| without(span.clone(), holes));
+                Self::Many(left.flat_map(|left| left.as_slice().to_vec()).collect())
+            }
+        }
+    }
+}
+
+impl Ranked {
+    fn insert(&mut self, endpoint: Endpoint, weight: u32) {
+        self.near = OnceLock::new();
+        self.tree.insert(endpoint, weight);
+    }
+
+    fn remove(&mut self, endpoint: &Endpoint) {
+        self.near = OnceLock::new();
+        self.tree.remove(endpoint);
+    }
+
+    /// The endpoints of the best rank that has any weight left, as spans of it.
+    fn preferred(&self, wanted: &Wanted<'_>, excluded: &[Span]) -> Spans {
+        let mode = wanted.service.load_balancing_mode();
+        let ranked = match mode {
+            LoadBalancingMode::Strict => Tree::in_common,
+            LoadBalancingMode::Failover => Tree::by_rank,
+            _ => return without(0..self.tree.total(), excluded),
+        };
+        let near = self.near.get_or_init(|| Near {
+            source: Arc::clone(wanted.source),
+            mode,
+            spans: ranked(&self.tree, wanted.source, &[]),
+        });
+        if near.mode == mode && near.source == *wanted.source {
+            let left = near.spans.without(excluded);
+            if !left.is_empty() || excluded.is_empty() {
+                return left;
+            }
+        }
+        ranked(&self.tree, wanted.source, excluded)
     }
 }
 
@@ -306,14 +371,9 @@ impl Tree {
         spans
     }
 
-    /// The endpoints of the best rank that has any weight left, as spans of it.
-    fn preferred(&self, wanted: &Wanted<'_>, excluded: &[Span]) -> Spans {
-        let scopes = &self.order().0;
-        match wanted.service.load_balancing_mode() {
-            LoadBalancingMode::Strict => self.matching(wanted.source, scopes.len(), excluded),
-            LoadBalancingMode::Failover => self.by_rank(wanted.source, excluded),
-            _ => without(0..self.total(), excluded),
-        }
+    /// Those that have all scopes in common with the source.
+    fn in_common(&self, source: &Place, excluded: &[Span]) -> Spans {
+        self.matching(source, self.order().0.len(), excluded)
     }
 
     /// Those that have at least the first `count` scopes in common with the source.
@@ -324,6 +384,7 @@ impl Tree {
         without(span, excluded)
     }
 
+    /// Those that have the most scopes in common with the source.
     fn by_rank(&self, source: &Place, excluded: &[Span]) -> Spans {
         let scopes = &self.order().0;
         let networks_first = scopes.first() == Some(&LocalityScope::Network);

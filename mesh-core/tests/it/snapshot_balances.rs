@@ -3,11 +3,12 @@ use std::collections::BTreeMap;
 use mesh_core::snapshot::{EndpointId, Hop, Refusal, Resolution, Route, Snapshot, Source, Target};
 use mesh_core::xds::model::{
     Batch, Health, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Locality,
-    LocalityScope, Membership, Port, Service, ServiceName, TunnelProtocol, Update, Workload,
+    LocalityScope, Membership, Port, ResourceName, Service, ServiceName, TunnelProtocol, Update,
+    Workload,
 };
 use proptest::prelude::*;
 
-use crate::snapshot_model::{HOSTNAMES, Naive, PORTS, batches, play, workload};
+use crate::snapshot_model::{HOSTNAMES, Naive, PORTS, batch_of, batches, workload};
 
 /// The random number that stands for the unit `unit` of `total`.
 fn unit(unit: u64, total: u64) -> u64 {
@@ -126,8 +127,8 @@ fn with_source(snapshot: &Snapshot, source: &Workload) -> (Snapshot, Source) {
     (snapshot, source)
 }
 
-fn client(like: &Workload) -> Workload {
-    Workload::new("client", like.namespace(), "client")
+fn client(uid: &str, like: &Workload) -> Workload {
+    Workload::new(uid, like.namespace(), uid)
         .with_addresses(vec!["10.9.9.9".parse().unwrap()])
         .with_network(like.network())
         .with_locality(like.locality().clone())
@@ -140,39 +141,79 @@ proptest! {
     #[test]
     fn exactly_the_preferred_endpoints_each_by_its_share(
         batches in batches(),
-        like in workload(),
+        like in prop::array::uniform2(workload()),
         excluded in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
     ) {
-        let (snapshot, naive) = play(&batches);
-        let client = client(&like);
-        let (snapshot, source) = with_source(&snapshot, &client);
-        let uids: Vec<&String> = naive.workloads.keys().collect();
-        let excluded: Vec<EndpointId> = excluded
-            .iter()
-            .filter(|_| !uids.is_empty())
-            .map(|index| EndpointId::new(index.get::<&String>(&uids).as_str()))
-            .collect();
-        let excluded_uids: Vec<String> = excluded.iter().map(|id| id.to_string()).collect();
-        for hostname in HOSTNAMES {
-            let Some(service) = naive.service_with_hostname(hostname, client.namespace()) else {
-                continue;
-            };
-            for port in PORTS {
-                let expected = expected(&naive, service, port, &client, &excluded_uids);
-                let target = Target::Host { name: hostname, port };
-                let total: u64 = expected.values().sum();
-                let mut counted: BTreeMap<String, u64> = BTreeMap::new();
-                for number in 0..total.max(1) {
-                    let mut rng = || unit(number, total.max(1));
-                    let resolution = snapshot.resolve(&source, target, &excluded, &mut rng);
-                    if let Some(uid) = chosen(&resolution) {
-                        *counted.entry(uid).or_default() += 1;
-                    }
-                }
-                prop_assert_eq!(&counted, &expected, "{} {} {:?}", hostname, port, service);
+        let clients = [client("client", &like[0]), client("another", &like[1])];
+        let joined = clients.iter().map(|client| client.clone().into()).collect();
+        let mut snapshot = Snapshot::new().apply(&Batch::new(joined, Vec::new())).snapshot;
+        let mut naive = Naive::default();
+        let excluded_of = |naive: &Naive| -> Vec<EndpointId> {
+            let uids: Vec<&String> = naive.workloads.keys().collect();
+            let all = excluded.iter().filter(|_| !uids.is_empty());
+            all.map(|index| EndpointId::new(index.get::<&String>(&uids).as_str())).collect()
+        };
+        for changes in &batches {
+            snapshot = snapshot.apply(&batch_of(changes)).snapshot;
+            changes.iter().for_each(|change| naive.change(change));
+            // What a choice leaves behind must not outlive the next change, nor be another client's.
+            for client in &clients {
+                choose_once(&snapshot, client);
             }
         }
+        for client in &clients {
+            choose_all(&snapshot, &naive, client, &[])?;
+            choose_all(&snapshot, &naive, client, &excluded_of(&naive))?;
+        }
     }
+}
+
+fn source(snapshot: &Snapshot, client: &Workload) -> Source {
+    Source::new(snapshot.workload(client.uid()).unwrap().clone())
+}
+
+fn choose_once(snapshot: &Snapshot, client: &Workload) {
+    let source = source(snapshot, client);
+    for name in HOSTNAMES {
+        for port in PORTS {
+            let target = Target::Host { name, port };
+            snapshot.resolve(&source, target, &[], &mut || 0);
+        }
+    }
+}
+
+/// Makes each choice that there is.
+fn choose_all(
+    snapshot: &Snapshot,
+    naive: &Naive,
+    client: &Workload,
+    excluded: &[EndpointId],
+) -> Result<(), TestCaseError> {
+    let source = source(snapshot, client);
+    let excluded_uids: Vec<String> = excluded.iter().map(|id| id.to_string()).collect();
+    for hostname in HOSTNAMES {
+        let Some(service) = naive.service_with_hostname(hostname, client.namespace()) else {
+            continue;
+        };
+        for port in PORTS {
+            let expected = expected(naive, service, port, client, &excluded_uids);
+            let target = Target::Host {
+                name: hostname,
+                port,
+            };
+            let total: u64 = expected.values().sum();
+            let mut counted: BTreeMap<String, u64> = BTreeMap::new();
+            for number in 0..total.max(1) {
+                let mut rng = || unit(number, total.max(1));
+                let resolution = snapshot.resolve(&source, target, excluded, &mut rng);
+                if let Some(uid) = chosen(&resolution) {
+                    *counted.entry(uid).or_default() += 1;
+                }
+            }
+            prop_assert_eq!(&counted, &expected, "{} {} {:?}", hostname, port, service);
+        }
+    }
+    Ok(())
 }
 
 fn ratings() -> ServiceName {
@@ -363,16 +404,33 @@ fn a_service_that_changes_its_mind_sorts_its_endpoints_again() {
         zones
     };
     assert_eq!(zones(&snapshot), ["z0", "z1", "z2"]);
-    let balancing = LoadBalancing::new()
-        .with_mode(LoadBalancingMode::Strict)
-        .with_routing_preference(vec![LocalityScope::Zone]);
-    let strict = Service::new(ratings())
-        .with_ports(vec![Port::new(80).with_target_port(8080)])
-        .with_load_balancing(balancing);
-    let strict = snapshot
-        .apply(&Batch::new(vec![strict.into()], Vec::new()))
-        .snapshot;
+    let change = |snapshot: &Snapshot, mode| {
+        let balancing = LoadBalancing::new()
+            .with_mode(mode)
+            .with_routing_preference(vec![LocalityScope::Region, LocalityScope::Zone]);
+        let service = Service::new(ratings())
+            .with_ports(vec![Port::new(80).with_target_port(8080)])
+            .with_load_balancing(balancing);
+        let batch = Batch::new(vec![service.into()], Vec::new());
+        snapshot.apply(&batch).snapshot
+    };
+    let strict = change(&snapshot, LoadBalancingMode::Strict);
     assert_eq!(zones(&strict), ["z1"]);
+    // None is left in the zone: the same preference says something else to each mode.
+    let others = (0..30).filter(|number| number % 3 == 1);
+    let gone = others
+        .map(|number| ResourceName::Workload(endpoint(number).uid().into()))
+        .collect();
+    let strict = strict.apply(&Batch::new(Vec::new(), gone)).snapshot;
+    let failover = change(&strict, LoadBalancingMode::Failover);
+    assert_eq!(zones(&failover), ["z0", "z2"]);
+    let strict = change(&failover, LoadBalancingMode::Strict);
+    let target = Target::Host {
+        name: "ratings",
+        port: 80,
+    };
+    let refused = strict.resolve(&source, target, &[], &mut || 0);
+    assert_eq!(chosen(&refused), None);
 }
 
 #[test]
