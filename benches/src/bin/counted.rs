@@ -1,10 +1,12 @@
 //! What the gate counts instructions of; [`mesh_benches::instructions`] runs it under callgrind.
 //!
-//! Each case prints `name<TAB>operations` and then runs once, inside [`measured`]: callgrind collects
-//! in there only, and dumps what it collected at its end.
+//! Each case runs once, inside [`measured`]: callgrind collects in there only, and dumps what it
+//! collected at its end. Then it prints `name<TAB>operations<TAB>allocations`.
 #![allow(clippy::print_stdout, reason = "it is a program")]
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_benches::mesh::{EVEN, Mesh, NEAR};
 use mesh_benches::policies;
@@ -24,8 +26,40 @@ fn measured(case: &mut dyn FnMut()) {
 }
 
 fn case(name: &str, operations: u32, mut case: impl FnMut()) {
-    println!("{name}\t{operations}");
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
     measured(&mut case);
+    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    println!("{name}\t{operations}\t{allocations}");
+}
+
+/// How often memory was asked for, `realloc` included: callgrind's own counts of calls include those
+/// that were made while nothing was collected.
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+struct Counting;
+
+// The one way to see allocations.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's obligations are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's obligations are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's obligations are passed on.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
 }
 
 fn main() {

@@ -1,6 +1,6 @@
 //! Runs `counted` under callgrind and reads what it collected.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,16 +8,6 @@ use super::{Count, Failure, Run, said};
 
 /// The function whose calls are the cases.
 pub(super) const MEASURED: &str = "counted::measured";
-
-/// What asks for memory, however it is reached.
-const ALLOCATORS: [&str; 6] = [
-    "malloc",
-    "calloc",
-    "realloc",
-    "posix_memalign",
-    "aligned_alloc",
-    "memalign",
-];
 
 /// std's hash tables take their keys from here; with these keys a count is the same every time.
 const RANDOM: &str = "
@@ -86,18 +76,22 @@ pub(super) fn run(
     let said = said(valgrind.arg(program).args(run.arguments))?;
     let mut counts = Counts::new();
     for (line, part) in said.lines().zip(1..) {
-        let (case, operations) = line
-            .split_once('\t')
-            .and_then(|(case, count)| Some((case, count.parse::<u32>().ok()?)))
-            .ok_or_else(|| Failure::Failed(format!("{name}: not a case: {line}")))?;
+        let [case, operations, allocations] = line.split('\t').collect::<Vec<_>>()[..] else {
+            return Err(Failure::Failed(format!("{name}: not a case: {line}")));
+        };
+        let number = |text: &str| {
+            text.parse::<u32>()
+                .map(f64::from)
+                .map_err(|_| Failure::Failed(format!("{name}: {case}: not a number: {text}")))
+        };
         let dump = PathBuf::from(format!("{}.{part}", out.display()));
         let text = std::fs::read_to_string(&dump).map_err(|error| failed(&dump, &error))?;
-        let (total, allocates) = read(&text)
-            .filter(|(total, _)| *total > 0.0)
+        let total = total(&text)
+            .filter(|total| *total > 0.0)
             .ok_or_else(|| Failure::Failed(format!("{name}: {case}: nothing was collected")))?;
         let count = Count {
-            instructions: total / f64::from(operations),
-            allocates,
+            instructions: total / number(operations)?,
+            allocations: number(allocations)? / number(operations)?,
         };
         counts.insert((name.clone(), case.to_owned()), count);
     }
@@ -108,33 +102,10 @@ fn failed(path: &Path, error: &std::io::Error) -> Failure {
     Failure::Failed(format!("{}: {error}", path.display()))
 }
 
-/// Instructions in all, and whether an allocator was among what was called.
-///
-/// callgrind names a function at its first mention, `fn=(7) name` or `cfn=(7) name`, and writes only
-/// what cost something while collecting; the cost of a call follows its `calls=`.
-fn read(text: &str) -> Option<(f64, bool)> {
-    let mut names = HashMap::new();
-    let (mut total, mut allocates) = (None, false);
-    let mut called = "";
-    let mut lines = text.lines();
-    while let Some(line) = lines.next() {
-        if let Some(function) = line
-            .strip_prefix("fn=")
-            .or_else(|| line.strip_prefix("cfn="))
-        {
-            let (id, name) = function.split_once(' ').unwrap_or((function, ""));
-            if !name.is_empty() {
-                names.insert(id, name);
-            }
-            if line.starts_with('c') {
-                called = names.get(id).copied().unwrap_or_default();
-            }
-        } else if line.starts_with("calls=") {
-            let cost = lines.next()?.split(' ').nth(1)?;
-            allocates |= cost != "0" && ALLOCATORS.contains(&called);
-        } else if let Some(sum) = line.strip_prefix("totals: ") {
-            total = Some(sum.parse().ok()?);
-        }
-    }
-    Some((total?, allocates))
+/// Instructions in all.
+fn total(text: &str) -> Option<f64> {
+    let sum = text
+        .lines()
+        .find_map(|line| line.strip_prefix("totals: "))?;
+    sum.parse().ok()
 }

@@ -43,8 +43,8 @@ impl std::error::Error for Failure {}
 pub struct Count {
     /// Instructions.
     pub instructions: f64,
-    /// Whether any memory was asked for.
-    pub allocates: bool,
+    /// How often memory was asked for; of a choice among endpoints in the whole resolution.
+    pub allocations: f64,
 }
 
 /// A run of `counted`: its arguments, and whether only endpoint choice is collected.
@@ -112,11 +112,20 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.key)?;
-        writeln!(f, "{:>12}  per operation", "instructions")?;
+        writeln!(
+            f,
+            "{:>12} {:>12}  per operation",
+            "instructions", "allocations"
+        )?;
         for (run, case, count) in self.rows() {
-            let memory = if count.allocates { "allocates" } else { "" };
-            let line = format!("{:12.0}  {run:<20} {case:<32} {memory}", count.instructions);
-            writeln!(f, "{}", line.trim_end())?;
+            let Count {
+                instructions,
+                allocations,
+            } = count;
+            writeln!(
+                f,
+                "{instructions:12.0} {allocations:12.2}  {run:<20} {case}"
+            )?;
         }
         for ratio in bounds::ratios(self) {
             writeln!(f, "{ratio}")?;
