@@ -1,5 +1,6 @@
 //! What is worth noticing in the streams of a real istiod, as the decoder sees it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -136,6 +137,10 @@ fn on_demand() {
         services(&all[2])[0].addresses()[0].to_string(),
         "/10.200.1.30"
     );
+    assert_eq!(
+        with_workloads(&all[2]),
+        [("ratings.default.svc.cluster.local".to_owned(), 1)]
+    );
 
     let unknown: Vec<_> = all
         .iter()
@@ -155,6 +160,155 @@ fn on_demand() {
                 .removed(name)
                 .contains(&ResourceName::Workload(name.as_str().into()))
         );
+    }
+}
+
+/// Each service of an answer, and how many of the workloads beside it are its own; there are no others.
+fn with_workloads(response: &Response) -> Vec<(String, usize)> {
+    let workloads = workloads(response);
+    let services = services(response);
+    let is_of = |workload: &Workload, service: &Service| {
+        let mut memberships = workload.services().iter();
+        memberships.any(|own| own.service() == service.name())
+    };
+    for workload in &workloads {
+        let mut services = services.iter();
+        let any = services.any(|service| is_of(workload, service));
+        assert!(any, "{} is of none of them", workload.uid());
+    }
+    let count = |service: &Service| {
+        let own = workloads.iter().filter(|one| is_of(one, service));
+        (service.hostname().to_owned(), own.count())
+    };
+    services.iter().map(count).collect()
+}
+
+/// Note 2: an address brings the service of which it is, under its own name, with that service's workloads.
+#[test]
+fn an_address_brings_its_service_and_the_workloads() {
+    let Some(all) = recording("networks", "ondemand", ResourceType::Address) else {
+        return;
+    };
+    for (number, asked, service, workloads) in [
+        (2, "net-1/fd30::1", "store.shop.svc.cluster.local", 3),
+        (5, "net-1/10.31.0.1", "vault-alt.bank.mesh", 2),
+    ] {
+        let resources = &all[number].message.resources;
+        let aliased = resources
+            .iter()
+            .filter(|one| one.aliases.iter().any(|alias| alias == asked));
+        let names: Vec<_> = aliased.map(|one| one.name.as_str()).collect();
+        let [name] = names[..] else {
+            panic!("{asked}: {names:?}");
+        };
+        assert!(name.ends_with(service) && name != asked, "{name}");
+        assert_eq!(
+            with_workloads(&all[number]),
+            [(service.to_owned(), workloads)]
+        );
+    }
+}
+
+/// Note 3: every name that istiod has says of what it is, and a removal by it removes what came by it.
+#[test]
+fn names_say_of_what_they_are() {
+    let mut forms = BTreeMap::<&str, usize>::new();
+    for (recorded, client) in [
+        ("bookinfo", "ztunnel"),
+        ("bookinfo", "ondemand"),
+        ("bookinfo", "sdk"),
+        ("networks", "ztunnel"),
+        ("networks", "ondemand"),
+        ("networks-multicluster", "ztunnel"),
+        ("networks-multicluster", "ondemand"),
+    ] {
+        for kind in ResourceType::ALL {
+            let Some(all) = recording(recorded, client, kind) else {
+                return;
+            };
+            for response in &all {
+                let updates = response.updates(Decoder::new());
+                for (resource, update) in response.message.resources.iter().zip(updates) {
+                    let (name, update) = (resource.name.as_str(), update.unwrap());
+                    *forms.entry(form(name, &update)).or_default() += 1;
+                    let removed = kind.removed(name);
+                    assert!(removed.contains(&update.name()), "{name}: {removed:?}");
+                }
+            }
+        }
+    }
+    let all = [
+        "gateway",
+        "listener",
+        "pod",
+        "policy",
+        "service",
+        "service entry",
+        "workload entry",
+    ];
+    assert_eq!(forms.keys().copied().collect::<Vec<_>>(), all, "{forms:?}");
+}
+
+/// Which form a name has, of which each part is what the resource says.
+fn form(name: &str, update: &Update) -> &'static str {
+    let parts: Vec<_> = name.split('/').collect();
+    match update {
+        Update::Workload(workload) => {
+            assert_eq!(workload.uid(), name);
+            let (namespace, own) = (workload.namespace(), workload.name());
+            let address = || workload.addresses().first().map(ToString::to_string);
+            match parts[..] {
+                ["Kubernetes", "", "Pod", in_namespace, pod] => {
+                    assert_eq!((in_namespace, pod), (namespace, own));
+                    "pod"
+                }
+                [
+                    "Kubernetes",
+                    "networking.istio.io",
+                    "WorkloadEntry",
+                    in_namespace,
+                    entry,
+                ] => {
+                    assert_eq!((in_namespace, entry), (namespace, own));
+                    "workload entry"
+                }
+                [
+                    "Kubernetes",
+                    "networking.istio.io",
+                    "ServiceEntry",
+                    in_namespace,
+                    _,
+                    endpoint,
+                ] => {
+                    assert_eq!(in_namespace, namespace);
+                    let address = address().unwrap_or_else(|| workload.hostname().to_owned());
+                    assert_eq!(endpoint, address);
+                    "service entry"
+                }
+                ["NetworkGateway", network, ip, port] => {
+                    assert_eq!(network, workload.network());
+                    assert_eq!(Some(ip), address().as_deref());
+                    assert_eq!(port.parse(), Ok(workload.hbone_port()));
+                    "gateway"
+                }
+                _ => panic!("{name}"),
+            }
+        }
+        Update::Service(service) => {
+            assert_eq!(parts, [service.namespace(), service.hostname()]);
+            "service"
+        }
+        Update::Policy(policy) => {
+            let own = policy.policy().name();
+            assert_eq!(parts, [own.namespace(), own.name()]);
+            "policy"
+        }
+        Update::InboundListener(listener) => {
+            let address = name.strip_prefix("xds.istio.io/grpc/lds/inbound/");
+            assert_eq!(address, Some(&*listener.address().to_string()));
+            "listener"
+        }
+        other => panic!("{other:?}"),
     }
 }
 
@@ -316,8 +470,8 @@ fn other_listeners_have_no_place_in_the_model() {
     );
 }
 
-/// Notes 8 and 9: DENY before ALLOW; on the combined stream a listener comes first, and again for changes
-/// that do not touch it.
+/// Notes 8 and 9: DENY before ALLOW; on the combined stream a listener comes again for changes that do not touch it,
+/// and what PeerAuthentication became is in none.
 #[test]
 fn inbound_listeners() {
     let kind = ResourceType::Listener;
@@ -341,6 +495,8 @@ fn inbound_listeners() {
     let (server, listeners) = (inbound(&server), inbound(&sdk));
     for listener in server.iter().chain(&listeners) {
         assert_eq!(listener.closed(), None);
+        let mut names = listener.policies().iter().map(|policy| policy.name());
+        assert!(names.all(|name| !InboundListener::keeps(name)));
         let actions: Vec<_> = listener
             .policies()
             .iter()
@@ -363,4 +519,32 @@ fn inbound_listeners() {
     assert!(before.iter().all(|listener| *listener == before[0]));
     assert_ne!(last, &before[0]);
     assert_eq!(last.policies().len(), before[0].policies().len() + 1);
+}
+
+/// Note 9: in an update the listener comes before the addresses and policies. At first all come in the order in
+/// which they were asked for.
+#[test]
+fn on_the_combined_stream_the_listener_comes_first() {
+    let Some(data) = require::data("on_the_combined_stream_the_listener_comes_first") else {
+        return;
+    };
+    let stream = fs::read_to_string(data.join("istiod/bookinfo/sdk/stream.jsonl")).unwrap();
+    let mut steps = BTreeMap::<String, Vec<ResourceType>>::new();
+    for line in stream.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        if line["from"] == "server" {
+            let kind = ResourceType::from_url(line["type_url"].as_str().unwrap()).unwrap();
+            let step = line["step"].as_str().unwrap().to_owned();
+            steps.entry(step).or_default().push(kind);
+        }
+    }
+    let (address, policy) = (ResourceType::Address, ResourceType::Authorization);
+    let first = steps.remove("base").unwrap();
+    assert_eq!(first, [address, policy, ResourceType::Listener]);
+    let order = [ResourceType::Listener, address, policy];
+    for (step, kinds) in &steps {
+        assert_eq!(*kinds, order[..kinds.len()], "{step}");
+    }
+    let whole = steps.values().filter(|kinds| kinds.len() == order.len());
+    assert_eq!((steps.len(), whole.count()), (8, 3));
 }

@@ -1,5 +1,7 @@
 //! The file source: manifests and ztunnel's form, loaded, reloaded and watched. The wire: protobuf as istiod has it. The server: what it serves.
 
+mod asked;
+mod corners;
 mod decode_addresses;
 mod decode_listeners;
 mod decode_policies;
