@@ -27,6 +27,7 @@ pub mod pool;
 pub mod server;
 mod shared_io;
 mod spares;
+mod sync;
 pub mod tls;
 mod tunnel;
 mod windows;

@@ -11,18 +11,18 @@ use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
-use tokio::task::{JoinSet, yield_now};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
 
 use self::entry::{ConnectionId, Grant, Link, WaiterId};
 use self::table::{Checkout, Connected, Limits, Table};
 use crate::client::{ConnectRequest, ConnectResponse, Connection, Sender};
 use crate::config::Config;
 use crate::driver::lock;
+use crate::sync::{JoinSet, Mutex, oneshot, timeout};
 use crate::tunnel::Slot;
 use crate::{Error, ErrorKind, Side, Tunnel};
 
@@ -303,6 +303,7 @@ where
                         yield_now().await;
                         // One that ends says why before it does.
                         let settled = tokio::select! {
+                            biased;
                             settled = settled => settled,
                             result = &mut connection => {
                                 let error = result.as_ref().err().cloned();
