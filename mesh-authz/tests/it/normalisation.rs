@@ -91,7 +91,7 @@ proptest! {
     }
 }
 
-/// Istio's TestAuthz_PathNormalization: the policy allows `/public*`.
+/// S-15, CVE-2021-31920, CVE-2021-39156, CVE-2020-8595: Istio's TestAuthz_PathNormalization: the policy allows `/public*`.
 #[test]
 fn bypasses() {
     let allowed = |path: &str| {

@@ -1,4 +1,4 @@
-//! Paths as servers that people use read them: what a policy denies does not get to its resource under another spelling.
+//! S-15. Paths as servers that people use read them: what a policy denies does not get to its resource under another spelling.
 //!
 //! What a server gets is what we forward: the path in its normal form. Each server reads paths in its own way, and
 //! each mode is enough for some of them, as `PathNormalization` documents. A mode that is less is got round. What gets

@@ -99,6 +99,7 @@ fn forged() -> Request<String> {
     request
 }
 
+/// S-17, CVE-2023-27487, CVE-2023-27493.
 #[tokio::test]
 async fn forged_headers_do_not_reach_the_handler() {
     let handler = Handler::default();

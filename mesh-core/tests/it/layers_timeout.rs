@@ -110,6 +110,9 @@ async fn the_callers_own_deadline_counts_when_it_is_shorter() {
         ("S", DeadlineLayer::new(LIMIT), Some(15)),
         ("-2S", DeadlineLayer::new(LIMIT), Some(15)),
         ("123456789S", DeadlineLayer::new(LIMIT), Some(15)),
+        // CVE-2021-28682: eleven thousand years, which no number overflows.
+        ("99999999H", DeadlineLayer::new(LIMIT), Some(15)),
+        ("99999999H", DeadlineLayer::unlimited(), None),
         ("2S", DeadlineLayer::new(Duration::from_secs(1)), Some(1)),
         ("x", DeadlineLayer::unlimited(), None),
     ] {

@@ -17,6 +17,7 @@ use crate::mesh_world::{
     PORT, World, caller, connect_to, echo, ping, policy, refusal, scoped_policy, until,
 };
 
+/// S-18, CVE-2021-31921: a tunnel leads to the workload itself, and nowhere else.
 #[tokio::test]
 async fn a_connect_is_answered_as_ztunnel_answers() {
     let world = World::new(50);

@@ -129,6 +129,7 @@ fn with(change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
     params
 }
 
+/// S-11, CVE-2022-21656, CVE-2025-66220, CVE-2026-47778, CVE-2020-15104.
 #[tokio::test]
 async fn names() {
     let root = Authority::root("root");
@@ -326,6 +327,7 @@ async fn times() {
     bench.end(32);
 }
 
+/// S-11, CVE-2022-21657.
 #[tokio::test]
 async fn usages() {
     let root = Authority::root("root");

@@ -32,6 +32,7 @@ async fn the_next_handshake_uses_the_new_certificate_and_live_connections_go_on(
     assert_eq!(text, "still here");
 }
 
+/// S-12, CVE-2022-21654: nothing of an earlier handshake is believed.
 #[tokio::test]
 async fn the_next_handshake_uses_the_new_roots_on_both_sides() {
     let (old, new) = (Authority::root("old"), Authority::root("new"));

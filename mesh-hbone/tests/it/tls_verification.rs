@@ -321,6 +321,7 @@ async fn constraints_on_uris_that_cannot_be_checked_refuse_the_chain() {
     }
 }
 
+/// S-14, RUSTSEC-2026-0049.
 #[tokio::test]
 async fn a_list_for_one_of_several_distribution_points_revokes() {
     let root = Authority::root("root");
@@ -344,6 +345,7 @@ async fn a_list_for_one_of_several_distribution_points_revokes() {
         .unwrap();
 }
 
+/// S-13, RUSTSEC-2023-0053.
 #[tokio::test]
 async fn a_chain_made_to_be_searched_is_given_up() {
     let root = Authority::root("root");

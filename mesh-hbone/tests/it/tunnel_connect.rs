@@ -8,7 +8,7 @@ use mesh_hbone::config::Config;
 use mesh_hbone::headers::{Baggage, ConnectHeaders, Forwarded, TraceParent};
 use mesh_hbone::{ErrorKind, Side};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::peers::{against_bare_client, against_bare_server, answer, connect, ours, request};
 
@@ -223,7 +223,7 @@ async fn no_answer_to_a_connect_is_a_timeout() {
     assert_eq!(sender.live_streams(), 0);
     // The server sees that nobody waits any more.
     let incoming = incoming.recv().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    sleep(Duration::from_millis(1)).await;
     assert!(incoming.accept(None).is_err());
 }
 
@@ -256,6 +256,32 @@ async fn a_client_that_never_asks_is_let_go() {
     assert_eq!(start.elapsed(), Duration::from_secs(4));
 }
 
+/// CVE-2024-53270: a CONNECT that was reset can still be refused, or taken, as whoever is overloaded does.
+#[tokio::test(start_paused = true)]
+async fn whoever_has_gone_meanwhile_is_refused_without_harm() {
+    let (sender, mut incoming) = ours(Config::default()).await;
+    for refuses in [true, false] {
+        let asks = {
+            let sender = sender.clone();
+            tokio::spawn(async move { sender.connect(request("10.0.0.7:80")).await.map(drop) })
+        };
+        let gone = incoming.recv().await.unwrap();
+        asks.abort();
+        assert!(asks.await.unwrap_err().is_cancelled());
+        // Its reset is here.
+        sleep(Duration::from_secs(1)).await;
+        match refuses {
+            true => gone.refuse(StatusCode::SERVICE_UNAVAILABLE),
+            false => assert!(gone.accept(None).is_err()),
+        }
+        let accept = async { incoming.recv().await.unwrap().accept(None).unwrap() };
+        let (opened, _tunnel) = tokio::join!(sender.connect(request("10.0.0.7:80")), accept);
+        opened.unwrap();
+        assert_eq!(sender.live_streams(), 0);
+    }
+}
+
+/// S-09, CVE-2025-64763, CVE-2024-23326, CVE-2026-2833.
 #[tokio::test]
 async fn bytes_after_a_connect_wait_for_the_decision() {
     let (mut send, mut incoming) = against_bare_client(Config::default()).await;

@@ -163,6 +163,7 @@ fn frames_that_only_want_an_answer() {
     }
 }
 
+/// S-02, RUSTSEC-2024-0003: answers that we are made to send wait in a queue that is bounded.
 #[test]
 fn refusals_that_nobody_reads() {
     under(

@@ -11,7 +11,7 @@ fn stream(at: u32) -> u32 {
     1 + 2 * at
 }
 
-/// CVE-2023-44487, RUSTSEC-2023-0034: streams that are reset before we look at them.
+/// S-01, CVE-2023-44487, RUSTSEC-2023-0034: streams that are reset before we look at them.
 #[tokio::test(start_paused = true)]
 async fn rapid_reset() {
     for application in [Application::Echoes, Application::Waits] {
@@ -28,7 +28,7 @@ async fn rapid_reset() {
     }
 }
 
-/// CVE-2025-8671: streams that the client makes *us* reset, while their work would go on.
+/// S-03, CVE-2025-8671: streams that the client makes *us* reset, while their work would go on.
 #[tokio::test(start_paused = true)]
 async fn made_you_reset() {
     type Violate = fn(u32) -> Vec<u8>;
@@ -68,7 +68,7 @@ async fn made_you_reset() {
     }
 }
 
-/// CVE-2024-27316, CVE-2024-30255, RUSTSEC-2024-0332: header blocks without an end.
+/// S-04, CVE-2024-27316, CVE-2024-30255, RUSTSEC-2024-0332: header blocks without an end.
 #[tokio::test(start_paused = true)]
 async fn continuation() {
     let some = block(&[("x", "y")]);
@@ -88,7 +88,7 @@ async fn continuation() {
     }
 }
 
-/// RUSTSEC-2026-0258: DATA frames without data.
+/// S-05, RUSTSEC-2026-0258: DATA frames without data.
 #[tokio::test(start_paused = true)]
 async fn empty_data() {
     // h2 counts those that are unread, and has a bound of its own.

@@ -190,7 +190,7 @@ async fn authorities_that_lead_nowhere() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// CVE-2019-15226, CVE-2026-47774: what is larger when decoded than we take is answered 431, or ends the
+/// S-06, S-07, CVE-2019-15226, CVE-2026-47774: what is larger when decoded than we take is answered 431, or ends the
 /// connection when it is far larger.
 #[tokio::test(start_paused = true)]
 async fn hpack_bombs() {

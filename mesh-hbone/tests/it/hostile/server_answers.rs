@@ -385,7 +385,7 @@ async fn a_server_that_allows_no_stream() {
     assert!(error.is_timeout() && error.is_retry_safe());
 }
 
-/// CVE-2021-32780: no stream any more, in the middle of everything.
+/// S-08, CVE-2021-32780: no stream any more, in the middle of everything.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_takes_its_streams_back() {
     let mut client = Client::new().await;
