@@ -37,7 +37,7 @@ pub use policy::policy;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     ("authority", authority),
     ("baggage", baggage),
     ("certificate", certificate),
@@ -54,6 +54,7 @@ pub const TARGETS: [Target; 18] = [
     ("manifest", manifest),
     ("path_normalize", path_normalize),
     ("path_template", path_template),
+    ("pieces", pieces),
     ("policy", policy),
     ("ztunnel_yaml", ztunnel_yaml),
 ];
@@ -160,6 +161,11 @@ fn bundle(
 /// What a control plane sends.
 pub fn discovery(data: &[u8]) {
     mesh_xds::ads::fuzzing::response(data);
+}
+
+/// What a control plane sends, piece by piece.
+pub fn pieces(data: &[u8]) {
+    mesh_xds::ads::fuzzing::pieces(data);
 }
 
 /// An address block of a policy.

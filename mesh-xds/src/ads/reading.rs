@@ -39,13 +39,18 @@ enum State {
 impl Reading {
     /// A response of this length, of which nothing came yet.
     pub(super) fn new(protocol: Protocol, length: usize) -> Self {
+        Self::gathering(protocol, length, SMALL)
+    }
+
+    /// As [`new`](Self::new); it is gathered up to this size.
+    pub(super) fn gathering(protocol: Protocol, length: usize, small: usize) -> Self {
         Self {
             protocol,
             missing: length,
             response: Response::new(protocol, length),
-            state: match length {
-                0..=SMALL => State::Gathering(BytesMut::with_capacity(length)),
-                _ => State::Large,
+            state: match length <= small {
+                true => State::Gathering(BytesMut::with_capacity(length)),
+                false => State::Large,
             },
             is_taken: false,
         }

@@ -21,7 +21,7 @@ const REMOVED: [u64; 2] = [6, 8];
 impl Protocol {
     /// The field of what is wrong with resources, which nothing here asks: in memory each costs many times what it
     /// does on the wire.
-    fn errors(self) -> u64 {
+    pub(super) fn errors(self) -> u64 {
         match self {
             Self::Delta => 9,
             Self::StateOfTheWorld => 7,
