@@ -10,13 +10,12 @@ use tokio::time::{timeout, timeout_at};
 
 use crate::builder::{Builder, Missing};
 use crate::config::AppHealth;
-use crate::inbound::{Acceptor, Enforcement, Missings, Places, PortListener, Registry, Sessions};
+use crate::inbound::{Acceptor, Enforcement, Live, Missings, Places, PortListener};
 use crate::node::{Certificate, CertificateState, Node, certificate_name, supervised};
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
 use crate::ready::Readiness;
 use crate::settings::deadline;
-use crate::shutdown::Phase;
 use crate::snapshot::{Snapshot, WorkloadRecord};
 use crate::tasks::Tasks;
 use crate::{Error, ErrorKind};
@@ -44,13 +43,9 @@ pub(crate) struct MeshInner {
     pub(crate) enforcement: Enforcement,
     /// Policies that the workload lists and that are not here yet.
     missing: watch::Sender<Missings>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) sessions: Arc<Sessions>,
-    /// Plaintext that is accepted and not judged yet.
-    pub(crate) arriving: Arc<Sessions>,
+    pub(crate) live: Live,
     pub(crate) ports: Mutex<HashMap<u16, PortListener>>,
     pub(crate) acceptor: tokio::sync::Mutex<Option<Acceptor>>,
-    pub(crate) phase: watch::Sender<Phase>,
     /// Room for inbound sockets.
     pub(crate) places: Places,
     /// Listeners that were dropped, by port, until their sockets are closed.
@@ -232,12 +227,9 @@ impl MeshInner {
             spoken_for: OnceLock::new(),
             enforcement: Enforcement::new(),
             missing: watch::Sender::new(Missings::no_record()),
-            registry: Arc::new(Registry::new(limit)),
-            sessions: Arc::default(),
-            arriving: Arc::default(),
+            live: Live::new(limit),
             ports: Mutex::default(),
             acceptor: tokio::sync::Mutex::new(None),
-            phase: watch::Sender::new(Phase::Serving),
             places,
             leaving: Mutex::default(),
             _wanted: wanted,
@@ -277,7 +269,7 @@ impl MeshInner {
     pub(crate) fn configuration_changed(&self, snapshot: &Snapshot) {
         let record = self.record(snapshot);
         if self.enforcement.update(snapshot, record) {
-            self.registry.sweep(&self.enforcement);
+            self.live.registry.sweep(&self.enforcement);
         }
         let Some(record) = record else {
             // Live connections stay on the old list; new ones wait until there is a record again.

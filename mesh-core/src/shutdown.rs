@@ -1,25 +1,12 @@
 //! The end of a workload's service, in order.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::Mesh;
-use crate::inbound::LAST_WORDS;
+use crate::inbound::{LAST_WORDS, Phase, reaches};
 use crate::mesh::MeshInner;
-use crate::net::CutReason;
-
-/// How far a workload's service has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Phase {
-    Serving,
-    /// Nothing new is accepted; what lives may finish.
-    Draining,
-    /// The deadline has passed.
-    Over,
-}
 
 impl Mesh {
     /// Resolves when a drain begins: what axum's and tonic's graceful shutdown want.
@@ -45,29 +32,17 @@ impl Mesh {
     /// then nothing is cut at the deadline.
     pub async fn shutdown(&self, deadline: Duration) -> Drained {
         let mesh = &self.inner;
-        mesh.phase.send_if_modified(|phase| {
-            let begins = *phase == Phase::Serving;
-            *phase = (*phase).max(Phase::Draining);
-            begins
-        });
-        let before = mesh.registry.left();
-        let ends = async {
-            // In this order: who is judged enters the second before it leaves the first.
-            mesh.arriving.emptied().await;
-            mesh.registry.emptied().await;
-            mesh.sessions.emptied().await;
-        };
-        let waited = timeout(deadline, ends).await;
-        let finished = mesh.registry.left() - before;
+        let live = &mesh.live;
+        live.drain();
+        let before = live.registry.left();
+        let waited = timeout(deadline, live.ended()).await;
+        let finished = live.registry.left() - before;
         let (mut cut, mut unsent) = (0, 0);
-        if waited.is_err() {
-            let live = mesh.registry.tunnel_sources();
-            unsent = mesh.sessions.count(|source| !live.contains(&source));
-        }
-        mesh.phase.send_replace(Phase::Over);
-        if waited.is_err() {
-            // Those that are not judged yet will be refused.
-            cut = mesh.registry.cut_all(CutReason::Drain) + mesh.arriving.count(|_| true);
+        if waited.is_ok() {
+            live.end();
+        } else {
+            unsent = live.unsent();
+            cut = live.cut();
         }
         #[cfg(feature = "http")]
         mesh.http.close_idle();
@@ -75,7 +50,7 @@ impl Mesh {
             tracing::warn!(target: "mesh::node", cut, unsent, "drain duration expired with pending connections, forcefully shutting down");
         }
         // What was cut is on its way to the peers; each session bounds the wait by itself.
-        let _ = timeout(2 * LAST_WORDS, mesh.sessions.emptied()).await;
+        let _ = timeout(2 * LAST_WORDS, live.sessions.emptied()).await;
         Drained {
             finished,
             cut,
@@ -112,34 +87,5 @@ impl Drained {
 
 /// Resolves when the workload begins to drain, or is gone.
 pub(crate) fn drain_begins(mesh: &MeshInner) -> impl Future<Output = ()> + Send + Sync + use<> {
-    reaches(mesh.phase.subscribe(), Phase::Draining)
-}
-
-/// Resolves when the workload has begun to drain and all plaintext that it had accepted is judged, or is gone.
-pub(crate) fn all_judged(mesh: &MeshInner) -> impl Future<Output = ()> + Send + Sync + use<> {
-    let (phases, arriving) = (mesh.phase.subscribe(), Arc::clone(&mesh.arriving));
-    async move {
-        reaches(phases.clone(), Phase::Draining).await;
-        tokio::select! {
-            () = arriving.emptied() => {}
-            () = reaches(phases, Phase::Over) => {}
-        }
-    }
-}
-
-impl MeshInner {
-    /// Whether nothing new is accepted any more.
-    pub(crate) fn is_draining(&self) -> bool {
-        *self.phase.borrow() >= Phase::Draining
-    }
-
-    /// Whether nothing goes out any more.
-    pub(crate) fn is_over(&self) -> bool {
-        *self.phase.borrow() == Phase::Over
-    }
-}
-
-/// Resolves when the workload's service has come this far, or is gone.
-pub(crate) async fn reaches(mut phases: watch::Receiver<Phase>, wanted: Phase) {
-    let _ = phases.wait_for(|phase| *phase >= wanted).await;
+    reaches(mesh.live.phases(), Phase::Draining)
 }

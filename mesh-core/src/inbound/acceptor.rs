@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::account;
+use super::live::{Phase, reaches};
 use super::places::Place;
 use super::registry::{Judgement, Refused, Registered};
 use super::sessions::Sessions;
@@ -22,7 +23,6 @@ use super::validity::{Outcome, Validity};
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, CutReason, MeshStream};
 use crate::settings::WallClock;
-use crate::shutdown::{Phase, reaches};
 use crate::snapshot::{self, InboundRefusal, WorkloadRecord};
 use crate::{ConnectionContext, Error, ErrorKind};
 
@@ -113,10 +113,10 @@ impl Session {
             credentials: mesh.credentials()?,
             admission: admission.clone(),
             hbone: settings.hbone.clone(),
-            phase: mesh.phase.subscribe(),
+            phase: mesh.live.phases(),
             clock: settings.wall_clock.clone(),
             close_expired: settings.close_expired,
-            sessions: Arc::clone(&mesh.sessions),
+            sessions: Arc::clone(&mesh.live.sessions),
             _place: place,
         })
     }
@@ -194,7 +194,7 @@ impl Session {
         let Some(mesh) = self.mesh.upgrade() else {
             return;
         };
-        let tunnels = mesh.registry.cut_tunnels_of(self.source, reason);
+        let tunnels = mesh.live.registry.cut_tunnels_of(self.source, reason);
         tracing::info!(target: "mesh::inbound", source = %self.source, peer = %peer.identity(), tunnels, "{}", reason.as_str());
     }
 }
@@ -313,10 +313,11 @@ pub(super) fn admit(
     context: &ConnectionContext,
     judgement: Judgement,
 ) -> Result<Registered, Error> {
-    let admitted = mesh.registry.admit(context, judgement, &mesh.enforcement);
+    let admitted = mesh.live.admit(context, judgement, &mesh.enforcement);
     admitted.map_err(|refused| match refused {
         Refused::TooMany => too_many(),
         Refused::Denied(why) => Error::new(ErrorKind::Denied).with_detail(why),
+        Refused::Over => Error::new(ErrorKind::Draining).with_detail("the shutdown is over"),
     })
 }
 

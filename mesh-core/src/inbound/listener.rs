@@ -243,7 +243,7 @@ impl Mesh {
             local,
             queue: receiver,
             closed,
-            draining: Box::pin(crate::shutdown::all_judged(mesh)),
+            draining: Box::pin(mesh.live.all_judged()),
             #[cfg(feature = "http")]
             demanded: None,
             #[cfg(feature = "http")]

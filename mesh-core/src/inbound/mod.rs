@@ -8,6 +8,7 @@ mod enforcement;
 #[cfg(feature = "http")]
 mod http;
 mod listener;
+mod live;
 mod places;
 mod plaintext;
 mod registry;
@@ -25,9 +26,11 @@ pub use http::{AxumFuture, AxumService};
 pub use http::{HttpLayer, HttpListener, Wrapped};
 pub use listener::MeshListener;
 pub(crate) use listener::PortListener;
+pub(crate) use live::{Live, Phase, reaches};
 pub(crate) use places::Places;
 #[cfg(feature = "admin")]
 pub(crate) use registry::Judgement;
-pub(crate) use registry::{Registered, Registry};
-pub(crate) use sessions::Sessions;
+pub(crate) use registry::Registered;
+#[cfg(test)]
+pub(crate) use registry::Registry;
 pub(crate) use validity::is_revoked;

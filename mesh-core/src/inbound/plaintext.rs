@@ -81,11 +81,9 @@ impl Sockets {
                         account::early_refused(source, local, &acceptor::too_many());
                         continue;
                     };
-                    let arriving = mesh.arriving.enter(source);
-                    // A drain that had looked before this does not know of it.
-                    if mesh.is_draining() {
+                    let Some(arriving) = mesh.live.arrives(source) else {
                         break;
-                    }
+                    };
                     let waiting = Waiting {
                         io,
                         source,
@@ -156,10 +154,6 @@ async fn admit(
         Ok(registered) => registered,
         Err(error) => return refuse(error),
     };
-    // Asked once it has entered: whoever ends the mesh cuts all that have, after saying so.
-    if mesh.is_over() {
-        return refuse(Error::new(ErrorKind::Draining).with_detail("the shutdown is over"));
-    }
     let slot = match queue.try_reserve() {
         Ok(slot) => slot,
         Err(TrySendError::Full(())) => return refuse(acceptor::queue_full()),

@@ -49,6 +49,8 @@ pub(crate) enum Refused {
     TooMany,
     /// What its port enforces refuses it, as it says.
     Denied(String),
+    /// The workload's service is.
+    Over,
 }
 
 /// The live inbound connections of one workload, through which they are judged again.

@@ -14,11 +14,11 @@ use tokio::time::{timeout, timeout_at};
 
 use super::target::Destination;
 use super::{account, seek};
+use crate::inbound::{Phase, reaches};
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
 use crate::settings::{OutboundPolicy, deadline};
-use crate::shutdown::{Phase, reaches};
 use crate::snapshot::{
     self, EndpointId, Hop, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
 };
@@ -136,7 +136,7 @@ impl MeshInner {
         // Nothing goes out before the first snapshot, or after the end.
         let record = tokio::select! {
             biased;
-            () = reaches(self.phase.subscribe(), Phase::Over) => return Err(over(destination)),
+            () = reaches(self.live.phases(), Phase::Over) => return Err(over(destination)),
             record = async {
                 self.ready().await?;
                 self.record_known().await
@@ -280,7 +280,7 @@ impl MeshInner {
     /// Opens one connection along a route.
     pub(super) async fn open(&self, route: &Route) -> Result<MeshStream, Error> {
         // The way may have been long.
-        if self.is_over() {
+        if self.live.is_over() {
             return Err(over("a connection"));
         }
         match route.hop() {

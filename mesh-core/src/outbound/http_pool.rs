@@ -287,7 +287,7 @@ impl HttpPool {
         let since = Instant::now();
         let mut state = self.state();
         // Asked under the lock: whoever ends the mesh lets go of what is here after saying so.
-        if mesh.is_over() {
+        if mesh.live.is_over() {
             return;
         }
         let idle = state.http1.entry(hop).or_default();

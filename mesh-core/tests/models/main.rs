@@ -1,9 +1,11 @@
-//! Every order in which threads can meet at the registry of live connections and at that of the TLS connections
-//! below them, by loom.
+//! Every order in which threads can meet at the registry of live connections, at that of the TLS connections below
+//! them, and at the drain that waits for both, by loom.
 //!
-//! Both are the library's own files, compiled here with loom's primitives in the place of `std`'s
-//! (`src/sync.rs` is the seam). What it asks of its surroundings is played below.
+//! All are the library's own files, compiled here with loom's primitives in the place of `std`'s and tokio's
+//! (`src/sync.rs` is the seam). What they ask of their surroundings is played below.
 #![cfg(feature = "http")]
+
+mod drain;
 
 use std::sync::Arc;
 
@@ -14,7 +16,6 @@ use mesh_core::authz::Identity;
 use enforcement::Enforcement;
 use net::{Cut, CutReason};
 use registry::{Judgement, Refused, Registry};
-use sessions::Sessions;
 
 mod sync {
     use std::pin::Pin;
@@ -63,6 +64,89 @@ mod sync {
         }
     }
 
+    pub(crate) mod watch {
+        use std::ops::Deref;
+        use std::sync::Arc;
+        use std::task::{Poll, Waker};
+
+        use loom::sync::Mutex;
+
+        /// tokio's, as far as it is used, of values that are copied.
+        #[derive(Debug)]
+        pub(crate) struct Sender<T>(Arc<Mutex<State<T>>>);
+
+        #[derive(Debug, Clone)]
+        pub(crate) struct Receiver<T>(Arc<Mutex<State<T>>>);
+
+        #[derive(Debug)]
+        struct State<T> {
+            value: T,
+            waiting: Vec<Waker>,
+        }
+
+        pub(crate) struct Ref<T>(T);
+
+        impl<T> Deref for Ref<T> {
+            type Target = T;
+
+            fn deref(&self) -> &T {
+                &self.0
+            }
+        }
+
+        impl<T: Copy> Sender<T> {
+            pub(crate) fn new(value: T) -> Self {
+                let waiting = Vec::new();
+                Self(Arc::new(Mutex::new(State { value, waiting })))
+            }
+
+            pub(crate) fn subscribe(&self) -> Receiver<T> {
+                Receiver(Arc::clone(&self.0))
+            }
+
+            pub(crate) fn borrow(&self) -> Ref<T> {
+                Ref(self.0.lock().unwrap().value)
+            }
+
+            pub(crate) fn send_if_modified(&self, modify: impl FnOnce(&mut T) -> bool) {
+                let waiting = {
+                    let mut state = self.0.lock().unwrap();
+                    match modify(&mut state.value) {
+                        true => std::mem::take(&mut state.waiting),
+                        false => Vec::new(),
+                    }
+                };
+                for waker in waiting {
+                    waker.wake();
+                }
+            }
+
+            pub(crate) fn send_replace(&self, value: T) {
+                self.send_if_modified(|before| {
+                    *before = value;
+                    true
+                });
+            }
+        }
+
+        impl<T: Copy> Receiver<T> {
+            pub(crate) async fn wait_for(
+                &mut self,
+                wanted: impl Fn(&T) -> bool,
+            ) -> Result<Ref<T>, ()> {
+                std::future::poll_fn(|cx| {
+                    let mut state = self.0.lock().unwrap();
+                    if wanted(&state.value) {
+                        return Poll::Ready(Ok(Ref(state.value)));
+                    }
+                    state.waiting.push(cx.waker().clone());
+                    Poll::Pending
+                })
+                .await
+            }
+        }
+    }
+
     impl Notified<'_> {
         pub(crate) fn enable(self: Pin<&mut Self>) -> bool {
             self.before != self.notify.0.lock().unwrap().calls
@@ -92,6 +176,7 @@ mod net {
     #[derive(Debug, Clone, Copy)]
     pub(crate) enum CutReason {
         Policy,
+        Drain,
     }
 
     impl Cut {
@@ -116,6 +201,10 @@ pub(crate) mod registry;
 #[path = "../../src/inbound/sessions.rs"]
 #[allow(dead_code, reason = "the library uses all of it")]
 pub(crate) mod sessions;
+
+#[path = "../../src/inbound/live.rs"]
+#[allow(dead_code, reason = "the library uses all of it")]
+pub(crate) mod live;
 
 pub(crate) mod places {
     #[derive(Debug)]
@@ -258,51 +347,5 @@ fn a_deadline_cuts_whoever_has_not_left() {
         assert!((1..=2).contains(&count));
         assert!(cut.is_cut());
         leaves.join().unwrap();
-    });
-}
-
-/// Nor one in plaintext that is judged meanwhile: it has entered before it stops arriving.
-#[test]
-fn a_drain_does_not_miss_the_plaintext_that_is_judged_meanwhile() {
-    check(|| {
-        let (registry, arriving) = (Arc::new(Registry::new(8)), Arc::new(Sessions::default()));
-        let arrives = arriving.enter("10.0.0.1:80".parse().unwrap());
-        let judged = {
-            let registry = Arc::clone(&registry);
-            thread::spawn(move || {
-                let registered = registry.enter(context(), Judgement::L4);
-                drop(arrives);
-                drop(registered);
-            })
-        };
-        loom::future::block_on(async {
-            arriving.emptied().await;
-            registry.emptied().await;
-        });
-        assert_eq!((registry.live(), registry.left()), (0, 1));
-        judged.join().unwrap();
-    });
-}
-
-/// A tunnel that is taken while a drain begins is waited for: if not as itself, then as its TLS connection,
-/// which outlives it. This is the order in which a drain looks.
-#[test]
-fn a_drain_does_not_miss_the_tunnel_that_is_taken_meanwhile() {
-    check(|| {
-        let (registry, sessions) = (Arc::new(Registry::new(8)), Arc::new(Sessions::default()));
-        let session = sessions.enter("10.0.0.1:80".parse().unwrap());
-        let takes = {
-            let registry = Arc::clone(&registry);
-            thread::spawn(move || {
-                drop(registry.enter(context(), Judgement::L4));
-                drop(session);
-            })
-        };
-        loom::future::block_on(async {
-            registry.emptied().await;
-            sessions.emptied().await;
-        });
-        assert_eq!((registry.live(), registry.left()), (0, 1));
-        takes.join().unwrap();
     });
 }

@@ -73,7 +73,7 @@ impl StateDump {
         let record = mesh.record(snapshot);
         let missing = mesh.missing_policies();
         let up = record.is_some() && missing.is_empty() && mesh.has_certificate();
-        let contexts = mesh.registry.connections();
+        let contexts = mesh.live.registry.connections();
         let mut inbound: Vec<Inbound> = contexts.iter().map(Inbound::new).collect();
         inbound.sort_by_key(|connection| (connection.src, connection.actual_dst));
         let live = mesh.outbound.connections();
