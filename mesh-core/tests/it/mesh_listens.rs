@@ -76,6 +76,10 @@ async fn an_application_that_is_only_partly_ours_is_forwarded_to() {
     ping(&mut client.connect(&target).await.unwrap())
         .await
         .unwrap();
+    // A tunnel within a tunnel would come from the server's own address.
+    let sender = world.bare_client("client", 2, "server").await;
+    let tunnels = SocketAddr::new(world.ip(2), 15008);
+    assert_eq!(refusal(&sender, tunnels).await, 503);
     world
         .control
         .set(vec![policy("none", Action::Allow, vec![])])

@@ -73,7 +73,7 @@ impl Question {
         let mut asked = Asked::new(self, subject, &snapshot, record);
         asked.reach(subject, &snapshot, record);
         asked.known(subject);
-        asked.listened(subject);
+        asked.listened(subject, &snapshot);
         asked.judge(subject)
     }
 }
@@ -265,9 +265,12 @@ impl Asked {
         });
     }
 
-    fn listened(&mut self, subject: &Subject) {
+    fn listened(&mut self, subject: &Subject, snapshot: &Snapshot) {
         let port = self.destination.port();
-        let forwards = subject.node.settings.forward_unlistened && self.question.from.is_some();
+        let settings = &subject.node.settings;
+        let forwards = settings.forward_unlistened
+            && self.question.from.is_some()
+            && port != subject.mesh.hbone_port(snapshot);
         self.steps.push(match self.listener {
             Some(Judgement::PerRequest) => Step::new(
                 "listener",
