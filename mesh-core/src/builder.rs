@@ -290,6 +290,15 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
+    /// How long a drain waits before [`Mesh::draining`](crate::Mesh::draining) resolves and servers close what is idle. Until then
+    /// callers are told: tunnels go elsewhere (GOAWAY), answers to HTTP/1 requests say `connection: close`. At most a quarter of
+    /// the deadline of [`shutdown`](crate::Mesh::shutdown). Default: 500 ms, many round trips.
+    #[must_use]
+    pub fn drain_notice(mut self, notice: Duration) -> Self {
+        self.settings.drain_notice = notice;
+        self
+    }
+
     /// Whether a tunnel to a port on which nothing listens through the mesh is forwarded to that
     /// port on this host, for applications that are only partly ours. Refused with 503 unless set, and
     /// always to the port of the tunnels themselves: what came in that way would come from our own address.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use mesh_authz::Identity;
 use mesh_hbone::tls::{Bundle, Credentials};
 use tokio::sync::watch;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::builder::{Builder, Missing};
 use crate::config::AppHealth;
@@ -46,6 +46,8 @@ pub(crate) struct MeshInner {
     pub(crate) live: Live,
     pub(crate) ports: Mutex<HashMap<u16, PortListener>>,
     pub(crate) acceptor: tokio::sync::Mutex<Option<Acceptor>>,
+    /// When the application is told of the drain, once that has begun.
+    pub(crate) notice: Arc<OnceLock<Instant>>,
     /// Room for inbound sockets.
     pub(crate) places: Places,
     /// Listeners that were dropped, by port, until their sockets are closed.
@@ -230,6 +232,7 @@ impl MeshInner {
             live: Live::new(limit),
             ports: Mutex::default(),
             acceptor: tokio::sync::Mutex::new(None),
+            notice: Arc::default(),
             places,
             leaving: Mutex::default(),
             _wanted: wanted,

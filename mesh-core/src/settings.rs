@@ -36,6 +36,7 @@ pub(crate) struct Settings {
     pub(crate) bind: Option<IpAddr>,
     pub(crate) hbone_port: Option<u16>,
     pub(crate) forward_unlistened: bool,
+    pub(crate) drain_notice: Duration,
     pub(crate) listener_queue: usize,
     pub(crate) max_connections: usize,
     pub(crate) max_plaintext_connections: Option<usize>,
@@ -83,6 +84,8 @@ impl Default for Settings {
             bind: None,
             hbone_port: None,
             forward_unlistened: false,
+            // A caller in the same country has heard of it by then.
+            drain_notice: Duration::from_millis(500),
             listener_queue: 1024,
             max_connections: 10_000,
             max_plaintext_connections: None,

@@ -1,21 +1,25 @@
 //! The end of a workload's service, in order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Mesh;
 use crate::inbound::{LAST_WORDS, Phase, reaches};
 use crate::mesh::MeshInner;
 
 impl Mesh {
-    /// Resolves when a drain begins: what axum's and tonic's graceful shutdown want.
+    /// Resolves when a drain has begun and callers have had notice of it: what axum's and tonic's graceful shutdown want.
+    ///
+    /// That is the [drain notice](crate::Builder::drain_notice) after the call of [`shutdown`](Self::shutdown), or when the last
+    /// connection has ended before.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
-        drain_begins(&self.inner)
+        noticed(&self.inner)
     }
 
-    /// Drains: stops accepting, tells peers to open no more tunnels, waits for live connections to
-    /// end, and cuts what is left at the deadline. Also begins the drain for [`draining`](Self::draining).
+    /// Drains: stops accepting, tells peers to open no more tunnels, has HTTP/1 answers say `connection: close`, then
+    /// tells the application ([`draining`](Self::draining)), waits for live connections to end, and cuts what is left at the deadline.
     ///
     /// A connection has ended when its stream was dropped *and* all that was written to it is out: for
     /// tunnels, when the peer has taken it and the TLS connection that they shared is closed
@@ -33,6 +37,8 @@ impl Mesh {
     pub async fn shutdown(&self, deadline: Duration) -> Drained {
         let mesh = &self.inner;
         let live = &mesh.live;
+        let notice = mesh.settings().drain_notice.min(deadline / 4);
+        mesh.notice.get_or_init(|| Instant::now() + notice);
         live.drain();
         let before = live.registry.left();
         let waited = timeout(deadline, live.ended()).await;
@@ -88,4 +94,19 @@ impl Drained {
 /// Resolves when the workload begins to drain, or is gone.
 pub(crate) fn drain_begins(mesh: &MeshInner) -> impl Future<Output = ()> + Send + Sync + use<> {
     reaches(mesh.live.phases(), Phase::Draining)
+}
+
+/// Resolves when the workload drains and callers have had notice of it, or is gone.
+pub(crate) fn noticed(mesh: &MeshInner) -> impl Future<Output = ()> + Send + Sync + use<> {
+    let (phases, notice) = (mesh.live.phases(), Arc::clone(&mesh.notice));
+    async move {
+        reaches(phases.clone(), Phase::Draining).await;
+        // A mesh that is gone without a drain has no notice.
+        if let Some(until) = notice.get() {
+            tokio::select! {
+                () = sleep_until(*until) => {}
+                () = reaches(phases, Phase::Over) => {}
+            }
+        }
+    }
 }

@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::listener::MeshListener;
 use super::registry::Judgement;
 use crate::error::BoxError;
-use crate::layers::{Inbound, InboundLayer, ObserveLayer};
+use crate::layers::{Inbound, InboundLayer, LeaveLayer, ObserveLayer};
 use crate::{ConnectionContext, Error, Mesh};
 
 /// A listener and the layer that judges its requests.
@@ -257,7 +257,9 @@ impl Mesh {
         // The listener labels each connection; see account::accounted.
         let observe = observe.label_with(ConnectionContext::labels_or_peer);
         let policies = self.inner.enforcement.follow(listener.local_addr().port());
-        let inbound = InboundLayer::new(policies).observe(observe);
+        let inbound = InboundLayer::new(policies)
+            .observe(observe)
+            .leave(LeaveLayer::new(self));
         let used = LayerUse::default();
         listener.only_with(used.clone());
         Ok(HttpListener {
@@ -313,8 +315,10 @@ impl HttpListener {
             });
             while connections.try_join_next().is_some() {}
         }
+        let noticed = listener.noticed();
         // What comes now is answered 503 rather than queued for nobody.
         drop(listener);
+        noticed.await;
         graceful.shutdown().await;
     }
 }

@@ -57,6 +57,12 @@ impl MeshListener {
         std::future::poll_fn(|cx| self.poll_accept(cx)).await
     }
 
+    /// Resolves when callers have had notice of the drain.
+    #[cfg(feature = "http")]
+    pub(crate) fn noticed(&self) -> impl Future<Output = ()> + Send + use<> {
+        crate::shutdown::noticed(&self.mesh)
+    }
+
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<MeshStream, Error>> {
         let accepted = self.poll_queue(cx);
         #[cfg(feature = "http")]

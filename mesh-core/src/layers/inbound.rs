@@ -3,7 +3,9 @@
 use mesh_authz::matcher::PathNormalization;
 use tower_layer::Layer;
 
-use super::{Authorize, AuthorizeLayer, Identify, IdentifyLayer, Observe, ObserveLayer};
+use super::{
+    Authorize, AuthorizeLayer, Identify, IdentifyLayer, Leave, LeaveLayer, Observe, ObserveLayer,
+};
 use crate::{ConnectionContext, Policies};
 
 /// All layers of a server in the mesh, in the [order](super#order) that is right.
@@ -21,23 +23,32 @@ use crate::{ConnectionContext, Policies};
 /// ```
 #[derive(Debug, Clone)]
 pub struct InboundLayer {
+    leave: LeaveLayer,
     observe: ObserveLayer,
     authorize: AuthorizeLayer,
     context: Option<ConnectionContext>,
 }
 
 /// What [`InboundLayer`] makes of a service.
-pub type Inbound<S> = Observe<Identify<Authorize<S>>>;
+pub type Inbound<S> = Leave<Observe<Identify<Authorize<S>>>>;
 
 impl InboundLayer {
     /// Enforces `policies` and logs; each request must carry its [`ConnectionContext`] in its
     /// extensions.
     pub fn new(policies: Policies) -> Self {
         Self {
+            leave: LeaveLayer::default(),
             observe: ObserveLayer::log_only(),
             authorize: AuthorizeLayer::live(policies),
             context: None,
         }
+    }
+
+    /// Sets whose drain is followed. Default: nobody's.
+    #[must_use]
+    pub fn leave(mut self, leave: LeaveLayer) -> Self {
+        self.leave = leave;
+        self
     }
 
     /// Sets how requests are counted and logged. Default: logged, not counted.
@@ -80,6 +91,7 @@ impl<S> Layer<S> for InboundLayer {
             ),
             None => (self.observe.clone(), IdentifyLayer::new()),
         };
-        observe.layer(identify.layer(self.authorize.layer(inner)))
+        let judged = identify.layer(self.authorize.layer(inner));
+        self.leave.layer(observe.layer(judged))
     }
 }

@@ -8,6 +8,7 @@
 //! | [`AuthorizeLayer`] | judges each request by policies: 403, or gRPC 7 |
 //! | [`TimeoutLayer`] | answers 504, or gRPC 4, to requests that take too long |
 //! | [`AnswerLayer`] | turns errors into responses, by the one table of [`ErrorKind::reply`](crate::ErrorKind::reply) |
+//! | [`LeaveLayer`] | closes HTTP/1 connections with their next answer when the mesh drains |
 //! | [`InboundLayer`] | all that a server in the mesh needs, in the right order |
 //!
 //! A client's layers, which fail with an [`Error`](crate::Error):
@@ -25,16 +26,18 @@
 //!
 //! The order of a server's stack is written in [`InboundLayer`] and nowhere else, outermost first:
 //!
-//! 1. observe: every answer counts, those of the layers below included;
-//! 2. identify: what follows needs to know the peer, and must not read forged headers;
-//! 3. authorize: normalise the path, refuse tokens, decide; what was judged is what is forwarded;
-//! 4. the application.
+//! 1. leave: every answer of a mesh that drains is the last on its connection;
+//! 2. observe: every answer counts, those of the layers below included;
+//! 3. identify: what follows needs to know the peer, and must not read forged headers;
+//! 4. authorize: normalise the path, refuse tokens, decide; what was judged is what is forwarded;
+//! 5. the application.
 
 mod answer;
 mod authorize;
 mod identify;
 mod inbound;
 mod jwt;
+mod leave;
 mod observe;
 mod reply;
 mod retry;
@@ -47,6 +50,7 @@ pub(crate) use authorize::{normalize, without_trailing_dot};
 pub use identify::{Identify, IdentifyLayer, PeerIdentity};
 pub use inbound::{Inbound, InboundLayer};
 pub use jwt::{RefuseTokens, RefuseTokensLayer, TokenLocations};
+pub use leave::{Leave, LeaveFuture, LeaveLayer};
 #[cfg(feature = "http")]
 pub(crate) use observe::peer_labels;
 pub use observe::{Observe, ObserveBody, ObserveFuture, ObserveLayer};

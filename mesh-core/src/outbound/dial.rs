@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::Guard;
 use mesh_authz::Identity;
 use mesh_hbone::authority::Authority;
-use mesh_hbone::client::{self, ConnectRequest};
+use mesh_hbone::client::{self, ConnectRequest, Sender};
 use mesh_hbone::pool::Lease;
 use mesh_hbone::tls::{self, Credentials};
 use mesh_xds::model::GatewayDestination;
@@ -100,7 +100,7 @@ impl MeshInner {
                 }
             };
             let error = match self.open(&route).await {
-                Ok(stream) => return Ok((route, self.tracked(destination, stream))),
+                Ok((stream, _)) => return Ok((route, self.tracked(destination, stream))),
                 Err(error) => error,
             };
             account::failed(self, &route, &error);
@@ -277,15 +277,20 @@ impl MeshInner {
         Ok(Route::passthrough(address))
     }
 
-    /// Opens one connection along a route.
-    pub(super) async fn open(&self, route: &Route) -> Result<MeshStream, Error> {
+    /// Opens one connection along a route, with the TLS connection that it shares with others if it is a tunnel.
+    pub(super) async fn open(&self, route: &Route) -> Result<(MeshStream, Option<Sender>), Error> {
         // The way may have been long.
         if self.live.is_over() {
             return Err(over("a connection"));
         }
         match route.hop() {
-            Hop::Hbone(tunnel) => self.open_tunnel(route, tunnel).await,
-            Hop::Plain(address) | Hop::Passthrough(address) => self.open_plain(*address).await,
+            Hop::Hbone(tunnel) => {
+                let (stream, carrier) = self.open_tunnel(route, tunnel).await?;
+                Ok((stream, Some(carrier)))
+            }
+            Hop::Plain(address) | Hop::Passthrough(address) => {
+                Ok((self.open_plain(*address).await?, None))
+            }
             // `route` has looked it up.
             Hop::Resolve(lookup) => Err(Error::new(ErrorKind::Internal).with_detail(format!(
                 "{}: expected a route with an address",
@@ -348,7 +353,11 @@ async fn dial(transport: &Transport, limit: Duration, to: SocketAddr) -> io::Res
 
 impl MeshInner {
     /// Opens a tunnel on a connection shared with others of the same key.
-    async fn open_tunnel(&self, route: &Route, tunnelled: &Tunnelled) -> Result<MeshStream, Error> {
+    async fn open_tunnel(
+        &self,
+        route: &Route,
+        tunnelled: &Tunnelled,
+    ) -> Result<(MeshStream, Sender), Error> {
         let credentials = self.ready().await?;
         let next_hop = tunnelled.next_hop();
         let to = authority(tunnelled)?;
@@ -366,7 +375,8 @@ impl MeshInner {
             // A new connection will show the certificate that the peer has now.
             sender.retire();
         };
-        let peer = lease.sender().peer().map(|peer| peer.identity().clone());
+        let carrier = lease.sender().clone();
+        let peer = carrier.peer().map(|peer| peer.identity().clone());
         let (tunnel, _) = lease
             .connect(request)
             .await
@@ -376,7 +386,7 @@ impl MeshInner {
             Some(peer) => ConnectionContext::tunnel(own, next_hop, peer),
             None => ConnectionContext::plaintext(own, next_hop),
         };
-        Ok(MeshStream::tunnel(tunnel, context))
+        Ok((MeshStream::tunnel(tunnel, context), carrier))
     }
 
     /// A place on a connection to the next hop. The dial holds no handle: it may outlive the node.

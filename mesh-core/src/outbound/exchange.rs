@@ -5,6 +5,7 @@ use std::sync::Weak;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
+use mesh_hbone::client::Sender;
 
 use super::http_pool::{Running, Using};
 use crate::layers::ReplayBody;
@@ -29,6 +30,19 @@ pub(super) enum Checkout {
 pub(super) struct Exclusive {
     pub(super) sender: http1::SendRequest<ReplayBody>,
     pub(super) running: Running,
+    /// The TLS connection that it shares with others, if it is a tunnel.
+    pub(super) carrier: Option<Box<Sender>>,
+}
+
+impl Exclusive {
+    /// Whether it may take another request. One whose peer goes away (GOAWAY) may be closed just then.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.sender.is_ready()
+            && !self
+                .carrier
+                .as_ref()
+                .is_some_and(|carrier| carrier.is_closed())
+    }
 }
 
 /// Whether a connection served requests before.

@@ -211,7 +211,7 @@ impl HttpPool {
         if let Some(connection) = self.take_idle(route.hop()) {
             return Ok(Checkout::Http1(connection, home, Age::Used));
         }
-        let stream = mesh.open(route).await?;
+        let (stream, carrier) = mesh.open(route).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(Error::handshake)?;
@@ -219,7 +219,11 @@ impl HttpPool {
         spawner.spawn_connection(connection);
         drop(spawner);
         sender.ready().await.map_err(Error::handshake)?;
-        let connection = Exclusive { sender, running };
+        let connection = Exclusive {
+            sender,
+            running,
+            carrier: carrier.map(Box::new),
+        };
         Ok(Checkout::Http1(connection, home, Age::New))
     }
 
@@ -230,9 +234,7 @@ impl HttpPool {
         let before = idle.len();
         // The newest first: the others may end by age.
         let connection = std::iter::from_fn(|| idle.pop())
-            .find(|idle| {
-                idle.connection.sender.is_ready() && idle.since.elapsed() < self.idle_timeout
-            })
+            .find(|idle| idle.connection.is_lasting() && idle.since.elapsed() < self.idle_timeout)
             .map(|idle| idle.connection);
         state.idle -= before - idle.len();
         if idle.is_empty() {
@@ -284,6 +286,9 @@ impl HttpPool {
     }
 
     pub(super) fn check_in(&self, mesh: &MeshInner, hop: Hop, connection: Exclusive) {
+        if !connection.is_lasting() {
+            return;
+        }
         let since = Instant::now();
         let mut state = self.state();
         // Asked under the lock: whoever ends the mesh lets go of what is here after saying so.
@@ -367,7 +372,7 @@ impl NodeInner {
 }
 
 async fn dial(mesh: &Arc<MeshInner>, route: &Route) -> Result<Multiplexed, Error> {
-    let stream = mesh.open(route).await?;
+    let (stream, _) = mesh.open(route).await?;
     let (running, spawner) = Running::new(mesh);
     let (sender, connection) = http2::Builder::new(spawner.clone())
         .timer(TokioTimer::new())

@@ -209,6 +209,7 @@ mod mesh_denies_the_living;
     feature = "metrics",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
+mod mesh_drains;
 mod mesh_ends;
 #[cfg(all(
     feature = "dev-ca",
