@@ -9,11 +9,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
-use mesh_core::{Error, Mesh, OutboundPolicy};
+use mesh_core::config::Xds;
+use mesh_core::identity::Istiod;
+use mesh_core::{Builder, ControlPlane, Error, Mesh, OutboundPolicy, WorkloadId};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tower::ServiceExt;
 
 /// How long anything may take before the test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,13 +33,21 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    /// Starts the program with these manifests and arguments. Manifests have addresses in 127.0.1.0/24; `last`
-    /// tells the planes of one run apart, the process id tells runs apart.
+    /// Starts the program with these manifests and arguments.
     pub(crate) async fn start(last: u32, manifests: &str, arguments: &[&str]) -> Self {
+        let mut plane = Self::absent(last, manifests, arguments);
+        plane.run();
+        plane.up().await;
+        plane
+    }
+
+    /// What the program needs, before it is started. Manifests have addresses in 127.0.1.0/24; `last`, which is
+    /// below 32, tells the planes of one run apart, the process id tells runs apart.
+    pub(crate) fn absent(last: u32, manifests: &str, arguments: &[&str]) -> Self {
         let id = std::process::id();
-        let network = format!("127.{}.{}", 128 + id % 64, (id / 64 % 15) * 16 + last);
+        let network = format!("127.{}.{}", 128 + id % 64, (id / 64 % 7) * 32 + last);
         let address: IpAddr = format!("{network}.1").parse().unwrap();
-        let mut plane = Self {
+        let plane = Self {
             folder: tempfile::tempdir().unwrap(),
             network,
             address: SocketAddr::new(address, 15012),
@@ -44,12 +56,14 @@ impl Plane {
             running: None,
         };
         plane.save(manifests);
-        plane.run();
+        plane
+    }
+
+    pub(crate) async fn up(&self) {
         until("the control plane is up", async || {
-            plane.page("/ready").await.is_some()
+            self.page("/ready").await.is_some()
         })
         .await;
-        plane
     }
 
     /// The address that manifests have as 127.0.1.`last`.
@@ -91,6 +105,20 @@ impl Plane {
             running.kill().unwrap();
             running.wait().unwrap();
         }
+    }
+
+    /// Stops the program where it is: its kernel accepts connections and what comes on them, and nobody answers.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let running = self.running.as_ref().expect("it runs");
+        kill_process(Pid::from_child(running), signal).unwrap();
     }
 
     /// Writes the five files of a workload that runs as its name, and says where they are.
@@ -161,6 +189,42 @@ pub(crate) fn join(files: &Path) -> Mesh {
         .start_timeout(PATIENCE)
         .build()
         .unwrap()
+}
+
+/// The control plane that the files of a host lead to, at this address.
+pub(crate) fn control_plane(files: &Path, at: SocketAddr) -> ControlPlane {
+    ControlPlane::new(format!("istiod.istio-system.svc:{}", at.port()))
+        .at(at.ip())
+        .root_cert_file(files.join("root-cert.pem"))
+        .token_file(files.join("istio-token"))
+        .cluster_id("Kubernetes")
+}
+
+/// As [`join`], of parts that a test has changed.
+pub(crate) fn joining(
+    name: &str,
+    own: IpAddr,
+    discovery: Xds,
+    identity: Istiod,
+) -> Builder<WorkloadId, Xds, Istiod> {
+    Mesh::builder()
+        .workload("default", name, name)
+        .config(discovery.addresses([own]))
+        .identity(identity)
+        .outbound_policy(OutboundPolicy::RegistryOnly)
+        .start_timeout(PATIENCE)
+}
+
+/// Why what the mesh goes by may be old, if it may.
+pub(crate) async fn stale(mesh: &Mesh) -> Option<String> {
+    let request = Request::get("/config_dump").body(()).unwrap();
+    let response = match mesh.admin().oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let dump: Value = serde_json::from_slice(&body).unwrap();
+    dump["stale"]["reason"].as_str().map(str::to_owned)
 }
 
 /// What a request is answered: a status with its text, or why there is none.

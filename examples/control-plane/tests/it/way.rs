@@ -1,0 +1,122 @@
+//! The way to a control plane, of TCP, which a test can spoil.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// What becomes of what the control plane sends; what it is sent comes as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Open,
+    /// It comes in pieces of so many bytes, each after such a pause.
+    Slow(usize, Duration),
+    /// The first so many bytes of each connection come, then it ends.
+    Cut(usize),
+    /// From the piece with this byte on, the last byte of each is another.
+    Garbled(usize),
+    /// Connections end as they begin.
+    Closed,
+}
+
+pub(crate) struct Way {
+    address: SocketAddr,
+    said: watch::Sender<(SocketAddr, Mode)>,
+    connections: Arc<AtomicUsize>,
+    running: JoinHandle<()>,
+}
+
+impl Way {
+    /// Opens a way to there, from another port of the same address.
+    pub(crate) async fn open(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind((to.ip(), 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let said = watch::Sender::new((to, Mode::Open));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (hears, count) = (said.subscribe(), Arc::clone(&connections));
+        let running = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(carry(stream, hears.clone()));
+            }
+        });
+        Self {
+            address,
+            said,
+            connections,
+            running,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many connections there were.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// What becomes of connections from now on, those that are there included.
+    pub(crate) fn turn(&self, mode: Mode) {
+        self.said.send_modify(|said| said.1 = mode);
+    }
+
+    /// Leads elsewhere; connections that are there end.
+    pub(crate) fn lead(&self, to: SocketAddr) {
+        self.said.send_modify(|said| said.0 = to);
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+async fn carry(mut client: TcpStream, mut said: watch::Receiver<(SocketAddr, Mode)>) {
+    let to = said.borrow_and_update().0;
+    let Ok(mut server) = TcpStream::connect(to).await else {
+        return;
+    };
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let modes = said.clone();
+    let down = async {
+        let (mut passed, mut piece) = (0_usize, vec![0; 16 << 10]);
+        loop {
+            let size = match modes.borrow().1 {
+                Mode::Slow(size, _) => size.min(piece.len()),
+                _ => piece.len(),
+            };
+            let Ok(mut read @ 1..) = from_server.read(&mut piece[..size]).await else {
+                return;
+            };
+            // As it is now: the wait was long.
+            let mode = modes.borrow().1;
+            match mode {
+                Mode::Slow(_, pause) => sleep(pause).await,
+                Mode::Cut(most) => read = read.min(most.saturating_sub(passed)),
+                Mode::Garbled(from) if passed + read > from => {
+                    piece[read - 1] ^= 0x55;
+                }
+                Mode::Open | Mode::Garbled(_) | Mode::Closed => {}
+            }
+            passed += read;
+            if read == 0 || to_client.write_all(&piece[..read]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = down => {}
+        _ = copy(&mut from_client, &mut to_server) => {}
+        _ = said.wait_for(|said| said.0 != to || said.1 == Mode::Closed) => {}
+    }
+}
