@@ -124,6 +124,7 @@ async fn workloads(mesh: &Mesh) -> Vec<String> {
     uids
 }
 
+/// what nobody should send.
 #[tokio::test(start_paused = true)]
 async fn what_no_control_plane_says_changes_nothing() {
     let place = Place::new();

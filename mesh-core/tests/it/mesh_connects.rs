@@ -65,6 +65,7 @@ async fn a_failed_tunnel_never_falls_back_to_plaintext() {
     assert!(nothing.is_err(), "a connection arrived: {nothing:?}");
 }
 
+/// an address that is another's now.
 #[tokio::test]
 async fn an_impostor_is_passed_over_for_another_endpoint() {
     let world = World::new(33);

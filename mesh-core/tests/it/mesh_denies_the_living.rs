@@ -83,6 +83,7 @@ async fn tunnels_are_refused_by(
     }
 }
 
+/// permission is taken from those who live.
 #[tokio::test]
 async fn a_policy_that_is_added_cuts_all_that_it_refuses_and_nothing_else() {
     let world = World::new(175);
@@ -93,6 +94,7 @@ async fn a_policy_that_is_added_cuts_all_that_it_refuses_and_nothing_else() {
     tunnels_are_refused_by(&world, vec![deny], (Vec::new(), vec![name])).await;
 }
 
+/// permission is taken from those who live.
 #[tokio::test]
 async fn a_policy_that_is_attached_cuts_all_that_it_refuses_and_nothing_else() {
     let world = World::new(176);

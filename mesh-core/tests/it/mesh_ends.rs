@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::mesh_world::{PORT, World, connect_to, echo, identity, ping, scoped_policy, until};
 
+/// the end of a service that is in use.
 #[tokio::test]
 async fn a_drain_lets_live_connections_finish_and_cuts_the_rest_at_its_deadline() {
     let world = World::new(70);
@@ -128,6 +129,7 @@ impl CertificateSource for Told {
     }
 }
 
+/// a certificate that nobody renews.
 #[tokio::test]
 async fn certificates_that_expire_unrenewed_end_tunnels_and_permit_no_new_ones() {
     let clock = Clock::new();

@@ -73,6 +73,7 @@ async fn a_whole_push_of_many_workloads_is_applied_and_acknowledged() {
     greet(&client).await;
 }
 
+/// no control plane at the start.
 #[tokio::test(start_paused = true)]
 async fn an_istiod_that_is_away_at_first_is_waited_for() {
     let place = Place::new();
@@ -111,6 +112,7 @@ async fn without_policies_nothing_is_ready() {
     until("it is ready", || client.readiness().is_ready()).await;
 }
 
+/// no control plane any more.
 #[tokio::test(start_paused = true)]
 async fn what_an_istiod_said_outlives_it() {
     let place = Place::new();

@@ -70,6 +70,7 @@ async fn stale(mesh: &Mesh) -> String {
         .to_owned()
 }
 
+/// a restart while the control plane is away.
 #[tokio::test(start_paused = true)]
 async fn a_start_without_a_control_plane_serves_what_it_said_last() {
     let place = Place::new();

@@ -1,4 +1,4 @@
-//! Each future of a tunnel's life, dropped after each of its polls: nothing of it stays, nobody else
+//! each future of a tunnel's life, dropped after each of its polls: nothing of it stays, nobody else
 //! loses anything, and what was cut short never looks complete.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Who ends a connection, how, when and over which HTTP/2 connection: application, relay, tunnel, relay,
+//! who ends a connection, how, when and over which HTTP/2 connection: application, relay, tunnel, relay,
 //! application, on real sockets. Truncated data never looks complete, and complete data is never lost.
 
 use std::io;

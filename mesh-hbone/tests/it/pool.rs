@@ -73,6 +73,7 @@ async fn open(pool: &Pool<u8>, key: u8, echo: &Echo, config: &Config) -> Result<
     Ok(lease.connect(request("10.0.0.7:80")).await?.0)
 }
 
+/// many callers of one peer, few dials.
 #[tokio::test(start_paused = true)]
 async fn a_crowd_shares_as_few_connections_as_hold_it() {
     let config = Config::default().max_outgoing_streams(10);

@@ -48,6 +48,7 @@ async fn client_hello(client: &Credentials) -> Vec<u8> {
     hello
 }
 
+/// sockets that say nothing.
 #[tokio::test(start_paused = true)]
 async fn silent_sockets_lock_nobody_out() {
     let root = Authority::root("root");

@@ -34,6 +34,7 @@ async fn vanishing(after: Duration) -> (tokio::io::DuplexStream, tokio::io::Dupl
     (near, far)
 }
 
+/// a peer that vanishes.
 #[tokio::test(start_paused = true)]
 async fn both_sides_notice_a_peer_that_vanished() {
     let (near, far) = vanishing(Duration::from_secs(25)).await;

@@ -1,4 +1,4 @@
-//! Peers that break the rules, frame by frame, over real mutual TLS.
+//! peers that break the rules, frame by frame, over real mutual TLS.
 //!
 //! Time is paused in all of these tests. A sleep then ends only when every task waits, so each of
 //! them shows too that an attack that is over leaves nothing that spins.

@@ -7,7 +7,7 @@ use crate::ads::backoff::Backoff;
 const FIRST: Duration = Duration::from_millis(1100);
 const MAX: Duration = Duration::from_secs(30);
 
-/// V031: they come back with jitter.
+/// R-03, V031: they come back with jitter.
 #[test]
 fn many_clients_do_not_come_back_together() {
     let mut first = Vec::new();
