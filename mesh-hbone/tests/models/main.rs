@@ -213,7 +213,7 @@ fn who_gives_up_keeps_no_place() {
 #[test]
 fn a_connection_that_goes_away_is_given_to_nobody() {
     check(1, || {
-        let (pool, peer) = (pool(2), Peer::new(2));
+        let (pool, peer) = (pool(2), Peer::new(3));
         let first = loom::future::block_on(open(&pool, &peer));
         let wire = Arc::clone(&peer.wires()[0]);
         let leaves = {
