@@ -147,6 +147,12 @@ impl Session {
                     let url = &subscription.url;
                     delivery.removed.extend(self.decoder.removed(url, &name));
                 }
+                // Of names that nobody here has heard of a response can have millions.
+                None if !subscription.wanted.contains_key(&name)
+                    && !subscription.bad.contains(&name) =>
+                {
+                    continue;
+                }
                 None => {
                     others.insert(name.clone());
                 }

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use prost::Message;
-use prost::bytes::{Bytes, BytesMut};
+use prost::bytes::{Buf, Bytes, BytesMut};
 
+use super::settings::MAX_NAME;
 use super::state::Protocol;
 use crate::decode::wire::Fields;
 use crate::error::{Error, ErrorKind};
@@ -19,15 +20,43 @@ const RESOURCES: u64 = 2;
 const REMOVED: [u64; 2] = [6, 8];
 
 impl Protocol {
-    /// The field of what is wrong with resources, which nothing here asks: in memory each costs many times what it
-    /// does on the wire.
-    pub(super) fn errors(self) -> u64 {
+    /// The fields that say what the response is: its type and nonce, and the version of the world.
+    fn said(self) -> &'static [u64] {
         match self {
-            Self::Delta => 9,
-            Self::StateOfTheWorld => 7,
+            Self::Delta => &[4, 5],
+            Self::StateOfTheWorld => &[1, 4, 5],
         }
     }
+
+    fn removes(self, number: u64) -> bool {
+        self == Self::Delta && REMOVED.contains(&number)
+    }
+
+    /// Whether nobody reads a field of this number and length, whatever is in it: it is not held.
+    ///
+    /// # Errors
+    ///
+    /// `TooLarge`, if it says what the response is and is too long for that.
+    pub(super) fn passes_over(self, number: u64, length: usize) -> Result<bool, Error> {
+        if number == RESOURCES {
+            return Ok(false);
+        }
+        if self.said().contains(&number) {
+            if length > MAX_SAID {
+                let detail = format!(
+                    "a response: field {number} has {length} bytes, expected at most {MAX_SAID}"
+                );
+                return Err(Error::new(ErrorKind::TooLarge, detail));
+            }
+            return Ok(false);
+        }
+        // Nothing that is here has a longer name.
+        Ok(!self.removes(number) || length > MAX_SAID)
+    }
 }
+
+/// A field of a type, nonce, version or removed name that is longer says none: twice the longest name.
+pub(super) const MAX_SAID: usize = 2 * MAX_NAME;
 
 /// What is before the length of one.
 pub(super) const RESOURCE: u64 = RESOURCES << 3 | 2;
@@ -69,7 +98,9 @@ pub(crate) struct Response {
     piece: Bytes,
     /// The beginning of a field whose end is still to come.
     partial: BytesMut,
-    /// The fields that are no resources.
+    /// How much is still to come of a field that nobody reads.
+    skipping: usize,
+    /// The fields that are no resources and are read.
     head: Vec<u8>,
     /// How many of them remove one: in memory each costs many times what it does here.
     removed: usize,
@@ -83,6 +114,7 @@ impl Response {
             missing: length,
             piece: Bytes::new(),
             partial: BytesMut::new(),
+            skipping: 0,
             head: Vec::new(),
             removed: 0,
         }
@@ -99,9 +131,12 @@ impl Response {
     ///
     /// # Errors
     ///
-    /// `Status`, if there is none where one should be.
+    /// `Status`, if there is none where one should be; `TooLarge`, if its type, nonce or version is none by its length.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
+            let skipped = self.skipping.min(self.piece.len());
+            self.piece.advance(skipped);
+            self.skipping -= skipped;
             let (field, bytes) = match self.partial.is_empty() {
                 true if self.piece.is_empty() => return Ok(None),
                 true => match Extent::of(&self.piece, self.missing)? {
@@ -109,16 +144,25 @@ impl Response {
                         let bytes = self.piece.split_to(field.value.end);
                         (field, bytes)
                     }
-                    Extent::AtLeast(_) => {
-                        self.partial.extend_from_slice(&self.piece);
+                    Extent::AtLeast(length, number) => {
+                        if self.is_needless(number, length)? {
+                            self.skipping = length - self.piece.len();
+                        } else {
+                            self.partial.extend_from_slice(&self.piece);
+                        }
                         self.piece = Bytes::new();
                         return Ok(None);
                     }
                 },
                 false => match Extent::of(&self.partial, self.piece.len() + self.missing)? {
                     Extent::Whole(field) => (field, std::mem::take(&mut self.partial).freeze()),
-                    Extent::AtLeast(_) if self.piece.is_empty() => return Ok(None),
-                    Extent::AtLeast(length) => {
+                    Extent::AtLeast(length, number) if self.is_needless(number, length)? => {
+                        self.skipping = length - self.partial.len();
+                        self.partial = BytesMut::new();
+                        continue;
+                    }
+                    Extent::AtLeast(..) if self.piece.is_empty() => return Ok(None),
+                    Extent::AtLeast(length, _) => {
                         let more = length - self.partial.len();
                         let more = self.piece.split_to(more.min(self.piece.len()));
                         self.partial.extend_from_slice(&more);
@@ -127,9 +171,8 @@ impl Response {
                 },
             };
             if field.number != RESOURCES {
-                let is_delta = self.protocol == Protocol::Delta;
-                self.removed += usize::from(is_delta && REMOVED.contains(&field.number));
-                if field.number != self.protocol.errors() {
+                if !self.is_needless(Some(field.number), bytes.len())? {
+                    self.removed += usize::from(self.protocol.removes(field.number));
                     self.head.extend_from_slice(&bytes);
                 }
             } else if field.has_length {
@@ -138,6 +181,13 @@ impl Response {
                 return Err(broken("resources: expected messages"));
             }
         }
+    }
+
+    /// As [`Protocol::passes_over`], as far as the number is known.
+    fn is_needless(&self, number: Option<u64>, length: usize) -> Result<bool, Error> {
+        number.map_or(Ok(false), |number| {
+            self.protocol.passes_over(number, length)
+        })
     }
 
     /// Takes what was read beside resources, and what was not read of what came.
@@ -174,8 +224,8 @@ impl Response {
 /// How far a field reaches that begins where bytes do.
 enum Extent {
     Whole(Field),
-    /// So many bytes, and there are fewer.
-    AtLeast(usize),
+    /// So many bytes, and there are fewer; with the field's number, if that and its length are known.
+    AtLeast(usize, Option<u64>),
 }
 
 struct Field {
@@ -188,22 +238,22 @@ struct Field {
 impl Extent {
     /// `beyond` says how many bytes there are behind these.
     fn of(bytes: &[u8], beyond: usize) -> Result<Self, Error> {
-        let within = |length: usize| match length <= bytes.len().saturating_add(beyond) {
-            true => Ok(Self::AtLeast(length)),
+        let within = |length: usize, number| match length <= bytes.len().saturating_add(beyond) {
+            true => Ok(Self::AtLeast(length, number)),
             false => Err(broken("expected a field that ends before it does")),
         };
         let Some((key, start)) = varint(bytes)? else {
-            return within(bytes.len() + 1);
+            return within(bytes.len() + 1, None);
         };
         let (start, length) = match key & 7 {
             0 => match varint(&bytes[start..])? {
                 Some((_, length)) => (start, Some(length)),
-                None => return within(bytes.len() + 1),
+                None => return within(bytes.len() + 1, None),
             },
             1 => (start, Some(8)),
             2 => match varint(&bytes[start..])? {
                 Some((length, own)) => (start + own, usize::try_from(length).ok()),
-                None => return within(bytes.len() + 1),
+                None => return within(bytes.len() + 1, None),
             },
             5 => (start, Some(4)),
             _ => (start, None),
@@ -211,7 +261,7 @@ impl Extent {
         let end = length.and_then(|length| start.checked_add(length));
         let end = end.unwrap_or(usize::MAX);
         if end > bytes.len() {
-            return within(end);
+            return within(end, Some(key >> 3));
         }
         Ok(Self::Whole(Field {
             number: key >> 3,

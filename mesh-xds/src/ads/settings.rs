@@ -137,7 +137,7 @@ impl Settings {
     }
 
     /// How many resources a response may remove; 2 000 000, as many as are kept. Each takes a few bytes of the
-    /// response and many in memory. A response that removes more ends the stream with `TooLarge`, and changes nothing.
+    /// response and some 60 in memory until it is applied. A response that removes more ends the stream with `TooLarge`, and changes nothing.
     #[must_use]
     pub fn with_max_removed(mut self, resources: usize) -> Self {
         self.max_removed = resources;

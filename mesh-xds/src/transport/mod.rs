@@ -208,7 +208,10 @@ impl ChannelBuilder {
 
     /// The largest message that is accepted, in bytes; 200 MiB, which is some 600 000 workloads.
     ///
-    /// istiod sends everything of a type in one message. A larger one ends the stream.
+    /// istiod sends everything of a type in one message. A larger one ends the stream. A resource is held until its end is
+    /// here, so that one which is all of a message takes twice that in memory, and a message that begins with a resource of no
+    /// type that was asked for five times; what was refused is let go of with the message. What a message is not for is not
+    /// held: of fields that nobody reads nothing, of types, nonces and removed names at most 8 KiB each.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
         self

@@ -236,3 +236,60 @@ async fn of_a_stream_that_ends_within_a_response_the_parts_are_taken_back() {
     assert_eq!(apply(batch(&mut events).await).0, ["a"]);
     assert_eq!(peer.request().await.response_nonce, "m1");
 }
+
+/// A field as of a control plane that says more than anybody here reads.
+fn unknown(length: usize) -> Vec<u8> {
+    let mut field = Vec::new();
+    prost::encoding::encode_key(99, prost::encoding::WireType::LengthDelimited, &mut field);
+    prost::encoding::encode_varint(length as u64, &mut field);
+    field.resize(field.len() + length, 0);
+    field
+}
+
+#[test]
+fn what_nobody_reads_is_passed_over() {
+    for length in [0, 10, 1_000_000] {
+        let well = encoded(response("n1", vec![resource("a", "1", "x")], &["gone"]));
+        let message: Bytes = [&unknown(length), &*well, &unknown(length)].concat().into();
+        for size in [7, 16_384, 300_000, usize::MAX] {
+            let (mut session, _) = asking();
+            let delivery = read(&mut session, Protocol::Delta, &message, size);
+            assert_eq!(delivery.expect("a response").updates.len(), 1, "{size}");
+            session.judged([]);
+            assert_eq!(delta(&mut session).response_nonce, "n1");
+        }
+    }
+}
+
+#[test]
+fn a_type_or_nonce_that_is_too_long_ends_the_stream_and_is_not_held() {
+    let long = "n".repeat(1_000_000);
+    let mut of_type = response("n1", Vec::new(), &[]);
+    if let Incoming::Delta(response) = &mut of_type {
+        response.type_url.clone_from(&long);
+    }
+    for message in [of_type, response(&long, Vec::new(), &[])] {
+        let message = encoded(message);
+        for size in [7, 16_384, usize::MAX] {
+            let (mut session, _) = asking();
+            let error = read(&mut session, Protocol::Delta, &message, size).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::TooLarge);
+            let expected = "bytes, expected at most 8192";
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+}
+
+/// A name that was refused is one that is known of, though nothing of it is here.
+#[test]
+fn of_names_that_are_removed_those_alone_count_that_are_known() {
+    let (mut session, _) = asking();
+    session.received(response("n1", vec![resource("bad", "1", "!")], &[]));
+    assert_eq!(session.judged([]), None);
+    delta(&mut session);
+    let removed = ["bad", "unknown", "unknown"];
+    let delivery = session.received(response("n2", Vec::new(), &removed));
+    assert!(delivery.removed.is_empty() && delivery.absent.is_empty());
+    assert!(session.judged([]).is_some(), "all is here now");
+    assert_eq!(delta(&mut session).error_detail, None);
+}
