@@ -50,6 +50,8 @@ pub(crate) struct Cluster {
     api: SocketAddr,
     discovery: SocketAddr,
     namespace: String,
+    /// What is in other namespaces, by its path.
+    elsewhere: Mutex<Vec<String>>,
     /// Only of an istiod that we started.
     own: Option<Own>,
     folder: TempDir,
@@ -121,6 +123,7 @@ impl Cluster {
             api,
             discovery,
             namespace: format!("mesh-test-{}-{number}", std::process::id()),
+            elsewhere: Mutex::default(),
             own: None,
             folder: tempfile::tempdir().unwrap(),
         };
@@ -282,16 +285,19 @@ impl Cluster {
 
     /// The control plane as the proxy of the host of all Pods has it, in a Pod of `istio-system`.
     pub(crate) async fn node_proxy(&self, account: &str) -> ControlPlane {
+        let name = format!("{account}-{}", self.namespace);
         let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": account, "namespace": "istio-system"},
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "istio-system"},
             "spec": {
                 "serviceAccountName": account, "nodeName": "node",
                 "containers": [{"name": "proxy", "image": "proxy"}],
             },
         });
         self.apply(pod.clone()).await;
+        self.elsewhere.lock().unwrap().push(path_of(&pod));
         let (_, pod) = self.ask(Method::GET, &path_of(&pod), None).await;
-        let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": account, "uid": pod["metadata"]["uid"]});
+        let bound =
+            json!({"kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod["metadata"]["uid"]});
         let spec =
             json!({"audiences": ["istio-ca"], "expirationSeconds": 3600, "boundObjectRef": bound});
         let istiod = self.control_plane_of("istio-system", account, spec).await;
@@ -349,9 +355,16 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Deletes the namespace. The API server may be on this runtime, which has other workers.
+    /// Deletes what the test has made.
     fn leave(&self) -> io::Result<()> {
-        let path = format!("/api/v1/namespaces/{}", self.namespace);
+        let elsewhere = self.elsewhere.lock().unwrap().clone();
+        let own = format!("/api/v1/namespaces/{}", self.namespace);
+        let mut all = elsewhere.into_iter().chain([own]);
+        all.try_for_each(|path| self.leave_path(path))
+    }
+
+    /// The API server may be on this runtime, which has other workers.
+    fn leave_path(&self, path: String) -> io::Result<()> {
         let host = self.api;
         let leaving = std::thread::spawn(move || {
             let mut stream = TcpStream::connect_timeout(&host, Duration::from_secs(5))?;
@@ -382,7 +395,7 @@ impl Drop for Cluster {
             let _ = process.kill();
             let _ = process.wait();
         } else if let Err(error) = self.leave() {
-            eprintln!("the namespace {} is left behind: {error}", self.namespace);
+            eprintln!("something of {} is left behind: {error}", self.namespace);
         }
     }
 }
