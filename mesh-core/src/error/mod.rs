@@ -152,6 +152,21 @@ impl Error {
         self
     }
 
+    /// Puts a gRPC status among the causes, before all others: tonic takes an error without one for UNKNOWN.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn with_grpc_status(mut self) -> Self {
+        // A denial of the whole tunnel is no outage, which clients would try again.
+        let code = match self.is_denied() {
+            true => tonic::Code::PermissionDenied,
+            false => tonic::Code::from(i32::from(self.reply().grpc_status())),
+        };
+        let mut status = tonic::Status::new(code, Chain(&self).to_string());
+        if let Some(source) = self.inner.source.take() {
+            status.set_source(Arc::from(source));
+        }
+        self.with_source(status)
+    }
+
     /// Sets the side, where it is not the one that the kind suggests.
     #[must_use]
     pub fn with_side(mut self, side: Side) -> Self {
@@ -298,6 +313,8 @@ impl ErrorKind {
             Self::ConnectFailed => "connecting failed",
             Self::ConnectTimeout => "connecting timed out",
             Self::TlsHandshake => "TLS handshake failed",
+            // What ztunnel and the SDK answer who is denied; no token would help.
+            Self::TunnelRefused(StatusCode::UNAUTHORIZED) => "tunnel denied by policy",
             Self::TunnelRefused(_) => "tunnel refused",
             Self::RefusedStream => "stream refused",
             Self::Reset => "reset by the peer",

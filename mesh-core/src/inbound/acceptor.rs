@@ -317,7 +317,17 @@ pub(super) fn admit(
     let admitted = mesh.live.admit(context, judgement, &mesh.enforcement);
     admitted.map_err(|refused| match refused {
         Refused::TooMany => too_many(),
-        Refused::Denied(why) => Error::new(ErrorKind::Denied).with_detail(why),
+        Refused::Denied(why) => {
+            tracing::debug!(
+                target: "mesh::authz",
+                reason = why,
+                source = %context.source(),
+                identity = context.identity().map(tracing::field::display),
+                destination = %context.destination(),
+                "denied"
+            );
+            Error::new(ErrorKind::Denied).with_detail(why)
+        }
         Refused::Over => Error::new(ErrorKind::Draining).with_detail("the shutdown is over"),
     })
 }

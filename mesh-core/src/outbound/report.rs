@@ -11,7 +11,7 @@ use crate::layers::Sent;
 use crate::mesh::MeshInner;
 use crate::snapshot::Route;
 use crate::telemetry::{Labels, Metrics, RequestLog, RequestOutcome, RequestProtocol, size};
-use crate::{Error, ErrorKind};
+use crate::{Error, ResponseFlag};
 
 /// What is reported of one request of the client, at the end of its response.
 ///
@@ -143,14 +143,12 @@ impl RequestReport {
 
 impl Drop for RequestReport {
     fn drop(&mut self) {
-        let outcome = RequestOutcome::abandoned(self.protocol, self.started.elapsed());
-        let outcome = self.sized(outcome);
+        // The application let go of the response, or of the request: nothing has failed.
+        let outcome = self.outcome();
+        let outcome = outcome.with_flag(ResponseFlag::DownstreamConnectionTermination);
         if let Some((labels, log)) = self.route.take() {
             self.metrics.request(&labels, &outcome);
-            log.failed(
-                &outcome,
-                &Error::new(ErrorKind::Closed).with_detail("the response was not read to its end"),
-            );
+            log.complete(&outcome);
         }
     }
 }

@@ -81,7 +81,7 @@ pub enum Resolution {
 #[non_exhaustive]
 pub enum Refusal {
     /// No endpoint can be used.
-    #[error("no healthy upstream: {service} port {port}")]
+    #[error("{service} port {port} has no endpoint that can be used")]
     NoHealthyUpstream {
         /// The service.
         service: ServiceName,

@@ -6,8 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Level;
+
 use super::sanitize::sanitize;
 use super::{DestinationService, Labels, Peer, Reporter, SecurityPolicy, Traffic};
+use crate::ErrorKind;
 use crate::error::Chain;
 
 /// The `tracing` target of access records: `mesh::access=info` turns them on alone.
@@ -19,7 +22,8 @@ pub const ACCESS_TARGET: &str = "mesh::access";
 /// |---|---|---|
 /// | DEBUG | `connection opened` | its bytes can flow |
 /// | INFO | `connection complete` | it ended well |
-/// | ERROR | `connection complete` | it ended with an error |
+/// | INFO | `connection complete` | it was denied by policy: whoever is can repeat it as often as it likes |
+/// | ERROR | `connection complete` | it ended with another error |
 /// | WARN | `connection failed` | it was refused before both its ends were known |
 ///
 /// Fields, in this order, those without a value left out: `src.addr`, `src.workload`, `src.namespace`,
@@ -93,11 +97,11 @@ impl AccessLog {
 
     /// Says that the connection is open.
     pub fn opened(&self) {
-        if tracing::enabled!(target: ACCESS_TARGET, tracing::Level::DEBUG) {
+        if tracing::enabled!(target: ACCESS_TARGET, Level::DEBUG) {
             let ends = Ends::of(&self.labels);
             tracing::event!(
                 target: ACCESS_TARGET,
-                tracing::Level::DEBUG,
+                Level::DEBUG,
                 {
                     src.addr = %self.source,
                     src.workload = ends.source.workload.as_deref(),
@@ -120,19 +124,23 @@ impl AccessLog {
 
     /// Says that the connection ended well.
     pub fn complete(&self, traffic: Traffic, duration: Duration) {
-        if tracing::enabled!(target: ACCESS_TARGET, tracing::Level::INFO) {
-            self.ended(traffic, duration, None);
+        if tracing::enabled!(target: ACCESS_TARGET, Level::INFO) {
+            self.ended(traffic, duration, Level::INFO, None);
         }
     }
 
     /// Says that the connection ended with an error; the error's sources are told too.
     pub fn failed(&self, traffic: Traffic, duration: Duration, error: &(dyn Error + 'static)) {
-        if tracing::enabled!(target: ACCESS_TARGET, tracing::Level::ERROR) {
-            self.ended(traffic, duration, Some(&chain(error)));
+        let ours = error.downcast_ref::<crate::Error>();
+        let denied = ours.is_some_and(|error| error.kind() == ErrorKind::Denied);
+        if denied && tracing::enabled!(target: ACCESS_TARGET, Level::INFO) {
+            self.ended(traffic, duration, Level::INFO, Some(&chain(error)));
+        } else if !denied && tracing::enabled!(target: ACCESS_TARGET, Level::ERROR) {
+            self.ended(traffic, duration, Level::ERROR, Some(&chain(error)));
         }
     }
 
-    fn ended(&self, traffic: Traffic, duration: Duration, error: Option<&str>) {
+    fn ended(&self, traffic: Traffic, duration: Duration, level: Level, error: Option<&str>) {
         let ends = Ends::of(&self.labels);
         // Unlike in the metrics, `sent` is what this end sent on: to the server when outbound.
         let (sent, received) = match self.labels.reporter() {
@@ -143,7 +151,7 @@ impl AccessLog {
             ($level:ident) => {
                 tracing::event!(
                     target: ACCESS_TARGET,
-                    tracing::Level::$level,
+                    Level::$level,
                     {
                         src.addr = %self.source,
                         src.workload = ends.source.workload.as_deref(),
@@ -167,9 +175,9 @@ impl AccessLog {
                 )
             };
         }
-        match error {
-            None => record!(INFO),
-            Some(_) => record!(ERROR),
+        match level {
+            Level::ERROR => record!(ERROR),
+            _ => record!(INFO),
         }
     }
 
@@ -181,10 +189,10 @@ impl AccessLog {
         destination: SocketAddr,
         error: &(dyn Error + 'static),
     ) {
-        if tracing::enabled!(target: ACCESS_TARGET, tracing::Level::WARN) {
+        if tracing::enabled!(target: ACCESS_TARGET, Level::WARN) {
             tracing::event!(
                 target: ACCESS_TARGET,
-                tracing::Level::WARN,
+                Level::WARN,
                 {
                     src.addr = %source,
                     dst.addr = %destination,

@@ -232,7 +232,7 @@ async fn refusals_name_the_policy_and_the_rule_and_the_peer_is_not_told() {
     use crate::handler::to;
     use crate::mesh_world::{caller, policy};
     use mesh_core::authz::policy::Action;
-    let (lines, _guard) = capture("info");
+    let (lines, _guard) = capture("info,mesh::authz=debug");
     let world = World::new(119);
     let (client, server) = world.pair().await;
     echo(server.listen(PORT).await.unwrap());
@@ -249,10 +249,19 @@ async fn refusals_name_the_policy_and_the_rule_and_the_peer_is_not_told() {
     drop(live);
     hears_nothing(&client.connect(format!("server:{PORT}")).await.unwrap_err());
     let denied = "explicitly denied by: default/secret-name, rule 1";
-    until("both are logged", || {
-        lines.text().matches(denied).count() == 2
+    until("both are logged, and the second's denial", || {
+        lines.text().matches(denied).count() == 3
     })
     .await;
+    let who = "identity=spiffe://cluster.local/ns/default/sa/client";
+    lines.has(&[
+        "DEBUG mesh::authz",
+        denied,
+        who,
+        "destination=127.119.0.2:9080",
+    ]);
+    // Who is denied can fill no log of errors.
+    lines.has(&["INFO mesh::access", "denied by policy: expl"]);
     lines.has(&[
         "mesh::inbound",
         "policy=default/secret-name",
@@ -534,4 +543,30 @@ async fn the_dump_lists_the_connections_of_both_ends() {
     drop((stream, accepted, plain));
     assert_eq!(connections("uid/client").await, empty);
     assert_eq!(connections("uid/server").await, empty);
+}
+
+#[tokio::test]
+async fn a_response_that_nobody_reads_has_its_status_and_is_no_error() {
+    let (lines, _guard) = capture("mesh::access=info");
+    let world = World::new(146);
+    let (client, server) = world.pair().await;
+    let http = server.listen_http(PORT).await.unwrap();
+    tokio::spawn(
+        http.serve(service_fn(|_: Request<hyper::body::Incoming>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        })),
+    );
+    let request = Request::get("http://server:9080/").body(Empty::<Bytes>::new());
+    let response = client.http_client().request(request.unwrap()).await;
+    assert_eq!(response.unwrap().status(), 200);
+    let labels = one(&world, "istio_requests_total", "source", 1.0).await;
+    assert_eq!(
+        (
+            labels["response_code"].as_str(),
+            labels["response_flags"].as_str()
+        ),
+        ("200", "DC")
+    );
+    lines.has(&["INFO", "direction=\"outbound\"", "response_code=200"]);
+    assert!(!lines.text().contains("ERROR"), "{}", lines.text());
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Full};
+use mesh_core::authz::policy::Action;
 use mesh_core::hbone::config::Config;
 use mesh_core::xds::model::TunnelProtocol;
 use mesh_core::{BoxedIo, Error, ErrorKind, Mesh, MeshBody, MeshListener, MeshStream, Transport};
@@ -18,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::mesh_requests::{OK, by_hand};
-use crate::mesh_world::{PORT, World};
+use crate::mesh_world::{PORT, World, policy};
 
 fn request(host: &str, version: Version, body: &'static str) -> Request<Full<Bytes>> {
     let uri = format!("http://{host}:{PORT}/");
@@ -268,6 +269,37 @@ async fn a_unary_grpc_call_that_its_server_refused_is_sent_again() {
     let answer = grpc.unary(call, path, crate::testing_tonic::Text).await;
     assert_eq!(answer.unwrap().into_inner(), "hello");
     assert_eq!(calls.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_grpc_client_hears_what_went_wrong_in_grpcs_own_words() {
+    use tonic::Code;
+    let world = World::new(147);
+    let (client, server) = world.pair().await;
+    let call = |host: &'static str| {
+        let origin = format!("http://{host}:{PORT}").parse().unwrap();
+        let mut grpc = tonic::client::Grpc::with_origin(client.http_client(), origin);
+        async move {
+            grpc.ready().await.unwrap();
+            let call = tonic::Request::new("hello".to_owned());
+            let path = http::uri::PathAndQuery::from_static("/greeter/greet");
+            let answer = grpc.unary(call, path, crate::testing_tonic::Text).await;
+            answer.map(|_| ()).unwrap_err()
+        }
+    };
+    let nobody = call("server").await;
+    assert_eq!(nobody.code(), Code::Unavailable, "{nobody:?}");
+    assert!(nobody.message().contains("connecting failed"), "{nobody:?}");
+    world
+        .control
+        .set(vec![policy("none", Action::Allow, vec![])])
+        .await;
+    let _listener = server.listen(PORT).await.unwrap();
+    let denied = call("server").await;
+    assert_eq!(denied.code(), Code::PermissionDenied, "{denied:?}");
+    // It is the mesh's error still.
+    let source = denied.source();
+    assert!(source.is_some(), "{denied:?}");
 }
 
 #[tokio::test]
