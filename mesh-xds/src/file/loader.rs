@@ -148,8 +148,13 @@ impl Loader {
             fresh.insert(path.clone(), kept);
         }
         let (mut problems, mut skipped) = (load.problems, load.skipped);
-        let warnings = load.warnings;
-        let resources = join(&fresh, &self.settings, &mut problems, &mut skipped);
+        let mut warnings = load.warnings;
+        let mut found = Found {
+            problems: &mut problems,
+            warnings: &mut warnings,
+            skipped: &mut skipped,
+        };
+        let resources = join(&fresh, &self.settings, &mut found);
         let before = mem::replace(&mut self.resources, resources);
         self.files = fresh;
         let batch = difference(&before, &self.resources);
@@ -368,11 +373,17 @@ impl Load<'_> {
 }
 
 /// Makes resources of all objects. Of several with one name the first counts, by file and line.
+/// What is said of the files.
+struct Found<'a> {
+    problems: &'a mut Vec<Problem>,
+    warnings: &'a mut Vec<Problem>,
+    skipped: &'a mut BTreeSet<String>,
+}
+
 fn join(
     files: &BTreeMap<PathBuf, Vec<Entry>>,
     settings: &Settings,
-    problems: &mut Vec<Problem>,
-    skipped: &mut BTreeSet<String>,
+    found: &mut Found<'_>,
 ) -> BTreeMap<ResourceName, Resource> {
     let mut objects = Vec::new();
     let mut origins = Vec::new();
@@ -407,9 +418,16 @@ fn join(
     let assembled = assemble::assemble(&objects, settings);
     for (object, field, message) in assembled.dangling {
         let (file, line) = &origins[object];
-        problems.push(Problem::new(file, Invalid::new(*line, field, message)));
+        let invalid = Invalid::new(*line, field, message);
+        found.problems.push(Problem::new(file, invalid));
     }
-    skipped.extend(assembled.idle);
+    let room = MAX_WARNINGS.saturating_sub(found.warnings.len());
+    for (object, message) in assembled.binds_nobody.into_iter().take(room) {
+        let (file, line) = &origins[object];
+        let invalid = Invalid::new(*line, "spec.selector".into(), message.to_owned());
+        found.warnings.push(Problem::new(file, invalid));
+    }
+    found.skipped.extend(assembled.idle);
     for (object, update) in assembled.resources {
         let (file, line) = &origins[object];
         made.push((Arc::clone(file), *line, update));
@@ -426,7 +444,7 @@ fn join(
                     first.line
                 );
                 let invalid = Invalid::new(line, "metadata.name".into(), message);
-                problems.push(Problem::new(&file, invalid));
+                found.problems.push(Problem::new(&file, invalid));
             }
             None => {
                 resources.insert(name, Resource { update, file, line });

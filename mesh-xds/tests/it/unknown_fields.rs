@@ -260,7 +260,9 @@ fn none_in(folder: &Path, at_least: usize) {
         {
             continue;
         }
-        let (warnings, _) = load(&std::fs::read_to_string(&path).unwrap());
+        let (mut warnings, _) = load(&std::fs::read_to_string(&path).unwrap());
+        // Whom a policy binds may be in another file.
+        warnings.retain(|warning| !warning.ends_with("binds nobody"));
         assert!(warnings.is_empty(), "{}: {warnings:#?}", path.display());
     }
 }
@@ -280,4 +282,40 @@ fn what_istiod_was_given_has_none() {
         return;
     };
     none_in(&data.join("istiod"), 15);
+}
+
+#[test]
+fn a_policy_that_binds_nobody_is_named_with_its_line() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop, labels: {app: orders}}\n\
+               status: {podIP: 10.0.0.1}\n---\n";
+    let policy = |kind: &str, namespace: &str, app: &str| {
+        format!(
+            "{pod}apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: y, namespace: {namespace}}}\n\
+             spec: {{selector: {{matchLabels: {{app: {app}}}}}}}\n"
+        )
+    };
+    let says =
+        "mesh.yaml:6: spec.selector: chooses no workload of these files: the policy binds nobody";
+    for kind in [
+        "AuthorizationPolicy",
+        "PeerAuthentication",
+        "RequestAuthentication",
+    ] {
+        for (namespace, app, warnings) in [
+            ("shop", "orders", vec![]),
+            ("shop", "ordres", vec![says.to_owned()]),
+            ("shpo", "orders", vec![says.to_owned()]),
+            // The root namespace's choose everywhere.
+            ("istio-system", "orders", vec![]),
+            ("istio-system", "ordres", vec![says.to_owned()]),
+        ] {
+            let found = load(&policy(kind, namespace, app));
+            assert_eq!(found, (warnings, vec![]), "{kind} {namespace} {app}");
+        }
+    }
+    // Hosts that register later come of a group.
+    let group = "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: z, namespace: shop}\n\
+                 spec: {metadata: {labels: {app: ordres}}, template: {serviceAccount: orders}}\n---\n";
+    let text = format!("{group}{}", policy("AuthorizationPolicy", "shop", "ordres"));
+    assert_eq!(load(&text), (vec![], vec![]));
 }

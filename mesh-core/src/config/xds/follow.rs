@@ -479,9 +479,10 @@ impl Follow {
                 types.join(", ")
             )
         });
-        // What was refused stands refused until the control plane says something else.
+        // What was refused stands refused until the control plane says something else; the rest is on its way.
+        let rights_itself = self.refused.is_empty();
         self.link
-            .source_problem(NAME, problem.map(|problem| (problem, false)))
+            .source_problem(NAME, problem.map(|problem| (problem, rights_itself)))
     }
 
     fn disconnected(&mut self, error: Option<&XdsError>) -> Result<(), Error> {

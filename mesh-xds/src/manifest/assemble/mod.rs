@@ -27,6 +27,8 @@ pub(crate) struct Assembled {
     pub(crate) resources: Vec<(usize, Update)>,
     /// Objects that are right and still make nothing, each with the reason.
     pub(crate) idle: Vec<String>,
+    /// Policies whose selector chooses nobody, and what to say of them.
+    pub(crate) binds_nobody: Vec<(usize, &'static str)>,
     /// What an object asks for that does not exist: its index, the field and the message.
     pub(crate) dangling: Vec<(usize, String, String)>,
 }
@@ -54,8 +56,8 @@ struct World<'a> {
     network_gateways: BTreeMap<Arc<str>, GatewayAddress>,
     service_selectors: Selectors<'a, &'a Service>,
     entry_selectors: Selectors<'a, &'a ServiceEntry>,
-    policy_selectors: Selectors<'a, &'a Meta>,
-    request_selectors: Selectors<'a, &'a Meta>,
+    policy_selectors: Selectors<'a, Numbered<'a, Meta>>,
+    request_selectors: Selectors<'a, Numbered<'a, Meta>>,
     peer_modes: PeerModes<'a>,
 }
 
@@ -71,6 +73,7 @@ pub(crate) fn assemble(objects: &[&Object], settings: &Settings) -> Assembled {
     world.make_slices(&mut made);
     world.make_policies(&mut made);
     world.name_missing_waypoints(&mut made);
+    world.name_idle_policies(objects, &mut made);
     made
 }
 
@@ -160,19 +163,39 @@ impl<'a> World<'a> {
         let root = self.settings.root_namespace();
         // A selector in the root namespace chooses in every namespace.
         let within = |meta: &'a Meta| (*meta.namespace != *root).then_some(&*meta.namespace);
-        for (_, it) in &self.authorization {
+        for (at, it) in &self.authorization {
             if let super::security::Attachment::Selector(labels) = &it.attachment {
                 self.policy_selectors
-                    .insert(within(&it.meta), labels, &it.meta);
+                    .insert(within(&it.meta), labels, (*at, &it.meta));
             }
         }
-        for (_, it) in &self.request_authentication {
+        for (at, it) in &self.request_authentication {
             if let super::security::Attachment::Selector(labels) = &it.attachment {
                 self.request_selectors
-                    .insert(within(&it.meta), labels, &it.meta);
+                    .insert(within(&it.meta), labels, (*at, &it.meta));
             }
         }
         self.peer_modes = PeerModes::new(&self.peer_authentication, root);
+    }
+
+    /// Policies that bind nobody: with a slip in a selector all is open that it was to close.
+    fn name_idle_policies(&self, objects: &[&Object], made: &mut Assembled) {
+        for object in objects {
+            if let Object::WorkloadGroup(group) = object {
+                let (namespace, labels) = (group.name().namespace(), group.labels());
+                self.policy_selectors.choosing(namespace, labels);
+                self.request_selectors.choosing(namespace, labels);
+                self.peer_modes.selectors.choosing(namespace, labels);
+            }
+        }
+        let peers = self.peer_modes.selectors.idle();
+        let peers = peers.map(|(age, _)| self.peer_authentication[age].0);
+        let policies = self.policy_selectors.idle().map(|(at, _)| at);
+        let requests = self.request_selectors.idle().map(|(at, _)| at);
+        for at in policies.chain(requests).chain(peers) {
+            let message = "chooses no workload of these files: the policy binds nobody";
+            made.binds_nobody.push((at, message));
+        }
     }
 
     /// Labels of a namespace, of which there may be no object.

@@ -24,7 +24,7 @@ pub(super) struct PeerModes<'a> {
     mesh_strict: bool,
     /// What the oldest object of a namespace says.
     namespaces: HashMap<&'a str, MtlsMode>,
-    selectors: Selectors<'a, (usize, &'a PeerAuthentication)>,
+    pub(super) selectors: Selectors<'a, (usize, &'a PeerAuthentication)>,
 }
 
 impl<'a> PeerModes<'a> {

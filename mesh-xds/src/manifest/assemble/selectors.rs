@@ -1,12 +1,20 @@
 //! Finds the selectors that choose a set of labels, without trying them all.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use crate::manifest::meta::{Labels, selects};
 
 /// Selectors by namespace and their first pair.
 pub(super) struct Selectors<'a, T> {
-    by_pair: HashMap<Pair<'a>, Vec<(&'a Labels, T)>>,
+    by_pair: HashMap<Pair<'a>, Vec<Selector<'a, T>>>,
+}
+
+struct Selector<'a, T> {
+    labels: &'a Labels,
+    value: T,
+    /// Whether it chose anything yet.
+    chose: Cell<bool>,
 }
 
 /// Namespace (none: every one), key, value.
@@ -27,7 +35,11 @@ impl<'a, T: Copy> Selectors<'a, T> {
             self.by_pair
                 .entry((namespace, key, first))
                 .or_default()
-                .push((selector, value));
+                .push(Selector {
+                    labels: selector,
+                    value,
+                    chose: Cell::new(false),
+                });
         }
     }
 
@@ -38,13 +50,19 @@ impl<'a, T: Copy> Selectors<'a, T> {
             for within in [Some(namespace), None] {
                 let pair: Pair<'_> = (within, key, value);
                 let candidates = self.by_pair.get(&pair).into_iter().flatten();
-                chosen.extend(
-                    candidates
-                        .filter(|(selector, _)| selects(selector, labels))
-                        .map(|(_, value)| *value),
-                );
+                for selector in candidates.filter(|selector| selects(selector.labels, labels)) {
+                    selector.chose.set(true);
+                    chosen.push(selector.value);
+                }
             }
         }
         chosen
+    }
+
+    /// The values whose selectors chose nothing, in no order.
+    pub(super) fn idle(&self) -> impl Iterator<Item = T> {
+        let all = self.by_pair.values().flatten();
+        all.filter(|selector| !selector.chose.get())
+            .map(|selector| selector.value)
     }
 }

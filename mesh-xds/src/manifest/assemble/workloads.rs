@@ -158,7 +158,7 @@ impl World<'_> {
             .policy_selectors
             .choosing(namespace, labels)
             .into_iter()
-            .map(|meta| PolicyName::new(Arc::clone(&meta.namespace), Arc::clone(&meta.name)))
+            .map(|(_, meta)| PolicyName::new(Arc::clone(&meta.namespace), Arc::clone(&meta.name)))
             .collect();
         policies.sort();
         policies.extend(self.peer_modes.policy_of(
@@ -170,7 +170,7 @@ impl World<'_> {
             .request_selectors
             .choosing(namespace, labels)
             .into_iter()
-            .map(|meta| ObjectName::new(Arc::clone(&meta.namespace), Arc::clone(&meta.name)))
+            .map(|(_, meta)| ObjectName::new(Arc::clone(&meta.namespace), Arc::clone(&meta.name)))
             .collect();
         requests.sort();
         let gateway = (*workload.network() != *self.network)
