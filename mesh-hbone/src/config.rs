@@ -69,7 +69,7 @@ impl Default for Config {
             connection_window: None,
             max_incoming_streams: 100,
             max_outgoing_streams: 100,
-            send_buffer: 128 << 10,
+            send_buffer: 384 << 10,
             max_frame_size: 16 << 10,
             max_header_list_size: 64 << 10,
             data_frame_budget: None,
@@ -155,8 +155,8 @@ impl Config {
         self
     }
 
-    /// Bytes that one tunnel accepts from its writer ahead of the wire. Default: 128 KiB (what is in
-    /// flight should stay in the L2 cache); at least 16 KiB.
+    /// Bytes that one tunnel accepts from its writer ahead of the wire. Default: 384 KiB, of which one
+    /// write to the transport is made; at least 16 KiB. More only leaves the L2 cache while it is in flight.
     #[must_use]
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = bytes.clamp(16 << 10, MAX_WINDOW as usize);

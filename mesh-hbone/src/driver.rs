@@ -15,9 +15,6 @@ use crate::tunnel::Outboxes;
 use crate::windows::Windows;
 use crate::{DeferredFlush, Error, ErrorKind, Side};
 
-/// A write of less than so many bytes is small: four records.
-const SMALL: usize = 64 * 1024;
-
 /// Turns of h2 in one poll of a connection before other tasks have theirs.
 pub(crate) const MAX_TURNS: usize = 16;
 
@@ -75,8 +72,6 @@ pub(crate) struct Driver<IO> {
     end: Option<End>,
     /// The caller flushes.
     holds: bool,
-    /// A flush was put off to this poll.
-    late: bool,
     side: Side,
 }
 
@@ -124,7 +119,6 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             linger: config.linger,
             end: None,
             holds: false,
-            late: false,
             side,
         }
     }
@@ -298,21 +292,10 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
                 return Ok(Turn::Again);
             }
         }
-        if !self.holds && !self.comes_more(cx) {
+        if !self.holds {
             self.flush(cx)?;
         }
         Ok(Turn::Wait)
-    }
-
-    /// Whether a small write is better left to the next poll, which is due: a writer that had to wait for
-    /// room has it now, and comes before.
-    fn comes_more(&mut self, cx: &Context<'_>) -> bool {
-        let waited = self.outboxes.take_waited();
-        self.late = waited && !self.late && (1..SMALL).contains(&self.io.taken());
-        if self.late {
-            cx.waker().wake_by_ref();
-        }
-        self.late
     }
 
     fn poll_ping(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {

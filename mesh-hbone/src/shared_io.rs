@@ -26,8 +26,6 @@ struct Shared<IO> {
     arrived: u64,
     /// h2 keeps only the text of an I/O error.
     failure: Option<Error>,
-    /// Bytes taken from h2 since all of them had left.
-    taken: usize,
     frames: Frames,
     framing: Framing,
     /// How many acknowledged SETTINGS h2 has applied: those that were here when it last read on.
@@ -48,7 +46,6 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
                 heard: false,
                 arrived: 0,
                 failure: None,
-                taken: 0,
                 frames,
                 framing: Framing::new(Arc::default(), preface),
                 applied: 0,
@@ -89,11 +86,6 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
 
     pub(crate) fn arrived(&self) -> u64 {
         lock(&self.shared).arrived
-    }
-
-    /// Bytes taken from h2 since all of them had left.
-    pub(crate) fn taken(&self) -> usize {
-        lock(&self.shared).taken
     }
 
     /// How many of our SETTINGS the peer has acknowledged.
@@ -159,7 +151,6 @@ impl<IO: DeferredFlush + Unpin> Shared<IO> {
                 }
                 let count = self.framing.take(left)?;
                 taken += count;
-                self.taken += count;
                 left = &left[count..];
             }
         }
@@ -177,9 +168,7 @@ impl<IO: DeferredFlush + Unpin> Shared<IO> {
 
     fn poll_flush_now(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_emit(cx))?;
-        ready!(self.with(|io| io.poll_flush_now(cx)))?;
-        self.taken = 0;
-        Poll::Ready(Ok(()))
+        self.with(|io| io.poll_flush_now(cx))
     }
 
     fn with<T>(

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use crate::driver::lock;
 use crate::tunnel::FULL;
 
-/// Buffers that a connection keeps: 256 KiB, until its next PING is due.
-const KEPT: usize = 16;
+/// Buffers that a connection keeps, those of one write: 768 KiB, until its next PING is due.
+const KEPT: usize = 48;
 
 /// The buffers of one connection.
 #[derive(Debug, Clone, Default)]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -173,11 +173,7 @@ impl Tunnel {
         if total == 0 {
             return Poll::Ready(Ok(0));
         }
-        let Poll::Ready(room) = outbox.poll_room(cx, total, self.side) else {
-            self.outboxes.waited.store(true, Ordering::Relaxed);
-            return Poll::Pending;
-        };
-        let room = room?;
+        let room = ready!(outbox.poll_room(cx, total, self.side))?;
         coop.made_progress();
         let accepted = room.min(total);
         outbox.bulk |= accepted < total;
@@ -450,8 +446,6 @@ pub(crate) struct Outboxes {
     waiting: Mutex<Waiting>,
     /// How many streams there are.
     live: AtomicUsize,
-    /// A writer found no room since this was last asked.
-    waited: AtomicBool,
     spares: Spares,
     payloads: Arc<Payloads>,
     flows: Flows,
@@ -516,7 +510,6 @@ impl Outboxes {
                 lingering: Vec::new(),
             }),
             live: AtomicUsize::new(0),
-            waited: AtomicBool::new(false),
             spares: Spares::default(),
             payloads,
             flows: Flows::default(),
@@ -525,10 +518,6 @@ impl Outboxes {
 
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn take_waited(&self) -> bool {
-        self.waited.swap(false, Ordering::Relaxed)
     }
 
     pub(crate) fn spares(&self) -> &Spares {

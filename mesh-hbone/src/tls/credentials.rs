@@ -43,9 +43,9 @@ impl Default for Options {
         Self {
             aliases: Vec::new(),
             handshake_timeout: Duration::from_secs(10),
-            send_buffer: 256 * 1024,
-            flush_at: 128 * 1024,
-            read_buffer: 8 * (RECORD + RECORD_OVERHEAD),
+            send_buffer: 512 * 1024,
+            flush_at: 384 * 1024,
+            read_buffer: 24 * (RECORD + RECORD_OVERHEAD),
             spare_read_buffers: 16,
             remembered_certificates: 256,
             cipher: CipherPreference::default(),
@@ -76,29 +76,29 @@ impl Options {
         self
     }
 
-    /// Bytes a connection holds encrypted at most. Default: 256 KiB.
+    /// Bytes a connection holds encrypted at most. Default: 512 KiB.
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = bytes;
         self
     }
 
     /// Encrypted bytes from which they are written without a flush and writers wait for the
-    /// transport; a deferred flush leaves less than this in memory. Default: 128 KiB, so that one
-    /// system call carries eight records and what is in flight stays in the second-level cache.
+    /// transport; a deferred flush leaves less than this in memory. Default: 384 KiB, so that one
+    /// system call carries 24 records and what is in flight stays in the second-level cache.
     pub fn flush_at(mut self, bytes: usize) -> Self {
         self.flush_at = bytes;
         self
     }
 
-    /// Bytes one read of the transport asks for. Default: eight full records, 131 248 bytes, as many as one
-    /// write of a peer of the same kind carries; at least one of the largest, 16 645 bytes. A connection holds the buffer only while there is something
-    /// in it.
+    /// Bytes one read of the transport asks for. Default: 24 full records, 393 744 bytes, as
+    /// many as one write of a peer of the same kind carries; at least one of the largest, 16 645 bytes. A
+    /// connection holds the buffer only while there is something in it.
     pub fn read_buffer(mut self, bytes: usize) -> Self {
         self.read_buffer = bytes;
         self
     }
 
-    /// Read buffers kept for the next connection that has something to read. Default: 16 (2 MiB).
+    /// Read buffers kept for the next connection that has something to read. Default: 16 (6 MiB).
     pub fn spare_read_buffers(mut self, count: usize) -> Self {
         self.spare_read_buffers = count;
         self

@@ -19,11 +19,13 @@ use crate::authority::{Authority, CLIENT, SERVER, id, pair, provider};
 use crate::foreign;
 use crate::peers::request;
 
-/// Counts what reaches the transport, and in how many writes of any number of slices.
+/// Counts what reaches the transport, and in how many writes of any number of slices, and the reads that
+/// found something.
 struct Counted {
     io: DuplexStream,
     bytes: Arc<AtomicUsize>,
     writes: Arc<AtomicUsize>,
+    reads: Arc<AtomicUsize>,
 }
 
 impl Counted {
@@ -32,6 +34,7 @@ impl Counted {
             io,
             bytes: Arc::default(),
             writes: Arc::default(),
+            reads: Arc::default(),
         }
     }
 }
@@ -42,7 +45,9 @@ impl AsyncRead for Counted {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.reads.fetch_add(usize::from(read.is_ready()), Relaxed);
+        read
     }
 }
 
@@ -141,19 +146,19 @@ async fn a_flush_writes_at_once_unless_it_is_deferred() {
 }
 
 #[tokio::test]
-async fn a_deferred_flush_writes_from_128_kib() {
+async fn a_deferred_flush_writes_from_384_kib() {
     let (mut near, _far, bytes) = counted().await;
     defer(&mut near);
     let frame = [7; 16_384];
-    for _ in 0..7 {
+    for _ in 0..23 {
         near.write_all(&frame).await.unwrap();
         near.flush().await.unwrap();
     }
     assert_eq!(bytes.load(Relaxed), 0);
     near.write_all(&frame).await.unwrap();
     near.flush().await.unwrap();
-    // Eight full records of 22 bytes more each: no small ones between them.
-    assert_eq!(bytes.load(Relaxed), 8 * (16_384 + 22));
+    // 24 full records of 22 bytes more each: no small ones between them.
+    assert_eq!(bytes.load(Relaxed), 24 * (16_384 + 22));
 }
 
 #[tokio::test]
@@ -172,7 +177,7 @@ async fn a_deferred_flush_writes_from_where_it_was_set() {
         assert_eq!(bytes.load(Relaxed), records * (16_384 + 22));
     }
     let root = Authority::root("root");
-    for wrong in [0, 256 * 1024 + 1] {
+    for wrong in [0, 512 * 1024 + 1] {
         let bundle = root.leaf(CLIENT).bundle(&[&root]).unwrap();
         let options = Options::default().flush_at(wrong);
         let error = Credentials::new(provider(), bundle, options).unwrap_err();
@@ -264,6 +269,51 @@ async fn a_new_connection_costs_its_client_three_writes_up_to_its_first_request(
     serving.await.unwrap().unwrap();
 }
 
+/// Over a transport that takes and gives all at once: what a kernel cuts comes on top.
+#[tokio::test]
+async fn a_bulk_stream_costs_a_write_and_a_read_for_24_records() {
+    const BLOCK: usize = 64 << 10;
+    const BLOCKS: usize = 256;
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let (near, far) = duplex(4 << 20);
+    let (near, far) = (Counted::new(near), Counted::new(far));
+    let (writes, reads) = (Arc::clone(&near.writes), Arc::clone(&far.reads));
+    let answers = Arc::clone(&far.writes);
+    let serving = tokio::spawn(async move {
+        let mut connection = server::handshake(accept(far, &server).await?, &Config::default());
+        while let Some(incoming) = connection.accept().await {
+            let mut tunnel = incoming?.accept(None)?;
+            tokio::spawn(async move {
+                let mut block = vec![0; BLOCK];
+                while tunnel.read(&mut block).await.unwrap() > 0 {}
+                tunnel.shutdown().await.unwrap();
+            });
+        }
+        Ok::<_, Error>(())
+    });
+    let tls = connect_unflushed(near, &client, &[id(SERVER)])
+        .await
+        .unwrap();
+    let (connection, sender) = client::handshake(tls, &Config::default()).await.unwrap();
+    tokio::spawn(connection);
+    let (mut tunnel, _) = sender.connect(request("10.0.0.7:80")).await.unwrap();
+    for _ in 0..BLOCKS {
+        tunnel.write_all(&[7; BLOCK]).await.unwrap();
+    }
+    tunnel.shutdown().await.unwrap();
+    assert_eq!(tunnel.read(&mut [0]).await.unwrap(), 0);
+    let counts = [&writes, &reads, &answers].map(|count| count.load(Relaxed));
+    // Those that a window cuts, and those of the connection's and the stream's beginning and end, are few.
+    let lumps = BLOCKS * BLOCK / (24 * 16_375);
+    assert!(counts[0] <= lumps * 5 / 4 + 10, "{counts:?}");
+    assert!(counts[1] <= lumps * 5 / 4 + 10, "{counts:?}");
+    // A window of 1 MiB is given again by halves, the connection's beside it.
+    assert!(counts[2] <= BLOCKS * BLOCK / (1 << 18) + 10, "{counts:?}");
+    drop((tunnel, sender));
+    serving.await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_reader_that_waits_sends_what_was_deferred() {
     let (mut near, mut far, _) = counted().await;
@@ -292,8 +342,8 @@ async fn a_full_queue_makes_writers_wait() {
     while let Poll::Ready(count) = Pin::new(&mut near).poll_write(&mut cx, &chunk) {
         accepted += count.unwrap();
     }
-    // What waits is from 128 KiB to one chunk more, beside 64 KiB in the transport.
-    let least = (128 + 64) * 1024 - 1024;
+    // What waits is from 384 KiB to one chunk more, beside 64 KiB in the transport.
+    let least = (384 + 64) * 1024 - 1024;
     assert!((least..least + 51_024).contains(&accepted), "{accepted}");
 
     let reader = tokio::spawn(async move {
@@ -320,14 +370,14 @@ async fn one_vectored_write_fills_one_record() {
     assert!(read[..9] == head && read[9..] == body);
 
     // More than fits is taken in part, in order.
-    let many = vec![3; 300_000];
+    let many = vec![3; 600_000];
     let slices = [
         IoSlice::new(&head),
         IoSlice::new(&many),
         IoSlice::new(&body),
     ];
     let count = near.write_vectored(&slices).await.unwrap();
-    assert_eq!(count, 256 * 1024);
+    assert_eq!(count, 512 * 1024);
     near.flush().await.unwrap();
     let mut read = vec![0; count];
     far.read_exact(&mut read).await.unwrap();
