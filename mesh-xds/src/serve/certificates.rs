@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
+use super::auth::{Credentials, Peer};
 use super::discovery::authenticate;
 use super::server::Shared;
 use crate::error::ErrorKind;
@@ -24,8 +25,13 @@ impl IstioCertificateService for Certificates {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let ca = self.shared.ca.as_ref();
         let ca = ca.ok_or_else(|| Status::unimplemented("no certificates are issued here"))?;
-        let mut identity = authenticate(&self.shared, &request).await?;
-        let message = request.into_inner();
+        let (headers, extensions, message) = request.into_parts();
+        let mut of_connection = http::Extensions::new();
+        if let Some(peer) = extensions.get::<Peer>() {
+            of_connection.insert(peer.clone());
+        }
+        let caller = Credentials::of(headers.as_ref(), &of_connection);
+        let mut identity = authenticate(&self.shared, &caller).await?;
         let fields = message.metadata.as_ref().map(|metadata| &metadata.fields);
         if let Some(value) = fields.and_then(|fields| fields.get("ImpersonatedIdentity")) {
             let other = match &value.kind {

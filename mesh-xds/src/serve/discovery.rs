@@ -1,27 +1,28 @@
 //! Discovery over gRPC: a [`Session`] for each stream.
 
-use std::pin::Pin;
+use std::error::Error as StdError;
 use std::sync::Arc;
 
-use futures_util::Stream;
-use futures_util::stream::{self, StreamExt};
+use bytes::Bytes;
+use futures_util::stream::{StreamExt, unfold};
+use http::header::USER_AGENT;
 use mesh_authz::Identity;
+use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::body::Body;
+use tonic::{Code, Status, Streaming};
 
 use super::auth::Credentials;
-use super::host;
+use super::outgoing::Outgoing;
 use super::registry::Refused;
 use super::server::{Registered, Shared};
 use super::session::{Bounds, End, Session};
 use super::status::ClientStatus;
 use super::store::{Owner, Store};
+use super::{host, stream};
 use crate::proto::envoy::config::core::v3::Node;
-use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
-use crate::proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use crate::proto::google::protobuf::value::Kind;
 use crate::proto::google::rpc;
 use crate::proto::type_url;
@@ -35,106 +36,52 @@ const MAX_NODE_ID: usize = 1024;
 /// Characters of what a client says its version is.
 const MAX_VERSION: usize = 256;
 
-pub(super) struct Discovery {
-    pub(super) shared: Arc<Shared>,
-}
-
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Discovery {
-    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Ok(Response::new(self.open::<World>(request).await?))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Ok(Response::new(self.open::<Delta>(request).await?))
-    }
-}
-
-impl Discovery {
-    async fn open<P: Protocol>(
-        &self,
-        request: Request<Streaming<P::Request>>,
-    ) -> Result<Responses<P::Response>, Status> {
-        let identity = authenticate(&self.shared, &request).await?;
-        let agent = request.metadata().get("user-agent");
-        let agent = agent
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
-        let status = ClientStatus {
-            id: 0,
-            identity,
-            node_id: String::new(),
-            version: agent,
-            delta: P::DELTA,
-            subscriptions: Vec::new(),
-            health: None,
-        };
-        let client = self.shared.enter(status);
-        let client = client.map_err(|full| Status::resource_exhausted(full.to_string()))?;
-        let running = Running::<P> {
-            changes: self.shared.changes(),
-            session: Session::new(Bounds {
-                names: self.shared.limits.names,
-                size: self.shared.limits.names_size,
-            }),
-            client,
-            requests: request.into_inner(),
-            ended: false,
-        };
-        Ok(Box::pin(stream::unfold(running, |mut running| async {
+/// Opens a stream, and answers it.
+pub(super) async fn open<P, B>(
+    shared: Arc<Shared>,
+    request: http::Request<B>,
+) -> http::Response<Body>
+where
+    P: Protocol,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>> + Send,
+{
+    match Running::<P>::open(&shared, request).await {
+        Ok(running) => stream::answer(unfold(running, |mut running| async {
             let next = running.next().await?;
             Some((next, running))
-        })))
+        })),
+        Err(status) => status.into_http(),
     }
 }
 
-pub(super) async fn authenticate<T>(
+/// # Errors
+///
+/// `Unauthenticated`, if the caller does not prove who it is.
+pub(super) async fn authenticate(
     shared: &Shared,
-    request: &Request<T>,
+    caller: &Credentials,
 ) -> Result<Identity, Status> {
-    let headers = request.metadata().clone().into_headers();
-    let caller = Credentials::of(&headers, &into_http(request.extensions()));
-    let found = shared.authenticator.authenticate(&caller).await;
+    let found = shared.authenticator.authenticate(caller).await;
     found.map_err(|refused| Status::unauthenticated(refused.to_string()))
 }
 
-fn into_http(extensions: &tonic::Extensions) -> http::Extensions {
-    let mut found = http::Extensions::new();
-    if let Some(peer) = extensions.get::<super::auth::Peer>() {
-        found.insert(peer.clone());
-    }
-    found
-}
-
 /// One of the two protocols of discovery.
-trait Protocol: 'static {
+pub(super) trait Protocol: Send + 'static {
     const DELTA: bool;
-    type Request: Send + 'static;
-    type Response: Send + 'static;
+    type Request: Message + Default + 'static;
     fn node(request: &mut Self::Request) -> Option<Node>;
     fn type_url(request: &Self::Request) -> &str;
     fn error(request: Self::Request) -> Option<rpc::Status>;
     fn request(session: &mut Session, request: Self::Request, store: &Store) -> Result<(), End>;
-    fn poll(session: &mut Session, store: &Store) -> Result<Option<Self::Response>, End>;
+    fn poll(session: &mut Session, store: &Store) -> Result<Option<Outgoing>, End>;
 }
 
-struct Delta;
+pub(super) struct Delta;
 
 impl Protocol for Delta {
     const DELTA: bool = true;
     type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
 
     fn node(request: &mut Self::Request) -> Option<Node> {
         request.node.take()
@@ -152,17 +99,16 @@ impl Protocol for Delta {
         session.request(request, store)
     }
 
-    fn poll(session: &mut Session, store: &Store) -> Result<Option<Self::Response>, End> {
+    fn poll(session: &mut Session, store: &Store) -> Result<Option<Outgoing>, End> {
         session.poll(store)
     }
 }
 
-struct World;
+pub(super) struct World;
 
 impl Protocol for World {
     const DELTA: bool = false;
     type Request = DiscoveryRequest;
-    type Response = DiscoveryResponse;
 
     fn node(request: &mut Self::Request) -> Option<Node> {
         request.node.take()
@@ -180,8 +126,8 @@ impl Protocol for World {
         session.world_request(request)
     }
 
-    fn poll(session: &mut Session, store: &Store) -> Result<Option<Self::Response>, End> {
-        Ok(session.world_poll(store))
+    fn poll(session: &mut Session, store: &Store) -> Result<Option<Outgoing>, End> {
+        session.world_poll(store)
     }
 }
 
@@ -196,7 +142,43 @@ struct Running<P: Protocol> {
 }
 
 impl<P: Protocol> Running<P> {
-    async fn next(&mut self) -> Option<Result<P::Response, Status>> {
+    async fn open<B>(shared: &Arc<Shared>, request: http::Request<B>) -> Result<Self, Status>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn StdError + Send + Sync>> + Send,
+    {
+        let (head, body) = request.into_parts();
+        let requests = stream::requests(&head.headers, body, shared.limits.request)?;
+        let caller = Credentials::of(&head.headers, &head.extensions);
+        let identity = authenticate(shared, &caller).await?;
+        let agent = head.headers.get(USER_AGENT);
+        let agent = agent
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let status = ClientStatus {
+            id: 0,
+            identity,
+            node_id: String::new(),
+            version: agent,
+            delta: P::DELTA,
+            subscriptions: Vec::new(),
+            health: None,
+        };
+        let client = shared.enter(status);
+        let client = client.map_err(|full| Status::resource_exhausted(full.to_string()))?;
+        Ok(Self {
+            changes: shared.changes(),
+            session: Session::new(Bounds {
+                names: shared.limits.names,
+                size: shared.limits.names_size,
+            }),
+            client,
+            requests,
+            ended: false,
+        })
+    }
+
+    async fn next(&mut self) -> Option<Result<Outgoing, Status>> {
         if self.ended {
             return None;
         }
@@ -303,6 +285,7 @@ impl From<End> for Status {
                 Self::resource_exhausted(format!("names of more than {most} bytes together"))
             }
             End::Behind => Self::aborted("too far behind: connect anew"),
+            End::TooLarge => Self::resource_exhausted("a response of more than 4 GiB"),
         }
     }
 }

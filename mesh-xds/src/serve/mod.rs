@@ -18,7 +18,8 @@
 //! * Versions are of the contents, so a client that comes back, even to a server that was started anew, is
 //!   sent what differs from what it says it has.
 //! * One response of a type is on its way until the client has answered it. What changes meanwhile is
-//!   merged into the next one, so a slow client costs no memory.
+//!   merged into the next one, and a response is made in pieces of 64 KiB as the client reads it, of resources that are
+//!   encoded once for all clients: a slow client costs 8 bytes for each, and those that became others since.
 //! * Policies come before the addresses that list them and go after those that list them no more, so that
 //!   one that has another name now binds all the time. Addresses wait for a client that has not answered
 //!   the policies before.
@@ -49,6 +50,7 @@ mod ca;
 mod certificates;
 mod discovery;
 mod host;
+mod outgoing;
 mod registrations;
 mod registry;
 mod reports;
@@ -57,6 +59,7 @@ mod service;
 mod session;
 mod status;
 mod store;
+mod stream;
 mod subscribed;
 #[cfg(test)]
 mod tests;

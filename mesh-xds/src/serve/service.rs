@@ -9,19 +9,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body as Inner;
 
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 use super::certificates::Certificates;
-use super::discovery::Discovery;
+use super::discovery::{Delta, World, open};
 use super::server::Shared;
-use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 use crate::proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
+
+const DISCOVERY: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService";
 
 /// Requests are a few KiB, in PEM.
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
@@ -33,23 +35,17 @@ const MAX_SIGNING_REQUEST: usize = 64 << 10;
 #[derive(Clone)]
 pub struct Service {
     shared: Arc<Shared>,
-    discovery: AggregatedDiscoveryServiceServer<Discovery>,
     #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
     certificates: IstioCertificateServiceServer<Certificates>,
 }
 
 impl Service {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let discovery = Discovery {
-            shared: Arc::clone(&shared),
-        };
         #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
         let certificates = Certificates {
             shared: Arc::clone(&shared),
         };
         Self {
-            discovery: AggregatedDiscoveryServiceServer::new(discovery)
-                .max_decoding_message_size(shared.limits.request),
             #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
             certificates: IstioCertificateServiceServer::new(certificates)
                 .max_decoding_message_size(MAX_SIGNING_REQUEST),
@@ -81,16 +77,19 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Answer {
         let path = request.uri().path();
-        let service = path.rsplit_once('/').map(|(service, _)| service);
-        match service {
-            Some("/envoy.service.discovery.v3.AggregatedDiscoveryService") => {
-                Answer(tower_service::Service::call(&mut self.discovery, request))
+        match path.rsplit_once('/') {
+            Some((DISCOVERY, "DeltaAggregatedResources")) => {
+                let answer = open::<Delta, B>(Arc::clone(&self.shared), request);
+                Answer(Box::pin(answer.map(Ok)))
+            }
+            Some((DISCOVERY, "StreamAggregatedResources")) => {
+                let answer = open::<World, B>(Arc::clone(&self.shared), request);
+                Answer(Box::pin(answer.map(Ok)))
             }
             #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
-            Some("/istio.v1.auth.IstioCertificateService") => Answer(tower_service::Service::call(
-                &mut self.certificates,
-                request,
-            )),
+            Some(("/istio.v1.auth.IstioCertificateService", _)) => Answer(
+                tower_service::Service::call(&mut self.certificates, request),
+            ),
             _ => {
                 let text = format!("there is no {path} here");
                 let answer = Status::unimplemented(text).into_http();

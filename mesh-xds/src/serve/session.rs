@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use super::outgoing::{Outgoing, TooLarge};
 use super::status::Subscription;
 use super::store::{Kind, Owner, Store};
 use super::subscribed::{Push, Source, Type};
-use crate::proto::envoy::config::core::v3::ControlPlane;
 use crate::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -37,6 +37,14 @@ pub(super) enum End {
     NamesTooLarge(usize),
     /// It has not read for so long that what is gone since is forgotten.
     Behind,
+    /// A response is larger than a message can be.
+    TooLarge,
+}
+
+impl From<TooLarge> for End {
+    fn from(_: TooLarge) -> Self {
+        Self::TooLarge
+    }
 }
 
 #[derive(Debug)]
@@ -168,13 +176,13 @@ impl Session {
     ///
     /// Policies come before the addresses that list them, and go after those that list them no more: a
     /// client that applies what it reads in order is never without a policy that has another name now.
-    pub(super) fn poll(&mut self, store: &Store) -> Result<Option<DeltaDiscoveryResponse>, End> {
+    pub(super) fn poll(&mut self, store: &Store) -> Result<Option<Outgoing>, End> {
         for at in 0..self.types.len() {
             if !self.may_send(at, store) {
                 continue;
             }
             if let Some(push) = self.types[at].push(store)? {
-                return Ok(Some(self.response(at, push, store)));
+                return self.response(at, push, store).map(Some);
             }
         }
         let (Some(at), Some(listed)) = (self.of_kind(Kind::Authorization), self.listed(store))
@@ -185,27 +193,28 @@ impl Session {
             return Ok(None);
         }
         let push = self.types[at].push_held(listed, store);
-        Ok(push.map(|push| self.response(at, push, store)))
+        push.map(|push| self.response(at, push, store)).transpose()
     }
 
-    fn response(&mut self, at: usize, push: Push, store: &Store) -> DeltaDiscoveryResponse {
+    fn response(&mut self, at: usize, push: Push, store: &Store) -> Result<Outgoing, End> {
         self.nonce += 1;
         let nonce = self.nonce.to_string();
         let one = &mut self.types[at];
         one.sent(&nonce, store.revision());
-        DeltaDiscoveryResponse {
+        let rest = DeltaDiscoveryResponse {
             system_version_info: store.revision().to_string(),
-            resources: push.resources,
             type_url: one.status.type_url.clone(),
             nonce,
             removed_resources: push.removed.into_iter().collect(),
-            control_plane: Some(control_plane()),
             ..DeltaDiscoveryResponse::default()
-        }
+        };
+        // As istiod: who asks for everything knows other names from the resource.
+        let with_aliases = !one.wildcard;
+        Ok(Outgoing::delta(rest, push.resources, with_aliases)?)
     }
 
     /// The same for the state of the world: all that is asked for, if some of it changed.
-    pub(super) fn world_poll(&mut self, store: &Store) -> Option<DiscoveryResponse> {
+    pub(super) fn world_poll(&mut self, store: &Store) -> Result<Option<Outgoing>, End> {
         for at in 0..self.types.len() {
             if !self.may_send(at, store) {
                 continue;
@@ -218,21 +227,21 @@ impl Session {
             self.nonce += 1;
             let nonce = self.nonce.to_string();
             one.sent(&nonce, store.revision());
-            return Some(DiscoveryResponse {
+            let rest = DiscoveryResponse {
                 version_info: store.revision().to_string(),
-                resources,
                 type_url: one.status.type_url.clone(),
                 nonce,
-                control_plane: Some(control_plane()),
                 ..DiscoveryResponse::default()
-            });
+            };
+            return Ok(Some(Outgoing::world(rest, resources)?));
         }
         // Addresses have been sent since, so that policies may go.
-        let at = self.of_kind(Kind::Authorization)?;
-        let waits = self.types[at].unsettled && self.types[at].outstanding.is_none();
-        (waits && self.listed(store) == Some(store.revision()))
-            .then(|| self.world_poll(store))
-            .flatten()
+        let policies = self.of_kind(Kind::Authorization).map(|at| &self.types[at]);
+        let waits = policies.is_some_and(|one| one.unsettled && one.outstanding.is_none());
+        match waits && self.listed(store) == Some(store.revision()) {
+            true => self.world_poll(store),
+            false => Ok(None),
+        }
     }
 
     fn of_kind(&self, kind: Kind) -> Option<usize> {
@@ -265,11 +274,5 @@ impl Session {
             Some(one) if one.ask.owed || one.awaits() => None,
             Some(one) => Some(one.seen),
         }
-    }
-}
-
-fn control_plane() -> ControlPlane {
-    ControlPlane {
-        identifier: concat!("mesh-xds/", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }

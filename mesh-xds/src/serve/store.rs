@@ -11,12 +11,14 @@ use bytes::Bytes;
 use mesh_authz::Identity;
 use mesh_authz::policy::{Action, Expr, Policy, PolicyName, Rule};
 
+use super::outgoing::Encoded;
 use super::status::Withheld;
 use crate::encode;
 use crate::model::{
     AttachedPolicy, Batch, BatchReply, InboundListener, NetworkAddress, NetworkMode, ObjectName,
     Rejection, ResourceName, Scope, Service, ServiceName, Update, Verdict, Workload,
 };
+use crate::proto::type_url;
 
 /// Names of resources that are gone, by table; who has not heard of older ones has to connect anew.
 const MAX_GONE: usize = 100_000;
@@ -138,11 +140,11 @@ impl Store {
         let value = encode::workload(workload, |policy| self.withheld.contains_key(policy));
         let network = workload.network();
         let addresses = workload.addresses().iter();
+        let aliases = addresses.map(|ip| format!("{network}/{ip}")).collect();
         let services = workload.services().iter();
         let resource = Resource {
-            aliases: addresses.map(|ip| format!("{network}/{ip}")).collect(),
             services: services.map(|one| one.service().to_string()).collect(),
-            ..Resource::new(value)
+            ..Resource::new(type_url::ADDRESS, &name, version(&value), &value, aliases)
         };
         let before = self.workloads.insert(name.clone(), Arc::clone(workload));
         if before.as_ref() != Some(workload) {
@@ -163,18 +165,17 @@ impl Store {
     fn set_service(&mut self, service: &Arc<Service>) {
         let value = encode::service(service);
         let addresses = service.addresses().iter();
-        let resource = Resource {
-            aliases: addresses
-                .filter(|one| one.ip().is_some())
-                .map(ToString::to_string)
-                .collect(),
-            ..Resource::new(value)
-        };
+        let aliases = addresses
+            .filter(|one| one.ip().is_some())
+            .map(ToString::to_string)
+            .collect();
+        let name: Arc<str> = service.name().to_string().into();
+        let version = version(&value);
+        let resource = Resource::new(type_url::ADDRESS, &name, version, &value, aliases);
         self.unlink_service(service.name());
         self.link_service(service);
         self.services
             .insert(service.name().clone(), Arc::clone(service));
-        let name = service.name().to_string().into();
         self.addresses.set(&mut self.revision, name, resource);
     }
 
@@ -225,9 +226,16 @@ impl Store {
         if self.withheld.remove(name).is_some() {
             relisted.insert(name.clone());
         }
-        let resource = match policy.scope() {
-            Scope::Workload => Resource::new(value).by_list(),
-            _ => Resource::new(value),
+        // One that binds those who list it, which its version says for who comes back with it.
+        let by_list = *policy.scope() == Scope::Workload;
+        let version = match by_list {
+            true => format!("{}{BY_LIST}", version(&value)).into(),
+            false => version(&value),
+        };
+        let url = type_url::AUTHORIZATION;
+        let resource = Resource {
+            by_list,
+            ..Resource::new(url, &key, version, &value, Vec::new())
         };
         self.authorizations.set(&mut self.revision, key, resource);
         Ok(())
@@ -460,7 +468,7 @@ pub(super) fn is_by_list(version: &str) -> bool {
 #[derive(Debug)]
 pub(super) struct Resource {
     pub(super) version: Arc<str>,
-    pub(super) value: Bytes,
+    pub(super) encoded: Arc<Encoded>,
     /// Other names by which it can be asked for: `<network>/<address>`.
     pub(super) aliases: Vec<String>,
     /// Of a workload: the names of the services that it is an endpoint of.
@@ -503,6 +511,23 @@ impl Table {
         (revision >= self.forgotten).then(|| self.log.range(range).map(|(_, name)| name))
     }
 
+    /// Whether so much may have changed after a revision that all resources are sooner looked at than the log.
+    pub(super) fn is_sooner_swept(&self, since: u64, now: u64) -> bool {
+        now.saturating_sub(since) > self.resources.len() as u64 / 4
+    }
+
+    /// The resources that changed after a revision, by name.
+    pub(super) fn sweep(&self, since: u64) -> impl Iterator<Item = &Resource> {
+        let all = self.resources.values();
+        all.filter(move |one| one.changed > since)
+    }
+
+    /// The names of those that are gone since a revision.
+    pub(super) fn gone_after(&self, revision: u64) -> impl Iterator<Item = &Arc<str>> {
+        let gone = self.gone.iter().filter(move |(_, at)| **at > revision);
+        gone.map(|(name, _)| name)
+    }
+
     /// What a name or an alias stands for, services with their workloads. Empty if there is nothing.
     pub(super) fn resolve(&self, name: &str) -> BTreeSet<Arc<str>> {
         let mut found = BTreeSet::new();
@@ -526,7 +551,7 @@ impl Table {
 
     fn set(&mut self, revision: &mut u64, name: Arc<str>, mut resource: Resource) {
         if let Some(old) = self.resources.get(&name) {
-            if old.version == resource.version && old.value == resource.value {
+            if old.encoded == resource.encoded {
                 return;
             }
             self.log.remove(&old.changed);
@@ -590,22 +615,15 @@ impl Table {
 }
 
 impl Resource {
-    fn new(value: Bytes) -> Self {
+    fn new(url: &str, name: &str, version: Arc<str>, value: &[u8], aliases: Vec<String>) -> Self {
         Self {
-            version: version(&value),
-            value,
-            aliases: Vec::new(),
+            encoded: Arc::new(Encoded::new(url, name, &version, value, &aliases)),
+            version,
+            aliases,
             services: Vec::new(),
             by_list: false,
             changed: 0,
         }
-    }
-
-    /// A policy that binds those who list it, which its version says for who comes back with it.
-    fn by_list(mut self) -> Self {
-        self.by_list = true;
-        self.version = format!("{}{BY_LIST}", self.version).into();
-        self
     }
 
     /// The names of the services that it is an endpoint of.

@@ -5,14 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
+use super::outgoing::Encoded;
 use super::session::End;
 use super::status::{Refusal, Subscription};
 use super::store::{Kind, Owner, Store, Table, is_by_list, version};
 use crate::model::InboundListener;
-use crate::proto::envoy::service::discovery::v3::Resource;
-use crate::proto::google::protobuf::Any;
 
 /// What a refusal of a client says is kept up to here.
 const MAX_REFUSAL: usize = 4096;
@@ -87,7 +84,7 @@ pub(super) struct Type {
 }
 
 pub(super) struct Push {
-    pub(super) resources: Vec<Resource>,
+    pub(super) resources: Vec<Arc<Encoded>>,
     pub(super) removed: BTreeSet<String>,
 }
 
@@ -291,7 +288,12 @@ impl Type {
             let awaited = std::mem::take(&mut self.awaited).into_iter();
             removed.extend(awaited.filter(|name| table.get(name).is_none()));
         }
-        if ask.all {
+        // All that changed after a revision, in the place of names: of a whole mesh a search for each takes long.
+        let mut swept = None;
+        let may_sweep = self.wildcard && kind == Kind::Address;
+        if ask.all && may_sweep && ask.known.is_empty() {
+            swept = Some(0);
+        } else if ask.all {
             let all = table
                 .iter()
                 .filter(|(name, one)| known(name) != Some(&*one.version));
@@ -303,10 +305,17 @@ impl Type {
             }
         } else if self.wildcard {
             let changed = table.changed_after(self.seen).ok_or(End::Behind)?;
-            for name in changed {
-                match table.get(name) {
-                    Some((name, _)) => _ = send.insert(Arc::clone(name)),
-                    None => _ = removed.insert(name.to_string()),
+            let is_sooner_swept = table.is_sooner_swept(self.seen, store.revision());
+            if may_sweep && send.is_empty() && is_sooner_swept {
+                swept = Some(self.seen);
+                let gone = table.gone_after(self.seen);
+                removed.extend(gone.map(ToString::to_string));
+            } else {
+                for name in changed {
+                    match table.get(name) {
+                        Some((name, _)) => _ = send.insert(Arc::clone(name)),
+                        None => _ = removed.insert(name.to_string()),
+                    }
                 }
             }
         } else {
@@ -320,14 +329,23 @@ impl Type {
         if kind == Kind::Authorization {
             self.hold(table, &ask, &mut send, &mut removed);
         }
-        if send.is_empty() && removed.is_empty() && !ask.owed {
-            return Ok(None);
-        }
-        let resources = self.resources(kind, table, &send);
-        Ok(Some(Push { resources, removed }))
+        let resources = match swept {
+            Some(since) => {
+                let swept: Vec<_> = table.sweep(since).map(|one| &one.encoded).collect();
+                shared(&swept)
+            }
+            None => self.resources(kind, table, &send),
+        };
+        let empty = resources.is_empty() && removed.is_empty();
+        Ok((!empty || ask.owed).then_some(Push { resources, removed }))
     }
 
-    fn resources(&mut self, kind: Kind, table: &Table, send: &BTreeSet<Arc<str>>) -> Vec<Resource> {
+    fn resources(
+        &mut self,
+        kind: Kind,
+        table: &Table,
+        send: &BTreeSet<Arc<str>>,
+    ) -> Vec<Arc<Encoded>> {
         // As all of a table are sent, none is looked for.
         let is_whole = send.len() == table.len();
         let whole = is_whole.then(|| table.iter()).into_iter().flatten();
@@ -340,24 +358,10 @@ impl Type {
                 }
                 if kind == Kind::Authorization && !one.by_list {
                     self.wide.insert(Arc::clone(name));
-                } else {
+                } else if kind == Kind::Authorization {
                     self.wide.remove(name);
                 }
-                Resource {
-                    name: name.to_string(),
-                    version: one.version.to_string(),
-                    resource: Some(Any {
-                        type_url: self.status.type_url.clone(),
-                        value: one.value.clone(),
-                    }),
-                    // As istiod: who asks for everything knows them from the resource.
-                    aliases: if self.wildcard {
-                        Vec::new()
-                    } else {
-                        one.aliases.clone()
-                    },
-                    ..Resource::default()
-                }
+                Arc::clone(&one.encoded)
             })
             .collect()
     }
@@ -467,15 +471,8 @@ impl Type {
             if !anew && self.has.get(&**name) == Some(&version) {
                 continue;
             }
-            push.resources.push(Resource {
-                name: name.clone(),
-                version: version.to_string(),
-                resource: Some(Any {
-                    type_url: self.status.type_url.clone(),
-                    value,
-                }),
-                ..Resource::default()
-            });
+            let encoded = Encoded::new(&self.status.type_url, name, &version, &value, &[]);
+            push.resources.push(Arc::new(encoded));
             self.has.insert(name.as_str().into(), version);
         }
         self.seen = store.revision();
@@ -620,7 +617,11 @@ impl Type {
 
     /// All that is asked for. Of policies, what is no more stays until the client has been sent, up to
     /// `listed`, which workloads list them.
-    pub(super) fn world(&mut self, listed: Option<u64>, store: &Store) -> Option<Vec<Any>> {
+    pub(super) fn world(
+        &mut self,
+        listed: Option<u64>,
+        store: &Store,
+    ) -> Option<Vec<Arc<Encoded>>> {
         let owed = std::mem::take(&mut self.ask).owed;
         if !owed && !self.unsettled && !self.is_concerned(store) {
             self.seen = store.revision();
@@ -630,10 +631,15 @@ impl Type {
             Source::Nothing => return owed.then(Vec::new),
             Source::Listeners(owner) => {
                 let names = self.names.iter();
+                let url = &self.status.type_url;
                 let found = names.filter_map(|name| {
                     let value = store.listener(name, owner)?;
-                    let by_list = false;
-                    Some((name.as_str().into(), Had { value, by_list }))
+                    let encoded = Encoded::new(url, name, &version(&value), &value, &[]);
+                    let had = Had {
+                        encoded: Arc::new(encoded),
+                        by_list: false,
+                    };
+                    Some((name.as_str().into(), had))
                 });
                 found.collect()
             }
@@ -654,10 +660,7 @@ impl Type {
         if now == self.world && !owed {
             return None;
         }
-        let resources = now.values().map(|one| Any {
-            type_url: self.status.type_url.clone(),
-            value: one.value.clone(),
-        });
+        let resources = now.values().map(|one| Arc::clone(&one.encoded));
         let resources = resources.collect();
         self.world = now;
         Some(resources)
@@ -705,17 +708,32 @@ impl Type {
     }
 }
 
+/// How many of them are looked at before they are counted.
+const AHEAD: usize = 64;
+
+/// All of these. Of a whole mesh nearly each is fetched from memory: those fetches overlap where they are reads, and not
+/// where a count is changed.
+fn shared(found: &[&Arc<Encoded>]) -> Vec<Arc<Encoded>> {
+    let mut all = Vec::with_capacity(found.len());
+    for some in found.chunks(AHEAD) {
+        let length: usize = some.iter().map(|one| one.len()).sum();
+        std::hint::black_box(length);
+        all.extend(some.iter().map(|one| Arc::clone(one)));
+    }
+    all
+}
+
 /// A resource that a client has.
 #[derive(Debug, Clone, PartialEq)]
 struct Had {
-    value: Bytes,
+    encoded: Arc<Encoded>,
     by_list: bool,
 }
 
 impl Had {
     fn of(one: &super::store::Resource) -> Self {
         Self {
-            value: one.value.clone(),
+            encoded: Arc::clone(&one.encoded),
             by_list: one.by_list,
         }
     }

@@ -47,6 +47,34 @@ async fn one_identity_cannot_have_all_streams() {
     assert_eq!(refused.message(), "more than 4 streams");
 }
 
+#[tokio::test]
+async fn who_leaves_in_the_middle_of_a_response_is_gone_and_held_up_nobody() {
+    let server = Server::builder(Tokens).build();
+    // Together more than the 2 MiB of a client's window.
+    let names: Vec<_> = (0..10_000).map(|n| format!("pod-{n:060}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    server.apply(batch(&names));
+    let uri = serve(&server, None).await;
+    // It reads no more than its window.
+    let idle = open(&uri, "default/idle").await.unwrap();
+    idle.ask(type_url::ADDRESS, &[]).await;
+    while !server.clients().iter().any(|client| {
+        let mut subscriptions = client.subscriptions().iter();
+        subscriptions.any(|of| of.pending().is_some())
+    }) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut other = open(&uri, "default/other").await.unwrap();
+    other.ask(type_url::ADDRESS, &[]).await;
+    assert_eq!(other.next().await.resources.len(), names.len());
+
+    drop(idle);
+    while server.clients().len() > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(server.clients()[0].identity().service_account(), "other");
+}
+
 /// A host of a group, which reports what it is told to.
 async fn host(server: &Server) -> (Stream, Registrations) {
     let group = WorkloadGroup::new(ObjectName::new("default", "forum"));

@@ -3,7 +3,7 @@
 use mesh_authz::Identity;
 use mesh_authz::policy::{Action, Expr, Policy, PolicyName, Rule};
 
-use super::{new_session, new_store};
+use super::{Told, new_session, new_store};
 use crate::model::{
     AttachedPolicy, Batch, InboundListener, Membership, ObjectName, Port, Scope, ServiceName,
     Update, Workload,
@@ -36,7 +36,7 @@ fn client_in(network: &str, store: &Store) -> Session {
 }
 
 fn read(session: &mut Session, store: &Store) -> Option<(usize, Vec<String>)> {
-    let response = session.poll(store).expect("it is not behind")?;
+    let response = session.told(store).expect("it is not behind")?;
     let acknowledgement = DeltaDiscoveryRequest {
         type_url: response.type_url,
         response_nonce: response.nonce,
@@ -163,7 +163,7 @@ fn it_is_of_the_workload_in_the_clients_network() {
     store.apply(Batch::new(updates, Vec::new()));
     let of = |network: &str| {
         let mut client = client_in(network, &store);
-        let response = client.poll(&store).unwrap().expect("an answer");
+        let response = client.told(&store).unwrap().expect("an answer");
         response.resources.first().map(|one| one.version.clone())
     };
     let (one, other) = (of("net-1"), of("net-2"));

@@ -2,6 +2,7 @@
 
 mod listeners;
 mod order;
+mod pieces;
 mod registrations;
 mod registry;
 
@@ -10,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_authz::policy::{Action, Policy, PolicyName};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use prost::Message;
 
+use super::outgoing::Outgoing;
 use super::session::{Bounds, End, Session};
 use super::store::{Kind, Store};
 use crate::model::{
@@ -18,7 +21,7 @@ use crate::model::{
     ServiceName, Target, Update, Workload,
 };
 use crate::proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use crate::proto::google::rpc::Status;
 use crate::proto::type_url;
@@ -35,6 +38,31 @@ fn workload(n: u8, variant: u8) -> Workload {
 fn service(n: u8, variant: u8) -> Service {
     let address = NetworkAddress::new("", [10, 1, 0, variant % 3].into());
     Service::new(ServiceName::new("ns", format!("s{n}"))).with_addresses(vec![address])
+}
+
+/// What a session sends, as a client reads it.
+trait Told {
+    fn told(&mut self, store: &Store) -> Result<Option<DeltaDiscoveryResponse>, End>;
+    fn world_told(&mut self, store: &Store) -> Result<Option<DiscoveryResponse>, End>;
+}
+
+impl Told for Session {
+    fn told(&mut self, store: &Store) -> Result<Option<DeltaDiscoveryResponse>, End> {
+        Ok(self.poll(store)?.map(read))
+    }
+
+    fn world_told(&mut self, store: &Store) -> Result<Option<DiscoveryResponse>, End> {
+        Ok(self.world_poll(store)?.map(read))
+    }
+}
+
+/// The message of a response.
+fn read<M: Message + Default>(response: Outgoing) -> M {
+    let sent: Vec<u8> = response.flatten().collect();
+    let (header, message) = sent.split_at(5);
+    let length = (message.len() as u32).to_be_bytes();
+    assert_eq!(header, [&[0], &length[..]].concat(), "gRPC's header");
+    M::decode(message).expect("a message")
 }
 
 fn new_session() -> Session {
@@ -151,7 +179,7 @@ impl Client {
     }
 
     fn send(&mut self, store: &Store) -> bool {
-        let response = self.session.poll(store).expect("it is not behind");
+        let response = self.session.told(store).expect("it is not behind");
         let sent = response.is_some();
         self.unread.extend(response);
         assert!(self.unread.len() <= 1, "one response is on its way");
@@ -281,7 +309,7 @@ proptest! {
                 store.apply(batch);
             }
             match step {
-                Step::Send => if let Some(response) = session.world_poll(&store) {
+                Step::Send => if let Some(response) = session.world_told(&store).expect("it is not too large") {
                     nonce = Some(response.nonce);
                     last = Some(response.resources);
                 },
@@ -292,7 +320,7 @@ proptest! {
             }
         }
         let values: Vec<_> = last.expect("a first response").into_iter().map(|any| any.value).collect();
-        let expected: Vec<_> = store.table(Kind::Address).iter().map(|(_, one)| one.value.clone()).collect();
+        let expected: Vec<_> = store.table(Kind::Address).iter().map(|(_, one)| one.encoded.value()).collect();
         prop_assert_eq!(values, expected);
     }
 }
@@ -318,7 +346,7 @@ fn run(wildcard: bool, steps: &[Step]) {
     client.connect(&store);
     let response = client
         .session
-        .poll(&store)
+        .told(&store)
         .expect("not behind")
         .expect("an answer is owed");
     let again = names(&response)
@@ -357,7 +385,7 @@ fn a_name_brings_what_it_stands_for() {
     session
         .request(ask(type_url::ADDRESS, &asked), &store)
         .unwrap();
-    let response = session.poll(&store).unwrap().unwrap();
+    let response = session.told(&store).unwrap().unwrap();
     assert_eq!(names(&response), ["c//Pod/ns/w0", "c//Pod/ns/w1", "ns/s1"]);
     assert_eq!(response.resources[2].aliases, ["/10.1.0.2"]);
     assert_eq!(response.resources[0].aliases, ["/10.0.0.0"]);
@@ -372,14 +400,14 @@ fn what_changes_before_an_answer_is_merged() {
         .request(ask(type_url::ADDRESS, &[]), &store)
         .unwrap();
     let first = session
-        .poll(&store)
+        .told(&store)
         .unwrap()
         .expect("an empty answer is one");
     assert!(first.resources.is_empty());
     for variant in 0..3 {
         store.apply(Batch::new(vec![workload(variant, 0).into()], Vec::new()));
         assert_eq!(
-            session.poll(&store),
+            session.told(&store),
             Ok(None),
             "the first is not answered yet"
         );
@@ -392,13 +420,13 @@ fn what_changes_before_an_answer_is_merged() {
     answer.response_nonce = "an old one".to_owned();
     session.request(answer.clone(), &store).unwrap();
     assert_eq!(
-        session.poll(&store),
+        session.told(&store),
         Ok(None),
         "that is no answer to the first"
     );
     answer.response_nonce = first.nonce;
     session.request(answer, &store).unwrap();
-    let second = session.poll(&store).unwrap().unwrap();
+    let second = session.told(&store).unwrap().unwrap();
     assert_eq!(names(&second), ["c//Pod/ns/w1", "c//Pod/ns/w2"]);
     assert_eq!(second.removed_resources, ["c//Pod/ns/w0"]);
 }
@@ -414,7 +442,7 @@ fn policies_come_before_addresses_and_other_types_before_both() {
     ] {
         session.request(ask(url, &["a/b"]), &store).unwrap();
     }
-    let order: Vec<_> = std::iter::from_fn(|| session.poll(&store).unwrap())
+    let order: Vec<_> = std::iter::from_fn(|| session.told(&store).unwrap())
         .map(|response| {
             assert_eq!(response.removed_resources, ["a/b"]);
             response.type_url
@@ -450,19 +478,19 @@ fn what_came_to_a_name_that_is_taken_back_is_not_sent() {
             session.request(request, store).expect("a request");
         };
     say(&mut session, &["ns/s0"], &[], "", &store);
-    let first = session.poll(&store).unwrap().expect("an answer");
+    let first = session.told(&store).unwrap().expect("an answer");
     assert_eq!(first.resources.len(), 2);
     // While it is not answered, and then taken back and asked for in turn.
     say(&mut session, &[], &["ns/s0"], "", &store);
     say(&mut session, &["c//Pod/ns/w0"], &[], "", &store);
     store.apply(Batch::new(vec![workload(1, 0).into()], Vec::new()));
     say(&mut session, &[], &[], &first.nonce, &store);
-    let second = session.poll(&store).unwrap().expect("an answer");
+    let second = session.told(&store).unwrap().expect("an answer");
     assert_eq!(second.removed_resources, ["ns/s0"]);
     let names: Vec<_> = second.resources.iter().map(|one| &*one.name).collect();
     assert_eq!(names, ["c//Pod/ns/w0"]);
     say(&mut session, &[], &["c//Pod/ns/w0"], &second.nonce, &store);
-    let third = session.poll(&store).unwrap().expect("an answer");
+    let third = session.told(&store).unwrap().expect("an answer");
     assert_eq!(third.removed_resources, ["c//Pod/ns/w0"]);
 }
 
@@ -522,7 +550,7 @@ fn a_workload_lists_no_policy_that_is_not_sent() {
     };
     let listed = |store: &Store| {
         let (_, one) = store.table(Kind::Address).get("c//Pod/ns/w0").unwrap();
-        one.value.windows(4).any(|part| part == b"ns/p")
+        one.encoded.value().windows(4).any(|part| part == b"ns/p")
     };
     let listing = vec![PolicyName::new("ns", "p")];
     let workload = workload(0, 0).with_authorization_policies(listing);
@@ -570,7 +598,7 @@ fn who_says_what_it_has_and_names_nothing_keeps_it() {
     .into();
     let mut session = new_session();
     session.request(request, &store).unwrap();
-    let response = session.poll(&store).unwrap().unwrap();
+    let response = session.told(&store).unwrap().unwrap();
     assert_eq!(
         names(&response),
         ["c//Pod/ns/w1", "ns/s1"],
@@ -581,7 +609,7 @@ fn who_says_what_it_has_and_names_nothing_keeps_it() {
     answer.response_nonce = response.nonce;
     session.request(answer, &store).unwrap();
     store.apply(Batch::new(vec![workload(0, 2).into()], Vec::new()));
-    let response = session.poll(&store).unwrap().unwrap();
+    let response = session.told(&store).unwrap().unwrap();
     assert_eq!(names(&response), ["c//Pod/ns/w0"], "and it is still wanted");
 }
 
@@ -599,7 +627,7 @@ fn what_a_client_came_back_with_goes_when_its_name_is_taken_back() {
         request.initial_resource_versions = [("c//Pod/ns/w0".to_owned(), version)].into();
         let mut session = new_session();
         session.request(request, &store).unwrap();
-        let first = session.poll(&store).unwrap().unwrap();
+        let first = session.told(&store).unwrap().unwrap();
         let with = if is_old {
             &["c//Pod/ns/w0", "ns/s1"][..]
         } else {
@@ -610,7 +638,7 @@ fn what_a_client_came_back_with_goes_when_its_name_is_taken_back() {
         request.resource_names_unsubscribe = vec!["ns/s1".to_owned()];
         request.response_nonce = first.nonce;
         session.request(request, &store).unwrap();
-        let second = session.poll(&store).unwrap().unwrap();
+        let second = session.told(&store).unwrap().unwrap();
         assert_eq!(second.removed_resources, ["c//Pod/ns/w0", "ns/s1"]);
     }
 }
@@ -631,7 +659,7 @@ fn what_hosts_have_registered_stays_while_they_may_come_back() {
         let mut session = new_session();
         session.request(request, &store).unwrap();
         let mut answered = |store: &Store| {
-            let response = session.poll(store).unwrap()?;
+            let response = session.told(store).unwrap()?;
             let mut answer = ask(type_url::ADDRESS, &[]);
             answer.response_nonce = response.nonce.clone();
             session.request(answer, store).unwrap();
@@ -694,21 +722,21 @@ fn who_does_not_read_for_too_long_has_to_connect_anew() {
         .request(ask(type_url::ADDRESS, &[]), &store)
         .unwrap();
     let mut answer = ask(type_url::ADDRESS, &[]);
-    answer.response_nonce = session.poll(&store).unwrap().unwrap().nonce;
+    answer.response_nonce = session.told(&store).unwrap().unwrap().nonce;
     // More come and go than are remembered.
     let many = workloads(1, 100_002);
     let removed = many.iter().map(Update::name).collect();
     store.apply(Batch::new(many, Vec::new()));
     store.apply(Batch::new(Vec::new(), removed));
     session.request(answer, &store).unwrap();
-    assert_eq!(session.poll(&store), Err(End::Behind));
+    assert_eq!(session.told(&store), Err(End::Behind));
     // A new one is told what there is, and of what it still has that it is gone.
     let mut request = ask(type_url::ADDRESS, &[]);
     let known = ["c//Pod/ns/0", "c//Pod/ns/7"].map(|name| (name.to_owned(), "old".to_owned()));
     request.initial_resource_versions = known.into_iter().collect();
     let mut session = new_session();
     session.request(request, &store).unwrap();
-    let response = session.poll(&store).unwrap().unwrap();
+    let response = session.told(&store).unwrap().unwrap();
     assert_eq!(names(&response), ["c//Pod/ns/0"]);
     assert_eq!(response.removed_resources, ["c//Pod/ns/7"]);
 }

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
 
-use super::{new_session, new_store};
+use super::{Told, new_session, new_store};
 use crate::model::{AttachedPolicy, Batch, ObjectName, ResourceName, Scope, Update, Workload};
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use crate::proto::istio::security::{Authorization, Scope as WireScope};
@@ -111,7 +111,7 @@ impl Client {
     /// Reads the next message, if there is one.
     fn read(&mut self, store: &Store) -> bool {
         let (url, nonce, values, removed) = if self.delta {
-            let Some(response) = self.session.poll(store).expect("it is not behind") else {
+            let Some(response) = self.session.told(store).expect("it is not behind") else {
                 return false;
             };
             let resources = response.resources.into_iter();
@@ -124,7 +124,8 @@ impl Client {
                 response.removed_resources,
             )
         } else {
-            let Some(response) = self.session.world_poll(store) else {
+            let Some(response) = self.session.world_told(store).expect("it is not too large")
+            else {
                 return false;
             };
             let resources = response.resources.into_iter();
@@ -278,7 +279,7 @@ fn who_comes_back_has_changed_policies_before_the_addresses_that_list_them() {
     store.apply(Batch::new(updates, Vec::new()));
     client.connect(&store);
     let mut order = Vec::new();
-    while let Some(response) = client.session.poll(&store).expect("it is not behind") {
+    while let Some(response) = client.session.told(&store).expect("it is not behind") {
         order.extend(response.resources.iter().map(|one| one.name.clone()));
         let nonce = response.nonce;
         client.request(&response.type_url, nonce, Vec::new(), &store);
@@ -322,7 +323,7 @@ fn a_policy_stays_while_a_host_that_lists_it_may_come_back() {
     // Reads and answers all there is, and says what is gone.
     let mut gone = |store: &Store| {
         let mut gone = Vec::new();
-        while let Some(response) = session.poll(store).unwrap() {
+        while let Some(response) = session.told(store).unwrap() {
             gone.extend(response.removed_resources);
             let answer = DeltaDiscoveryRequest {
                 type_url: response.type_url,
