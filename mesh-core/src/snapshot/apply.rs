@@ -10,9 +10,9 @@ use mesh_xds::model::{
 
 use super::draft::verdicts;
 use super::endpoints::{Endpoint, Shape};
-use super::index::{AddressTable, ByName, CidrTable, Ledger, Made, insert_into, remove_from};
+use super::index::{CidrTable, Ledger, Made, insert_into, remove_from};
+use super::late::Late;
 use super::record::{Addresses, Place, Profile, Rare, ServiceRecord, WorkloadRecord};
-use super::weighted::{Order, WeightedTree};
 use super::{Snapshot, Tables};
 
 /// What applying a batch gave.
@@ -103,7 +103,7 @@ pub(super) struct Sharing {
     profile_uses: Ledger<Profile>,
     /// Workloads that are not found by name and address yet, where before there were none: of a whole mesh
     /// those tables are sorted once, and have no holes.
-    late: Option<Vec<Arc<WorkloadRecord>>>,
+    late: Option<Late>,
     /// The trust domain that was read last: mostly there is one.
     domain: Option<Arc<str>>,
 }
@@ -111,7 +111,7 @@ pub(super) struct Sharing {
 impl Sharing {
     pub(super) fn new(is_first: bool) -> Self {
         Self {
-            late: is_first.then(Vec::new),
+            late: is_first.then(Late::default),
             ..Self::default()
         }
     }
@@ -284,7 +284,7 @@ impl Tables {
 
     fn index_workload(&mut self, record: &Arc<WorkloadRecord>, sharing: &mut Sharing) {
         if let Some(late) = &mut sharing.late {
-            late.push(Arc::clone(record));
+            late.push(record, indexed_addresses(record));
         } else {
             for (network, ip) in indexed_addresses(record) {
                 self.workload_addresses
@@ -311,16 +311,9 @@ impl Tables {
 
     /// Finds the workloads by name and address that are not found so yet.
     fn index_late(&mut self, sharing: &mut Sharing) {
-        let Some(mut late) = sharing.late.take().filter(|late| !late.is_empty()) else {
-            return;
-        };
-        let addresses = late.iter().flat_map(|record| {
-            indexed_addresses(record).map(move |(network, ip)| (network, ip, record))
-        });
-        self.workload_addresses = AddressTable::of_all(addresses);
-        // By uid most are in this order already, which a stable sort makes use of.
-        late.sort_by(|a, b| ByName.compare(a, b));
-        self.workload_names = WeightedTree::of_sorted(ByName, late);
+        if let Some(late) = sharing.late.take().filter(|late| !late.is_empty()) {
+            (self.workload_addresses, self.workload_names) = late.tables();
+        }
     }
 
     fn unindex_workload(&mut self, record: &Arc<WorkloadRecord>) {

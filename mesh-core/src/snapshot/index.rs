@@ -167,9 +167,18 @@ pub(super) struct AddressTable {
 
 /// A workload at one of its addresses, which is here so that a search need not go where the workload is.
 #[derive(Clone)]
-struct Located {
+pub(super) struct Located {
     address: Key,
     workload: Arc<WorkloadRecord>,
+}
+
+impl Located {
+    pub(super) fn new(ip: IpAddr, workload: Arc<WorkloadRecord>) -> Self {
+        Self {
+            address: key(ip),
+            workload,
+        }
+    }
 }
 
 /// The two halves of an address: of one form for both families, and in as few bytes as it has.
@@ -197,33 +206,21 @@ impl AddressTable {
         (found.address == address).then_some(&found.workload)
     }
 
-    /// The table of all of these: networks, addresses, and who has them.
-    pub(super) fn of_all<'a>(
-        all: impl Iterator<Item = (&'a Arc<str>, IpAddr, &'a Arc<WorkloadRecord>)>,
-    ) -> Self {
-        let mut networks: HashMap<&Arc<str>, Vec<Located>> = HashMap::new();
-        for (network, ip, workload) in all {
-            networks.entry(network).or_default().push(Located {
-                address: key(ip),
-                workload: Arc::clone(workload),
-            });
-        }
+    /// The table of all of these, by network; each network is there once.
+    pub(super) fn of_all(networks: Vec<(Arc<str>, Vec<Located>)>) -> Self {
         let mut table = Self::default();
         for (network, mut located) in networks {
             located.sort_unstable_by(|a, b| ByAddress.compare(a, b));
             // An address may be there twice.
             located.dedup_by(|a, b| ByAddress.compare(a, b).is_eq());
             let tree = WeightedTree::of_sorted(ByAddress, located);
-            table.networks.insert_mut(Arc::clone(network), tree);
+            table.networks.insert_mut(network, tree);
         }
         table
     }
 
     pub(super) fn insert(&mut self, network: &Arc<str>, ip: IpAddr, workload: Arc<WorkloadRecord>) {
-        let located = Located {
-            address: key(ip),
-            workload,
-        };
+        let located = Located::new(ip, workload);
         if let Some(table) = self.networks.get_mut(&**network) {
             table.insert(located, 0);
         } else {
@@ -237,10 +234,7 @@ impl AddressTable {
         let Some(table) = self.networks.get_mut(network) else {
             return;
         };
-        table.remove(&Located {
-            address: key(ip),
-            workload: Arc::clone(workload),
-        });
+        table.remove(&Located::new(ip, Arc::clone(workload)));
         if table.is_empty() {
             self.networks.remove_mut(network);
         }

@@ -46,6 +46,7 @@ mod endpoints;
 mod hashing;
 mod inbound;
 mod index;
+mod late;
 mod listeners;
 mod lookup;
 mod policies;

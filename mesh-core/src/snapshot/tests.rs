@@ -60,7 +60,19 @@ fn nothing_is_left_of_workloads_that_are_gone() {
 
 #[test]
 fn a_first_batch_is_found_as_workloads_that_come_one_by_one_are() {
-    let mut pods: Vec<_> = (0..100).rev().map(pod).collect();
+    // In their order, against it, and in none.
+    first_batch((0..100).map(pod).collect());
+    first_batch((0..100).rev().map(pod).collect());
+    first_batch((0..100).map(|number| pod(number * 37 % 100)).collect());
+}
+
+fn first_batch(mut pods: Vec<Workload>) {
+    // They are found by name and address before some come again, and by those that are last.
+    for number in 0..100 {
+        let found = put(&Snapshot::new(), pods.clone());
+        let name = format!("ratings-{number}");
+        assert!(found.workload_named("default", &name).is_some());
+    }
     pods.push(pod(7).with_addresses(vec![IpAddr::from([10, 0, 1, 7])]));
     pods.push(pod(8).with_network("other"));
     pods.push(pod(9).with_network_mode(NetworkMode::HostNetwork));

@@ -16,9 +16,15 @@ use crate::model::Update;
 /// they are read.
 const SMALL: usize = 256 * 1024;
 
+/// After so many resources of a large one it is known how many more there may be.
+const SAMPLE: usize = 2048;
+
 /// A response on its way into the session.
 pub(super) struct Reading {
     protocol: Protocol,
+    length: usize,
+    /// How many of its resources were read.
+    count: usize,
     /// How much of it is still to come.
     missing: usize,
     response: Response,
@@ -46,6 +52,8 @@ impl Reading {
     pub(super) fn gathering(protocol: Protocol, length: usize, small: usize) -> Self {
         Self {
             protocol,
+            length,
+            count: 0,
             missing: length,
             response: Response::new(protocol, length),
             state: match length <= small {
@@ -100,8 +108,13 @@ impl Reading {
             }
             if let State::Reading(receiving) = &mut self.state {
                 *room -= 1;
+                self.count += 1;
                 if let Some(receiving) = receiving {
                     session.resource(&resource, receiving);
+                    if self.count == SAMPLE {
+                        let size = (self.length - self.missing) / SAMPLE;
+                        session.expect(receiving, self.length / size.max(1));
+                    }
                 }
             }
         }
@@ -112,7 +125,9 @@ impl Reading {
         let State::Reading(Some(receiving)) = &mut self.state else {
             return Vec::new();
         };
-        let updates = mem::take(receiving.updates());
+        // The next part has as many.
+        let next = Vec::with_capacity(receiving.updates().len());
+        let updates = mem::replace(receiving.updates(), next);
         self.is_taken |= !updates.is_empty();
         updates
     }

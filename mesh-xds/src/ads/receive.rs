@@ -71,6 +71,14 @@ impl Session {
         })
     }
 
+    /// A response is likely to have so many resources: their names are made room for once, and not for each doubling.
+    /// Of an estimate that is too high little is wasted, as a quarter is left to grow.
+    pub(super) fn expect(&mut self, receiving: &Receiving, resources: usize) {
+        let known = &mut self.subscriptions[receiving.pending.subscription].known;
+        let most = self.settings.max_resources.min(resources - resources / 4);
+        known.reserve(most.saturating_sub(known.len()));
+    }
+
     /// The type of a response that is being read.
     pub(super) fn url_of(&self, receiving: &Receiving) -> &Arc<str> {
         &self.subscriptions[receiving.pending.subscription].url
