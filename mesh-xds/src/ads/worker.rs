@@ -1,12 +1,16 @@
 //! Moves messages between the session, the stream and the caller, and decides nothing.
 
 use std::collections::VecDeque;
-use std::future::pending;
+use std::future::{Future, pending, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::{fmt, mem};
 
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
+use futures_util::task::AtomicWaker;
 use http::Uri;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -18,6 +22,7 @@ use super::state::{Outgoing, Protocol, Session};
 use crate::error::{Error, ErrorKind};
 use crate::model::{Batch, Verdict};
 use crate::transport::Channel;
+use crate::transport::driver::Driver;
 use crate::transport::messages::{self, Messages, Piece};
 
 /// The method of each protocol.
@@ -62,7 +67,7 @@ enum Link {
 
 /// A connection, with what the stream's request needs.
 struct Connection {
-    channel: tonic::transport::Channel,
+    channel: (tonic::transport::Channel, Driver),
     origin: Uri,
     request: tonic::Request<()>,
     max: usize,
@@ -280,7 +285,7 @@ impl Worker {
             if !updates.is_empty() {
                 self.outbox.push_back(Event::Part(updates));
             }
-            tokio::task::yield_now().await;
+            turn().await;
         }
         if !piece.ends {
             return Ok(());
@@ -463,6 +468,52 @@ impl Requests {
     }
 }
 
+/// Whether others have had their turn.
+#[derive(Default)]
+struct Turn {
+    is_over: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Turn {
+    fn wake(self: Arc<Self>) {
+        self.is_over.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+/// Lets others have their turn, I/O among them. The runtime's own yielding is over with any wake, and the connection,
+/// which this task moves, has one most of the time.
+async fn turn() {
+    let turn = Arc::new(Turn::default());
+    let waker = Waker::from(Arc::clone(&turn));
+    let mut pause = pin!(tokio::task::yield_now());
+    let mut begun = false;
+    poll_fn(|cx| {
+        turn.task.register(cx.waker());
+        if !mem::replace(&mut begun, true) {
+            return pause.as_mut().poll(&mut Context::from_waker(&waker));
+        }
+        match turn.is_over.load(Ordering::Acquire) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+/// What comes next, once it is wanted; until then the connection is moved alone.
+async fn next(responses: &mut Messages, idle: bool) -> Progress {
+    if !idle {
+        responses.wait().await;
+    }
+    match responses.next().await {
+        Ok(Some(piece)) => Progress::Piece(piece),
+        Ok(None) => Progress::Ended(None),
+        Err(error) => Progress::Ended(Some(error)),
+    }
+}
+
 impl Link {
     /// The next thing that happens. Responses wait until the last one's are judged.
     async fn progress(&mut self, blocked: bool, idle: bool) -> Progress {
@@ -480,13 +531,8 @@ impl Link {
                 () = requests.room(), if blocked => Progress::Room,
             },
             Self::Up(requests, responses) => tokio::select! {
-                next = responses.next(), if idle => match next {
-                    Ok(Some(piece)) => Progress::Piece(piece),
-                    Ok(None) => Progress::Ended(None),
-                    Err(error) => Progress::Ended(Some(error)),
-                },
+                progress = next(responses, idle) => progress,
                 () = requests.room(), if blocked => Progress::Room,
-                else => pending().await,
             },
         }
     }

@@ -3,9 +3,10 @@
 //! tonic's own `Streaming` keeps the buffer of the largest message for as long as the stream lives, and decodes a
 //! message as a whole. Here nothing is kept: a message is handed on piece by piece.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -18,6 +19,7 @@ use tonic::codec::{EncodeBody, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 use tower_service::Service as _;
 
+use super::driver::Driver;
 use crate::error::{Error, ErrorKind};
 
 /// A message's flag and length.
@@ -26,6 +28,7 @@ const HEADER: usize = 5;
 /// The responses of a stream.
 pub(crate) struct Messages {
     body: Body,
+    driver: Driver,
     max: usize,
     /// What came of the next header.
     header: BytesMut,
@@ -50,13 +53,14 @@ pub(crate) struct Piece {
     pub(crate) ends: bool,
 }
 
-/// Opens a stream, on which requests leave at once; returns when the server has answered.
+/// Opens a stream, on which requests leave at once; returns when the server has answered. The channel's connection is
+/// moved by who waits for that, and then for messages.
 ///
 /// # Errors
 ///
 /// The server's status, or `Connection`.
 pub(crate) async fn open<M: Message + 'static>(
-    mut channel: tonic::transport::Channel,
+    (mut channel, mut driver): (tonic::transport::Channel, Driver),
     origin: &Uri,
     path: &'static str,
     request: tonic::Request<()>,
@@ -64,7 +68,12 @@ pub(crate) async fn open<M: Message + 'static>(
     max: usize,
 ) -> Result<Messages, Error> {
     let lost = |error: tonic::transport::Error| Error::from(Status::from_error(Box::new(error)));
-    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(lost)?;
+    poll_fn(|cx| {
+        driver.run(cx);
+        channel.poll_ready(cx)
+    })
+    .await
+    .map_err(lost)?;
     let encoder = Encoding(PhantomData);
     let body = EncodeBody::new_client(encoder, requests.map(Ok), None, None);
     let mut parts = origin.clone().into_parts();
@@ -81,7 +90,13 @@ pub(crate) async fn open<M: Message + 'static>(
     let headers = request.headers_mut();
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    let response = channel.call(request).await.map_err(lost)?;
+    let mut answer = channel.call(request);
+    let response = poll_fn(|cx| {
+        driver.run(cx);
+        Pin::new(&mut answer).poll(cx)
+    })
+    .await
+    .map_err(lost)?;
     let (head, body) = response.into_parts();
     // A status here is in the place of trailers: there are no messages, and there may be nothing wrong.
     let status = Status::from_header_map(&head.headers);
@@ -101,6 +116,7 @@ pub(crate) async fn open<M: Message + 'static>(
     }
     Ok(Messages {
         body,
+        driver,
         max,
         header: BytesMut::with_capacity(HEADER),
         message: None,
@@ -124,7 +140,11 @@ impl Messages {
             if let Some(piece) = self.take()? {
                 return Ok(Some(piece));
             }
-            let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;
+            let frame = poll_fn(|cx| {
+                self.driver.run(cx);
+                Pin::new(&mut self.body).poll_frame(cx)
+            })
+            .await;
             let Some(frame) = frame else {
                 return self.end().map(|()| None);
             };
@@ -137,6 +157,19 @@ impl Messages {
                 }
             }
         }
+    }
+
+    /// Moves the connection, and takes nothing from it; never ends.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped nothing is lost.
+    pub(crate) async fn wait(&mut self) {
+        poll_fn(|cx| {
+            self.driver.run(cx);
+            Poll::<()>::Pending
+        })
+        .await;
     }
 
     /// A piece out of what is left of the last frame, if there is one.

@@ -6,6 +6,7 @@
 //! it is called follows their rotation. The token is asked for with each request or stream.
 
 mod connector;
+pub(crate) mod driver;
 pub(crate) mod messages;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -24,12 +25,17 @@ use tower_service::Service;
 
 use crate::error::{Error, ErrorKind};
 use connector::{BoxError, Connector};
+use driver::Driver;
 
 type TokenSource = dyn Fn() -> BoxFuture<'static, Result<Option<String>, BoxError>> + Send + Sync;
 
 /// What istio-agent has. A full push of 100 000 workloads has some 30 MB, and the default window of
 /// 64 KiB would make it wait for as many round trips.
 const WINDOW: u32 = 1024 * 1024;
+
+/// The largest DATA frame that is taken. A server that sends larger ones than the 16 KiB of the default moves a whole
+/// mesh with fewer system calls at both ends.
+const FRAME: u32 = 128 * 1024;
 
 /// Longer than any connection lives, and a time that can be added to now: hyper does not check.
 const LONG: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
@@ -106,18 +112,21 @@ impl Channel {
         self.shared.endpoint.connect_with_connector_lazy(connector)
     }
 
-    /// A connection of its own, made now.
+    /// A connection of its own, made now, and what moves it.
     ///
     /// # Errors
     ///
     /// `Connection` if the connector failed or took too long.
-    pub(crate) async fn connect(&self) -> Result<tonic::transport::Channel, Error> {
+    pub(crate) async fn connect(&self) -> Result<(tonic::transport::Channel, Driver), Error> {
         let connector = self.shared.connector.clone();
-        let connection = self.shared.endpoint.connect_with_connector(connector);
-        connection.await.map_err(|error| {
+        let (tasks, driver) = Driver::new();
+        let endpoint = self.shared.endpoint.clone().executor(tasks);
+        let connection = endpoint.connect_with_connector(connector);
+        let connection = connection.await.map_err(|error| {
             let detail = format!("no connection to {}", self.shared.uri);
             Error::new(ErrorKind::Connection, detail).with_source(error)
-        })
+        })?;
+        Ok((connection, driver))
     }
 
     /// The largest message that is accepted.
@@ -274,7 +283,8 @@ impl ChannelBuilder {
             .keep_alive_timeout(self.keep_alive.1.min(LONG))
             .keep_alive_while_idle(false)
             .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW);
+            .initial_connection_window_size(WINDOW)
+            .max_frame_size(FRAME);
         let connector = Connector::new(connector, self.uri.clone());
         Ok(Channel {
             shared: Arc::new(Shared {
