@@ -51,9 +51,9 @@ pub(crate) fn peer(test: &str, name: &str) -> Option<PathBuf> {
     program
 }
 
-/// How much a bulk transfer moves, in MiB: `MESH_TEST_BULK_MIB`, 64 without it.
+/// How much a bulk transfer moves, in MiB: `MESH_TEST_BULK_MIB`, 200 without it.
 pub(crate) fn bulk() -> u64 {
-    variable("MESH_TEST_BULK_MIB").map_or(64, |text| text.parse().expect("a number of MiB"))
+    variable("MESH_TEST_BULK_MIB").map_or(200, |text| text.parse().expect("a number of MiB"))
 }
 
 #[expect(clippy::print_stdout, reason = "who runs the tests has to see it")]
