@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use futures_util::{FutureExt, StreamExt};
@@ -25,7 +25,7 @@ use crate::outbound::{Hosts, PoolKey};
 use crate::random::Random;
 use crate::ready::{Gate, PATIENCE, Readiness, Told};
 use crate::settings::Settings;
-use crate::snapshot::{Changes, Draft, Snapshot, verdicts};
+use crate::snapshot::{Changes, Draft, Remains, Snapshot, verdicts};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::{Error, ErrorKind};
@@ -114,13 +114,38 @@ pub(crate) struct Stale {
     pub(crate) reason: String,
 }
 
-/// From how many changes on what was before is dropped on a thread that may block.
+/// From how many changes on what was before is let go of little by little: some 32 items this many times, some 0.3 ms,
+/// and then a pause.
 const LARGE: usize = 1000;
+const BITE: usize = 64;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// How many shared values are settled at once.
+#[cfg(feature = "istiod")]
+const SETTLED: usize = 128;
+
+/// How many pauses a snapshot may still be read for, before it goes with who reads it.
+const READ: usize = 100;
 
 /// The task that runs it, and what readiness calls it.
 const CONFIG_SOURCE: &str = "configuration source";
 
 type Run = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+/// Of a whole mesh it takes a while, in which others have better to do with the core.
+async fn let_go(last: Arc<Snapshot>) {
+    let mut last = Remains::of(last);
+    for _ in 0..READ {
+        let Err(read) = last else { break };
+        tokio::time::sleep(PAUSE).await;
+        last = Remains::of(read);
+    }
+    if let Ok(mut last) = last {
+        while (0..BITE).all(|_| last.shed()) {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
 
 /// A configuration source, its type forgotten.
 pub(crate) struct StartConfig(Box<dyn FnOnce(ConfigLink) -> Run + Send>);
@@ -295,6 +320,14 @@ impl NodeInner {
         lock(&self.writer).as_ref().map_or(0, Draft::size)
     }
 
+    /// Does some of what is to be done before that takes effect, some 0.3 ms; `false` if there is no more of it.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn settle(&self) -> bool {
+        let mut writer = lock(&self.writer);
+        let draft = writer.as_mut();
+        draft.is_some_and(|draft| draft.settle(SETTLED))
+    }
+
     /// Drops what was to take effect with the next batch.
     pub(crate) fn discard(&self) {
         let draft = lock(&self.writer).take();
@@ -323,8 +356,7 @@ impl NodeInner {
             (rejected, is_large.then_some(last))
         };
         if let Some(last) = last {
-            // Of a whole mesh it takes a while, in which a worker of the runtime has better to do.
-            self.tasks.runtime().spawn_blocking(move || drop(last));
+            self.tasks.runtime().spawn(let_go(last));
         }
         let verdicts = verdicts(&batch, rejected);
         if ready {

@@ -106,6 +106,12 @@ impl ConfigLink {
         Ok(self.node()?.added())
     }
 
+    /// Prepares some of what was [added](Self::add) to take effect; `false` if there is no more to prepare.
+    #[cfg(feature = "istiod")]
+    fn settle(&self) -> Result<bool, Error> {
+        Ok(self.node()?.settle())
+    }
+
     /// Drops what was [added](Self::add) since the last batch.
     ///
     /// # Errors

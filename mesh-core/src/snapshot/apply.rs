@@ -10,7 +10,7 @@ use mesh_xds::model::{
 
 use super::draft::verdicts;
 use super::endpoints::{Endpoint, Shape};
-use super::index::{CidrTable, Ledger, Made, insert_into, remove_from};
+use super::index::{CidrTable, Ledger, Made, Uses, insert_into, remove_from};
 use super::late::Late;
 use super::record::{Addresses, Place, Profile, Rare, ServiceRecord, WorkloadRecord};
 use super::{Snapshot, Tables};
@@ -108,12 +108,24 @@ pub(super) struct Sharing {
     domain: Option<Arc<str>>,
 }
 
+/// How often values are used since they were counted last.
+pub(super) struct Unsettled {
+    places: Uses<Place>,
+    profiles: Uses<Profile>,
+}
+
 impl Sharing {
     pub(super) fn new(is_first: bool) -> Self {
         Self {
             late: is_first.then(Late::default),
             ..Self::default()
         }
+    }
+
+    /// Whether it is of the first workloads, which are found by name and address when all of them are there.
+    #[cfg(feature = "istiod")]
+    pub(super) fn is_first(&self) -> bool {
+        self.late.is_some()
     }
 
     /// Lets go of what sources do not share any more.
@@ -242,14 +254,30 @@ impl Tables {
     }
 
     /// Lets go of what no workload shares any more.
-    pub(super) fn settle(&mut self, mut sharing: Sharing) {
+    pub(super) fn settle(&mut self, sharing: Sharing) {
+        let mut unsettled = self.unsettled(sharing);
+        while self.settle_some(&mut unsettled, usize::MAX) {}
+    }
+
+    /// What is still to be settled of these.
+    pub(super) fn unsettled(&mut self, mut sharing: Sharing) -> Unsettled {
         self.index_late(&mut sharing);
-        self.places.settle(sharing.place_uses);
-        for unused in self.profiles.settle(sharing.profile_uses) {
+        Unsettled {
+            places: sharing.place_uses.into_uses(),
+            profiles: sharing.profile_uses.into_uses(),
+        }
+    }
+
+    /// Settles this many values; `false` if there are no more. Nothing is to be put in before.
+    pub(super) fn settle_some(&mut self, unsettled: &mut Unsettled, room: usize) -> bool {
+        let Unsettled { places, profiles } = unsettled;
+        self.places.settle(places.by_ref().take(room));
+        for unused in self.profiles.settle(profiles.by_ref().take(room)) {
             if unused.lists_any() {
                 self.attachments_mut().unrefer(listed_names(&unused));
             }
         }
+        places.len() + profiles.len() > 0
     }
 
     /// Since which version a workload has listed each of the names: the same workload keeps the age of a

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use mesh_xds::model::{Batch, Rejection, ResourceName, Update, Verdict};
 
-use super::apply::{Changes, Sharing};
+use super::apply::{Changes, Sharing, Unsettled};
 use super::{Snapshot, Tables};
 
 /// The next snapshot. What it does not change it shares with the one that it was made of.
 pub(crate) struct Draft {
     tables: Tables,
     sharing: Sharing,
+    /// What [`settle`](Self::settle) has begun with.
+    unsettled: Option<Unsettled>,
     /// How many updates and removals there are in it.
     size: usize,
 }
@@ -24,6 +26,7 @@ impl Snapshot {
         Draft {
             tables,
             sharing: Sharing::new(self.tables.workloads.is_empty()),
+            unsettled: None,
             size: 0,
         }
     }
@@ -32,10 +35,12 @@ impl Snapshot {
 impl Draft {
     /// Puts a batch into it, removals first, and tells which of its updates are refused, by position.
     pub(crate) fn put(&mut self, batch: &Batch, changes: &mut Changes) -> Vec<(usize, Rejection)> {
+        self.end_settling();
         let Self {
             tables,
             sharing,
             size,
+            ..
         } = self;
         *size += batch.updates().len() + batch.removed().len();
         if !batch.removed().is_empty() {
@@ -61,8 +66,34 @@ impl Draft {
         self.size
     }
 
+    /// Does some of what [`finish`](Self::finish) has to do: lets go of this many values that no workload shares any
+    /// more. `false` if that was the last.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn settle(&mut self, room: usize) -> bool {
+        if self.sharing.is_first() {
+            return false;
+        }
+        let Self {
+            tables,
+            sharing,
+            unsettled,
+            ..
+        } = self;
+        let unsettled = unsettled.get_or_insert_with(|| {
+            tables.unsettled(std::mem::replace(sharing, Sharing::new(false)))
+        });
+        tables.settle_some(unsettled, room)
+    }
+
+    fn end_settling(&mut self) {
+        if let Some(mut unsettled) = self.unsettled.take() {
+            while self.tables.settle_some(&mut unsettled, usize::MAX) {}
+        }
+    }
+
     /// The snapshot.
-    pub(crate) fn finish(self) -> Snapshot {
+    pub(crate) fn finish(mut self) -> Snapshot {
+        self.end_settling();
         let mut tables = self.tables;
         tables.settle(self.sharing);
         Snapshot {

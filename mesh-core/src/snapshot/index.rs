@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
+use std::collections::hash_map::IntoValues;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
@@ -240,6 +241,16 @@ impl AddressTable {
         }
     }
 
+    pub(super) fn networks(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.networks.keys()
+    }
+
+    /// Lets go of some of a network's workloads. `false` if there are none.
+    pub(super) fn shed(&mut self, network: &str) -> bool {
+        let table = self.networks.get_mut(network);
+        table.is_some_and(WeightedTree::shed)
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.networks.is_empty()
@@ -378,9 +389,9 @@ impl<T: Eq + Hash> Interner<T> {
     }
 
     /// Counts what changed, and tells which values nobody uses any more.
-    pub(super) fn settle(&mut self, ledger: Ledger<T>) -> Vec<Arc<T>> {
+    pub(super) fn settle(&mut self, uses: impl Iterator<Item = (Arc<T>, isize)>) -> Vec<Arc<T>> {
         let mut unused = Vec::new();
-        for (value, change) in ledger.changes.into_values() {
+        for (value, change) in uses {
             let Some(uses) = self.uses.get_mut(&value) else {
                 continue;
             };
@@ -413,7 +424,14 @@ pub(super) struct Ledger<T> {
     changes: ByPointer<(Arc<T>, isize)>,
 }
 
+/// What a ledger has, one value after the other.
+pub(super) type Uses<T> = IntoValues<usize, (Arc<T>, isize)>;
+
 impl<T> Ledger<T> {
+    pub(super) fn into_uses(self) -> Uses<T> {
+        self.changes.into_values()
+    }
+
     pub(super) fn add(&mut self, value: &Arc<T>, change: isize) {
         let of = self.changes.entry(pointer(value));
         of.or_insert_with(|| (Arc::clone(value), 0)).1 += change;

@@ -51,6 +51,7 @@ mod listeners;
 mod lookup;
 mod policies;
 mod record;
+mod remains;
 mod resolve;
 mod route;
 mod weighted;
@@ -66,6 +67,7 @@ pub use inbound::{Inbound, InboundRefusal};
 pub(crate) use lookup::service_names;
 pub use policies::PolicyView;
 pub use record::{MembershipRecord, ServicePort, ServiceRecord, WorkloadRecord};
+pub(crate) use remains::Remains;
 pub use route::{
     Authority, EndpointId, Hop, Lookup, Refusal, Resolution, Route, Source, Target, Tunnelled,
 };

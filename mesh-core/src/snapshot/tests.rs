@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use mesh_authz::policy::PolicyName;
@@ -8,8 +9,8 @@ use mesh_xds::model::{
     Batch, Locality, Membership, NetworkMode, ResourceName, ServiceName, Update, Workload,
 };
 
-use super::Snapshot;
 use super::hashing::Seeded;
+use super::{Changes, Remains, Snapshot};
 
 fn pod(number: usize) -> Workload {
     let service = ServiceName::new("default", "ratings.default.svc.cluster.local");
@@ -58,6 +59,75 @@ fn nothing_is_left_of_workloads_that_are_gone() {
     assert_eq!(tables.attachments.listed(), 0);
 }
 
+#[cfg(feature = "istiod")]
+#[test]
+fn what_is_put_in_between_steps_of_settling_is_as_if_it_came_at_once() {
+    let snapshot = put(&Snapshot::new(), (0..10).map(pod));
+    let changed = |numbers: std::ops::Range<usize>| {
+        let changed = numbers.map(|number| pod(number).with_authorization_policies(Vec::new()));
+        Batch::new(changed.map(Update::from).collect(), Vec::new())
+    };
+    let listed = |tables: &super::Tables| tables.attachments.listed();
+    assert_eq!(listed(&snapshot.tables), 1);
+
+    // The last that lists a policy is gone, and one comes that does.
+    let mut draft = snapshot.draft();
+    assert!(
+        draft
+            .put(&changed(0..10), &mut Changes::default())
+            .is_empty()
+    );
+    while draft.settle(1) {}
+    let again = Batch::new(vec![pod(10).into()], Vec::new());
+    assert!(draft.put(&again, &mut Changes::default()).is_empty());
+    let settled = draft.finish();
+    assert_eq!(listed(&settled.tables), 1);
+    assert_eq!(settled.tables.profiles.len(), 2);
+
+    // Half settled only, when more comes.
+    let mut draft = snapshot.draft();
+    assert!(
+        draft
+            .put(&changed(0..10), &mut Changes::default())
+            .is_empty()
+    );
+    assert!(draft.settle(1));
+    assert!(draft.put(&again, &mut Changes::default()).is_empty());
+    let settled = draft.finish();
+    assert_eq!(listed(&settled.tables), 1);
+    assert_eq!(settled.tables.profiles.len(), 2);
+    assert_eq!(settled.tables.places.len(), 2);
+}
+
+#[test]
+fn a_snapshot_is_let_go_of_in_steps_when_nobody_reads_it() {
+    let snapshot = Arc::new(put(&Snapshot::new(), (0..1_000).map(pod)));
+    let read = Arc::clone(&snapshot);
+    let snapshot = Remains::of(snapshot).err().unwrap();
+    drop(read);
+    let copy = Snapshot::clone(&snapshot);
+    let snapshot = Remains::of(snapshot).err().unwrap();
+    let last = put(
+        &copy,
+        (0..1_000).map(|number| pod(number).with_cluster_id("other")),
+    );
+    let records: Vec<_> = copy.workloads().map(Arc::downgrade).collect();
+    drop(copy);
+
+    let mut remains = Remains::of(snapshot).ok().unwrap();
+    let live = || records.iter().filter(|record| record.strong_count() > 0);
+    let mut left = live().count();
+    assert_eq!(left, records.len());
+    while remains.shed() {
+        let now = live().count();
+        assert!(left - now <= 32, "{left} to {now}");
+        left = now;
+    }
+    drop(remains);
+    assert_eq!(live().count(), 0);
+    assert_eq!(last.workloads().count(), records.len());
+}
+
 #[test]
 fn a_first_batch_is_found_as_workloads_that_come_one_by_one_are() {
     // In their order, against it, and in none.
@@ -82,8 +152,7 @@ fn first_batch(mut pods: Vec<Workload>) {
     for pod in pods {
         later = put(&later, [pod]);
     }
-    let uid =
-        |found: Option<&std::sync::Arc<super::WorkloadRecord>>| found.map(|one| one.uid().clone());
+    let uid = |found: Option<&Arc<super::WorkloadRecord>>| found.map(|one| one.uid().clone());
     for number in 0..=100 {
         let name = format!("ratings-{number}");
         let named = uid(first.workload_named("default", &name));

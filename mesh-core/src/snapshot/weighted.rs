@@ -148,6 +148,17 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
         removed
     }
 
+    /// Lets go of some of the items: of a leaf, or of whatever copies still share. `false` if there are none.
+    pub(super) fn shed(&mut self) -> bool {
+        let Some(root) = &mut self.root else {
+            return false;
+        };
+        if !root.shed() {
+            self.root = None;
+        }
+        true
+    }
+
     /// The first item for which `probe` (the item's order relative to what is sought) is equal.
     pub(super) fn find(&self, probe: impl Fn(&T) -> Ordering) -> Option<&T> {
         self.first_from(|item| probe(item).is_lt())
@@ -425,6 +436,17 @@ impl<T: Clone> Child<T> {
             self.refresh(at <= 1);
         }
         Some(removed)
+    }
+
+    /// Lets go of some of what is below. `false` if that is all of it, with which the node is to go, too.
+    fn shed(&mut self) -> bool {
+        let Some(Node::Inner(children)) = Arc::get_mut(&mut self.node) else {
+            return false;
+        };
+        if !children.last_mut().is_some_and(Self::shed) {
+            children.pop();
+        }
+        !children.is_empty()
     }
 
     /// Knows its node again after that changed.

@@ -132,6 +132,11 @@ impl Reading {
         updates
     }
 
+    /// Whether it adds to what was here before.
+    pub(super) fn is_later(&self) -> bool {
+        matches!(&self.state, State::Reading(Some(receiving)) if !receiving.is_first())
+    }
+
     /// Whether some of what it brings was taken.
     pub(super) fn is_taken(&self) -> bool {
         self.is_taken

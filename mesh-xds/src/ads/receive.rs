@@ -24,9 +24,16 @@ pub(crate) struct Receiving {
     replicas: Replicas,
     /// Names in it that are not among what is here: refused, or wanted under another name.
     others: HashSet<Box<str>>,
+    /// Whether there was nothing of its type before.
+    is_first: bool,
 }
 
 impl Receiving {
+    /// Whether there was nothing of its type before.
+    pub(crate) fn is_first(&self) -> bool {
+        self.is_first
+    }
+
     /// What it has brought so far and was not taken.
     pub(crate) fn updates(&mut self) -> &mut Vec<Update> {
         &mut self.delivery.updates
@@ -68,6 +75,7 @@ impl Session {
             delivery: Delivery::default(),
             replicas: Replicas::default(),
             others: HashSet::new(),
+            is_first: self.subscriptions[index].known.is_empty(),
         })
     }
 

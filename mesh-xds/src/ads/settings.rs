@@ -45,6 +45,7 @@ pub struct Settings {
     pub(super) changes: bool,
     pub(super) restored: Option<Vec<Kept>>,
     pub(super) parts: bool,
+    pub(super) pause: Duration,
 }
 
 /// A name longer than this is no name of a resource.
@@ -71,6 +72,7 @@ impl Settings {
             changes: false,
             restored: None,
             parts: false,
+            pause: Duration::ZERO,
         }
     }
 
@@ -175,6 +177,18 @@ impl Settings {
     #[must_use]
     pub fn with_parts(mut self) -> Self {
         self.parts = true;
+        self
+    }
+
+    /// How long reading a response pauses after each 128 resources, some 0.5 ms of work, if there are resources of its
+    /// type already; zero, no pause.
+    ///
+    /// Without it a push of a large mesh keeps a core for as long as it lasts, and what the application has to do
+    /// waits for one until the system takes it away, some 4 ms. With a pause of 1 ms a push of 100 000 resources lasts
+    /// 1 to 2 s. What comes first of a type is read without.
+    #[must_use]
+    pub fn with_pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
         self
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -260,6 +261,11 @@ impl Session {
     /// Whether what a large response brings is handed over while it comes.
     pub(super) fn hands_over_parts(&self) -> bool {
         self.settings.parts
+    }
+
+    /// How long to pause after some of a response was read, if at all.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        Some(self.settings.pause).filter(|pause| !pause.is_zero())
     }
 
     /// How the stream speaks that is to be opened, or is open.

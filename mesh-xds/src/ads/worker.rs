@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
 use http::Uri;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::client::{Command, Event};
 use super::kept::{Kept, Restoring};
@@ -33,6 +33,9 @@ const WORLD: &str =
 
 /// How many resources are read before other tasks have their turn: some 0.5 ms.
 const PART: usize = 256;
+
+/// The same where there is a pause after them.
+const PACED: usize = 128;
 
 /// Requests that wait for the connection.
 const REQUESTS: usize = 16;
@@ -276,7 +279,8 @@ impl Worker {
         let reading = self.reading.insert(reading);
         reading.push(piece.data);
         while !reading.read(&mut self.session, &mut self.room)? {
-            self.room = PART;
+            let pause = self.session.pause().filter(|_| reading.is_later());
+            self.room = pause.map_or(PART, |_| PACED);
             // In one batch removals come before updates; what a part has is not removed by the rest.
             let updates = match self.session.hands_over_parts() {
                 true => reading.take(),
@@ -285,7 +289,10 @@ impl Worker {
             if !updates.is_empty() {
                 self.outbox.push_back(Event::Part(updates));
             }
-            turn().await;
+            match pause {
+                Some(pause) => sleep(pause).await,
+                None => turn().await,
+            }
         }
         if !piece.ends {
             return Ok(());

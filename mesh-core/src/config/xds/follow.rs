@@ -13,6 +13,7 @@ use mesh_xds::ads::{Client, Event, Events, Health, Interest, Presence, Settings}
 use mesh_xds::decode::{Decoder, ResourceType};
 use mesh_xds::model::{Batch, InboundListener, ResourceName, Update, Verdict};
 use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
+use tokio::time::sleep;
 
 use super::keep::{self, Found, Keeper};
 use super::prove::{Prover, text};
@@ -99,6 +100,7 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         missing: needed().collect(),
         refused: BTreeMap::new(),
         parts: Parts::default(),
+        pause: xds.pause,
         connected: false,
         keeper,
         found,
@@ -153,7 +155,8 @@ impl Xds {
         let mut settings = Settings::new(node)
             .with_type(ResourceType::Address.url(), addresses)
             .with_type(ResourceType::Authorization.url(), Interest::All)
-            .with_parts();
+            .with_parts()
+            .with_pause(self.pause);
         if self.mode == Mode::Sidecar {
             settings = settings.with_type(ResourceType::Listener.url(), Interest::Named);
         }
@@ -204,7 +207,7 @@ impl Xds {
                     link.source_problem(NAME, Some((reason, true)))?;
                 }
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            sleep(LOOK_AGAIN).await;
         }
     }
 }
@@ -231,6 +234,8 @@ struct Follow {
     /// What the mesh refused and has not accepted since.
     refused: BTreeMap<String, String>,
     parts: Parts,
+    /// After some of what a push takes.
+    pause: Duration,
     connected: bool,
     keeper: Option<Keeper>,
     /// What was kept, until it is in effect.
@@ -391,6 +396,11 @@ impl Follow {
         // With it all takes effect that came in parts before.
         let size = self.link.added()? + batch.updates().len() + batch.removed().len();
         let large = size >= LARGE;
+        if large && !self.pause.is_zero() {
+            while self.link.settle()? {
+                sleep(self.pause).await;
+            }
+        }
         let (link, whole) = (self.link.clone(), self.missing.is_empty());
         let apply = move || match whole {
             true => link.apply(batch),

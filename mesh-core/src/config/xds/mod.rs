@@ -72,6 +72,7 @@ pub struct Xds {
     backoff: Option<(Duration, Duration)>,
     seed: Option<u64>,
     max_resources: Option<usize>,
+    pause: Duration,
     state_dir: Option<Arc<Path>>,
     empty_match: EmptyMatch,
 }
@@ -99,6 +100,7 @@ impl Xds {
             backoff: None,
             seed: None,
             max_resources: None,
+            pause: Duration::from_millis(1),
             state_dir: None,
             empty_match: EmptyMatch::default(),
         }
@@ -201,6 +203,15 @@ impl Xds {
     #[must_use]
     pub fn max_resources(mut self, resources: usize) -> Self {
         self.max_resources = Some(resources);
+        self
+    }
+
+    /// Sets how long a pause is made after each 128 resources of a push, some 0.5 ms of work, so that the application's
+    /// own work does not wait for a core; 1 ms unless set, which makes a push of 100 000 resources last 1 to 2 s.
+    /// Zero is none. What comes first, before which nothing is served, is read without.
+    #[must_use]
+    pub fn push_pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
         self
     }
 

@@ -1,4 +1,5 @@
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -6,6 +7,15 @@ use super::{Child, MAX, Node, Order, WeightedTree};
 
 #[derive(Clone, Copy, Default)]
 struct Natural;
+
+#[derive(Clone, Copy)]
+struct ByValue;
+
+impl Order<Arc<u16>> for ByValue {
+    fn compare(&self, a: &Arc<u16>, b: &Arc<u16>) -> Ordering {
+        a.cmp(b)
+    }
+}
 
 impl Order<u16> for Natural {
     fn compare(&self, a: &u16, b: &u16) -> Ordering {
@@ -130,6 +140,27 @@ proptest! {
         prop_assert_eq!(tree.find(|item| item.cmp(&low)), found);
         prop_assert_eq!(tree.find_at_the_end(|item| item.cmp(&low)), found);
     }
+}
+
+#[test]
+fn is_let_go_of_leaf_by_leaf() {
+    let items = (0..3_000_u16).map(Arc::new);
+    let mut tree = WeightedTree::of_sorted(ByValue, items);
+    let copy = tree.clone();
+    // What a copy has is not looked through.
+    assert!(tree.shed());
+    assert!(!tree.shed());
+
+    let mut tree = copy;
+    let held: Vec<_> = tree.iter().cloned().collect();
+    let live = || held.iter().filter(|item| Arc::strong_count(item) > 1);
+    let mut left = live().count();
+    while tree.shed() {
+        let now = live().count();
+        assert!(left - now <= MAX, "{left} to {now}");
+        left = now;
+    }
+    assert_eq!((left, tree.len()), (0, 0));
 }
 
 #[test]

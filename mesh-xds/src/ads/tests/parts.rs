@@ -212,6 +212,46 @@ async fn parts_come_before_their_batch_which_is_judged_for_them() {
     assert_eq!(message.message, wanted);
 }
 
+/// How long a client that pauses takes for a first response and for one more, beside no pause.
+async fn times(pause: Duration) -> (Duration, Duration) {
+    let (pipe, mut peers) = delta_server();
+    let channel = builder().build(pipe).expect("settings");
+    let settings = settings(&[(URL, Interest::All)]);
+    let settings = settings.with_parts().with_pause(pause);
+    let client = Client::with_decoder(channel, settings, Arc::new(Texts));
+    let (_client, mut events, worker) = client.expect("settings");
+    tokio::spawn(worker.run());
+    let mut peer = peers.recv().await.expect("a stream");
+    peer.request().await;
+    let mut times = Vec::new();
+    for nonce in ["n1", "n2"] {
+        let start = Instant::now();
+        peer.answer(nonce, many(URL), &[]);
+        loop {
+            if let Event::Batch(batch) = next(&mut events).await {
+                apply(batch);
+                break;
+            }
+        }
+        times.push(start.elapsed());
+        peer.request().await;
+    }
+    (times[0], times[1])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_is_read_with_pauses_what_comes_first_without() {
+    let pause = Duration::from_secs(1);
+    let (first, push) = times(pause).await;
+    assert!(first < pause, "{first:?}");
+    let pauses = (MANY / 128 - 1) as u32;
+    assert!(push >= pause * pauses, "{push:?}");
+    assert!(push < pause * (pauses + 3), "{push:?}");
+
+    let (first, push) = times(Duration::ZERO).await;
+    assert!(first < pause && push < pause, "{first:?}, {push:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_a_stream_that_ends_within_a_response_the_parts_are_taken_back() {
     let (client, mut events, mut peers) = start();

@@ -34,6 +34,7 @@ async fn follow() -> (Node, Follow) {
         missing: needed().collect(),
         refused: BTreeMap::new(),
         parts: Parts::default(),
+        pause: Duration::from_millis(1),
         connected: true,
         keeper: None,
         found: None,
