@@ -52,18 +52,22 @@ impl Builder<Missing, Missing, Missing> {
     /// The host registers with its WorkloadGroup (`--autoregister`), or has the WorkloadEntry that
     /// `ISTIO_META_WORKLOAD_ENTRY` or `ISTIO_META_WORKLOAD_NAME` names. `ISTIOD_SAN` is the name that the control plane's
     /// certificate has to have, if it is not the one of its address. Where `hosts` pins the control plane
-    /// no `/etc/hosts` is needed, and where `ISTIO_SVC_IP` is not set the host is known by the address
-    /// from which it reaches the control plane. Network and trust domain are set, unless the files have
+    /// no `/etc/hosts` is needed. Where `ISTIO_SVC_IP` is not set the host is known by the address from which it
+    /// reaches the control plane. A host that registers has its address in its name, and so must know it here, where
+    /// no name is looked up: unless the control plane is pinned, or its address is an IP address, it is the one
+    /// that the last process kept ([`state_dir`](Self::state_dir)) if the host still has it, else the one of the default
+    /// route, and without a network that of the last process again. Network and trust domain are set, unless the files have
     /// none: the trust domain is then that of the first certificate, as with istio-agent, unless
     /// [`trust_domain`](Self::trust_domain) says it. The group's readiness probe is made, as by [`readiness_probe`](Self::readiness_probe): before it
     /// succeeds first the host gets no traffic.
     ///
-    /// Reads the files, and waits for it.
+    /// Reads the files, and waits for it; for the network it never waits.
     ///
     /// # Errors
     ///
     /// A file is missing or cannot be read, or says too little: the error names file and key. The token
-    /// may come later.
+    /// may come later. That there is no address to register by is an error of [`build`](Self::build), for the
+    /// state directory may have it.
     ///
     /// # Examples
     ///
@@ -93,6 +97,7 @@ impl Builder<Missing, Missing, Missing> {
             self.settings.network = host.network;
         }
         self.settings.readiness_probe = host.probe;
+        self.settings.registering = host.registering;
         Ok(Builder {
             workload: host.workload,
             config: host.xds,
@@ -119,9 +124,17 @@ impl Builder<WorkloadId, crate::config::Xds, crate::identity::Istiod> {
     /// Keeps certificates and configuration in a directory, for the next start: see
     /// [`Istiod::state_dir`](crate::identity::Istiod::state_dir) and [`Xds::state_dir`](crate::config::Xds::state_dir).
     /// With both, neither an expired token nor an absent control plane keeps the process from serving.
+    ///
+    /// Of a host that registers by an address that its files do not have
+    /// ([`bootstrap_dir`](Builder::bootstrap_dir)) the address is looked for here, and waited for.
     #[must_use]
     pub fn state_dir(mut self, path: impl Into<std::path::PathBuf>) -> Self {
         let path = path.into();
+        let registering = self.settings.registering.as_mut();
+        if let Some((id, own)) = registering.and_then(|host| host.restore(&path)) {
+            self.workload = id;
+            self.config = self.config.addresses([own]);
+        }
         self.config = self.config.state_dir(path.clone());
         self.identity = self.identity.state_dir(path);
         self
@@ -176,10 +189,14 @@ impl<C: ConfigSource, I: CertificateSource> Builder<WorkloadId, C, I> {
     ///
     /// # Errors
     ///
-    /// When a setting or the workload's identity is invalid, when no crypto provider is compiled
-    /// in, or when called outside a tokio runtime, on which the mesh's tasks will run.
+    /// When a setting or the workload's identity is invalid, when a host that registers has no address, when no
+    /// crypto provider is compiled in, or when called outside a tokio runtime, on which the mesh's tasks will run.
     pub fn build(self) -> Result<Mesh, Error> {
         // Checked before any task is started.
+        #[cfg(feature = "istiod")]
+        if let Some(host) = &self.settings.registering {
+            host.check()?;
+        }
         let identity = self.workload.identity(self.settings.trust_domain())?;
         #[cfg(feature = "istiod")]
         let probe = self.settings.readiness_probe.clone();

@@ -66,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) rng_seed: Option<u64>,
     #[cfg(feature = "istiod")]
     pub(crate) readiness_probe: Option<crate::health::Probe>,
+    #[cfg(feature = "istiod")]
+    pub(crate) registering: Option<crate::bootstrap::Registering>,
 }
 
 impl Default for Settings {
@@ -115,6 +117,8 @@ impl Default for Settings {
             rng_seed: None,
             #[cfg(feature = "istiod")]
             readiness_probe: None,
+            #[cfg(feature = "istiod")]
+            registering: None,
         }
     }
 }

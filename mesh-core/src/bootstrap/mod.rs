@@ -1,12 +1,12 @@
 //! A host outside Kubernetes, from the files that `istioctl x workload entry configure` writes.
 
+mod address;
 #[cfg(test)]
 mod tests;
 mod variables;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use mesh_xds::ads::NodeValue;
@@ -14,12 +14,12 @@ use mesh_xds::ads::NodeValue;
 use crate::config::Xds;
 use crate::health::Probe;
 use crate::{ControlPlane, Error, ErrorKind, WorkloadId};
+use address::{Found, entry_name};
+
+pub(crate) use address::Registering;
 
 /// Where the control plane is when `mesh.yaml` does not say.
 const CONTROL_PLANE: &str = "istiod.istio-system.svc:15012";
-
-/// The longest name of an object in Kubernetes (RFC 1123); of a longer one istiod cuts the front.
-const MAX_NAME: usize = 253;
 
 /// What the files say of a host.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(crate) struct Host {
     pub(crate) probe: Option<Probe>,
     /// Where certificates come from.
     pub(crate) authority: ControlPlane,
+    /// A host whose files do not say by which address, and so under which name, it registers.
+    pub(crate) registering: Option<Registering>,
 }
 
 /// A file by its name in the folder, and by its place on a host on which istio-agent is installed.
@@ -161,17 +163,30 @@ impl Host {
         let authority = settings
             .get("CA_ADDR")
             .map_or_else(|| discovery.clone(), control_plane);
-        let own = own_address(&settings, &hosts, address)?;
+        let own = settings.own_address()?;
         let network = settings.get("ISTIO_META_NETWORK").unwrap_or_default();
         let namespace = match settings.get("POD_NAMESPACE") {
             Some(namespace) => namespace,
             None => settings.need("ISTIO_NAMESPACE", "the namespace of this host")?,
         };
-        let workload = WorkloadId::new(
-            namespace,
-            settings.workload_name(own, network)?,
-            settings.get("SERVICE_ACCOUNT").unwrap_or("default"),
-        );
+        let service_account = settings.get("SERVICE_ACCOUNT").unwrap_or("default");
+        let group = settings.get("ISTIO_META_AUTO_REGISTER_GROUP");
+        let registering = group.filter(|_| own.is_none()).map(|group| Registering {
+            namespace: namespace.to_owned(),
+            group: group.to_owned(),
+            network: network.to_owned(),
+            service_account: service_account.to_owned(),
+            file: settings.file().to_owned(),
+            found: Found::by_route(known_at(&hosts, address)),
+        });
+        let workload = match (&registering, group.zip(own)) {
+            (Some(registering), _) => registering.workload(),
+            (None, Some((group, own))) => {
+                WorkloadId::new(namespace, entry_name(group, own, network), service_account)
+            }
+            (None, None) => WorkloadId::new(namespace, settings.entry()?, service_account),
+        };
+        let address = registering.as_ref().and_then(Registering::address);
         let authority = match settings.get("ISTIO_META_CLUSTER_ID") {
             Some(cluster) => authority.cluster_id(cluster),
             None => authority,
@@ -181,38 +196,36 @@ impl Host {
             trust_domain: settings.get("TRUST_DOMAIN").map(str::to_owned),
             network: network.to_owned(),
             probe: settings.probe(own)?,
-            xds: settings.discovery(discovery, own)?,
+            xds: settings.discovery(discovery, own.or(address))?,
             authority,
+            registering,
         })
     }
 }
 
 impl Settings {
-    /// The name of the record that the host has: of the entry that istiod makes of its group, or of one
-    /// that is there.
-    fn workload_name(&self, own: IpAddr, network: &str) -> Result<String, Error> {
-        let Some(group) = self.get("ISTIO_META_AUTO_REGISTER_GROUP") else {
-            let what = "the name of this host's WorkloadEntry";
-            let entry = self.get("ISTIO_META_WORKLOAD_ENTRY");
-            return match entry {
-                Some(entry) => Ok(entry.to_owned()),
-                None => self
-                    .need("ISTIO_META_WORKLOAD_NAME", what)
-                    .map(str::to_owned),
-            };
-        };
-        let mut name = format!("{group}-{own}");
-        if !network.is_empty() {
-            name = format!("{name}-{network}");
+    /// The address that istiod knows this host by, if the files have it.
+    fn own_address(&self) -> Result<Option<IpAddr>, Error> {
+        let own = self.get("ISTIO_SVC_IP").map(|own| {
+            own.parse().map_err(|_| {
+                let expected = format_args!("expected an IP address, found {own:?}");
+                wrong(self.file(), "ISTIO_SVC_IP", expected)
+            })
+        });
+        own.transpose()
+    }
+
+    /// The name of the entry that a host has which does not register.
+    fn entry(&self) -> Result<&str, Error> {
+        let what = "the name of this host's WorkloadEntry";
+        match self.get("ISTIO_META_WORKLOAD_ENTRY") {
+            Some(entry) => Ok(entry),
+            None => self.need("ISTIO_META_WORKLOAD_NAME", what),
         }
-        // An object's name has no colons.
-        let name = name.replace(':', "-");
-        let excess = name.len().saturating_sub(MAX_NAME);
-        Ok(name.get(excess..).unwrap_or(&name).to_owned())
     }
 
     /// The group's readiness probe.
-    fn probe(&self, own: IpAddr) -> Result<Option<Probe>, Error> {
+    fn probe(&self, own: Option<IpAddr>) -> Result<Option<Probe>, Error> {
         let Some(probe) = self.config.get("readinessProbe") else {
             return Ok(None);
         };
@@ -224,21 +237,21 @@ impl Settings {
             .map_err(|(field, message)| wrong(&self.mesh, &at(&field), message))?;
         // A host that is known by an address of a gateway is not there by that address itself.
         let local = self.get("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION") == Some("true");
-        let host = if local {
-            "localhost".to_owned()
-        } else {
-            own.to_string()
+        let probe = match (local, own) {
+            (true, _) => probe.or_host("localhost"),
+            (false, Some(own)) => probe.or_host(&own.to_string()),
+            // The first address of its record, when that has come.
+            (false, None) => probe,
         };
-        let probe = probe.or_host(&host);
         probe
             .validate()
             .map_err(|error| wrong(&self.mesh, &at(""), error))?;
         Ok(Some(probe))
     }
 
-    fn discovery(&self, control_plane: ControlPlane, own: IpAddr) -> Result<Xds, Error> {
+    fn discovery(&self, control_plane: ControlPlane, own: Option<IpAddr>) -> Result<Xds, Error> {
         let mut xds = Xds::istiod(control_plane)
-            .addresses([own])
+            .addresses(own)
             .metadata("PROXY_CONFIG", self.config.clone());
         for (key, value) in &self.variables {
             if value.is_empty() {
@@ -267,46 +280,13 @@ impl Settings {
     }
 }
 
-/// The address that istiod knows this host by.
-fn own_address(
-    settings: &Settings,
-    hosts: &BTreeMap<String, IpAddr>,
-    control_plane: &str,
-) -> Result<IpAddr, Error> {
-    if let Some(own) = settings.get("ISTIO_SVC_IP") {
-        let invalid = || {
-            let expected = format_args!("expected an IP address, found {own:?}");
-            wrong(settings.file(), "ISTIO_SVC_IP", expected)
-        };
-        return own.parse().map_err(|_| invalid());
+/// Where the control plane is, if that needs no look-up.
+fn known_at(hosts: &BTreeMap<String, IpAddr>, control_plane: &str) -> Option<SocketAddr> {
+    if let Ok(address) = control_plane.parse() {
+        return Some(address);
     }
-    let name = control_plane.rsplit_once(':');
-    let pinned = name.and_then(|(name, port)| {
-        let at = hosts.get(name)?;
-        Some(SocketAddr::new(*at, port.parse().ok()?))
-    });
-    local_address(pinned, control_plane).map_err(|error| {
-        let expected = format_args!(
-            "expected this host's address: it is not set, and none reaches {control_plane}"
-        );
-        wrong(settings.file(), "ISTIO_SVC_IP", expected).with_source(error)
-    })
-}
-
-/// The address that packets to the control plane would come from; none is sent.
-fn local_address(pinned: Option<SocketAddr>, control_plane: &str) -> io::Result<IpAddr> {
-    let remotes: Vec<SocketAddr> = match pinned {
-        Some(remote) => vec![remote],
-        None => control_plane.to_socket_addrs()?.collect(),
-    };
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for remote in remotes {
-        match crate::control_plane::local_towards(remote) {
-            Ok(local) => return Ok(local),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    let (name, port) = control_plane.rsplit_once(':')?;
+    Some(SocketAddr::new(*hosts.get(name)?, port.parse().ok()?))
 }
 
 /// Lines as of `/etc/hosts`: addresses by name.

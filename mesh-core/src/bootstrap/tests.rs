@@ -175,25 +175,103 @@ fn the_forms_that_istioctl_writes_are_read() {
 
 #[test]
 fn entries_are_named_as_istiod_names_them() {
-    let name = |group: &str, own: &str, network: &str| {
-        let variables = [(
-            "ISTIO_META_AUTO_REGISTER_GROUP".to_owned(),
-            group.to_owned(),
-        )];
-        let settings = Settings {
-            env: None,
-            mesh: PathBuf::new(),
-            config: NodeValue::Map([].into()),
-            variables: variables.into(),
-        };
-        settings
-            .workload_name(own.parse().unwrap(), network)
-            .unwrap()
-    };
+    let name =
+        |group: &str, own: &str, network: &str| entry_name(group, own.parse().unwrap(), network);
     assert_eq!(name("forum", "10.0.0.1", ""), "forum-10.0.0.1");
     assert_eq!(name("forum", "fd00::7", "n"), "forum-fd00--7-n");
     let long = name(&"g".repeat(300), "10.0.0.1", "");
     assert!(long.len() == 253 && long.ends_with("g-10.0.0.1"), "{long}");
+}
+
+/// A host of a group whose address the files do not have, with `hosts` as istioctl leaves it.
+fn registering(hosts: &str) -> Registering {
+    let env = ENV.replace("192.168.10.200", "");
+    let dir = folder(&[
+        ("cluster.env", &env),
+        ("mesh.yaml", MESH),
+        ("root-cert.pem", ""),
+        ("hosts", hosts),
+    ]);
+    let host = Host::read(dir.path()).unwrap();
+    assert_eq!(host.probe, Some(Probe::http(8080).path("/ready")));
+    host.registering.unwrap()
+}
+
+/// A state directory in which these were kept, the last one last.
+fn state(names: &[&str]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("discovery")).unwrap();
+    let mut saved = std::time::SystemTime::UNIX_EPOCH;
+    for name in names {
+        let path = dir.path().join(format!("discovery/{name}.snapshot"));
+        let file = fs::File::create(path).unwrap();
+        saved += std::time::Duration::from_secs(60);
+        file.set_modified(saved).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn an_address_that_nobody_says_is_that_of_the_route_to_a_control_plane_that_is_pinned() {
+    let mut host = registering("127.0.0.1 istiod-canary.istio-system.svc");
+    let expected = WorkloadId::new("forum-ns", "forum-127.0.0.1-vm-network", "forum-sa");
+    assert_eq!(host.workload(), expected);
+    let state = state(&["forum-ns_forum-127.0.0.2-vm-network"]);
+    assert_eq!(host.restore(state.path()), None, "it is another now");
+    assert_eq!(host.workload(), expected);
+    host.check().unwrap();
+}
+
+#[test]
+fn without_a_route_the_last_process_says_the_address() {
+    let mut host = registering("");
+    host.found = Found::None("there is no network".to_owned());
+    let error = host.check().unwrap_err();
+    let text = error.detail().unwrap();
+    assert!(
+        text.contains("cluster.env: ISTIO_SVC_IP: ") && text.contains("there is no network"),
+        "{text}"
+    );
+    assert_eq!(host.restore(tempfile::tempdir().unwrap().path()), None);
+    // Of other groups, namespaces and networks, and of nobody.
+    let others = [
+        "forum-ns_another-127.0.0.2-vm-network",
+        "default_forum-127.0.0.2-vm-network",
+        "forum-ns_forum-127.0.0.2",
+        "forum-ns_forum-here-vm-network",
+    ];
+    assert_eq!(host.restore(state(&others).path()), None);
+    // The documentation's addresses are no host's; an interface that is to come may have had the last one.
+    let kept = |names: &[&str]| {
+        let names = names
+            .iter()
+            .map(|own| format!("forum-ns_forum-{own}-vm-network"));
+        let names: Vec<_> = names.collect();
+        state(&names.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let mut away = host.clone();
+    let last = kept(&["192.0.2.7", "2001-db8--c8"]);
+    let (id, own) = away.restore(last.path()).unwrap();
+    assert_eq!(own, "2001:db8::c8".parse::<IpAddr>().unwrap());
+    assert_eq!(id.name(), "forum-2001-db8--c8-vm-network");
+    away.check().unwrap();
+    // One that the host has goes before one that is newer.
+    let (_, own) = host
+        .restore(kept(&["127.0.0.2", "192.0.2.7"]).path())
+        .unwrap();
+    assert_eq!(own, "127.0.0.2".parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn by_its_default_route_a_host_keeps_an_address_only_if_it_still_has_it() {
+    let mut host = registering("");
+    host.found = Found::Default("127.0.0.1".parse().unwrap());
+    let gone = state(&["forum-ns_forum-192.0.2.7-vm-network"]);
+    assert_eq!(host.restore(gone.path()), None);
+    assert_eq!(host.workload().name(), "forum-127.0.0.1-vm-network");
+    let here = state(&["forum-ns_forum-127.0.0.2-vm-network"]);
+    let (id, _) = host.restore(here.path()).unwrap();
+    assert_eq!(id.name(), "forum-127.0.0.2-vm-network");
 }
 
 #[test]

@@ -145,14 +145,16 @@ impl ControlPlane {
         }
     }
 
-    /// The addresses that the address stands for.
+    /// The addresses that the address stands for, within the time that connecting may take: a resolver without a
+    /// network can be silent for longer.
     pub(crate) async fn look_up(&self) -> io::Result<Vec<SocketAddr>> {
         let address: &str = &self.address;
         let port = || address.rsplit_once(':')?.1.parse().ok();
         if let Some((at, port)) = self.at.zip(port()) {
             return Ok(vec![SocketAddr::new(at, port)]);
         }
-        Ok(tokio::net::lookup_host(address).await?.collect())
+        let found = timeout(self.connect_timeout, tokio::net::lookup_host(address)).await;
+        Ok(found.map_err(|_| io::ErrorKind::TimedOut)??.collect())
     }
 
     /// Why we do not believe the server, or it does not believe us.

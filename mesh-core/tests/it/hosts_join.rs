@@ -220,6 +220,93 @@ async fn a_trust_domain_that_nobody_says_is_that_of_the_certificate() {
     assert_eq!(istiod.calls().len(), issued);
 }
 
+/// `cluster.env` of a host that registers with its group, or that has an entry of the same name.
+fn env_of(own: &str, registers: bool) -> String {
+    let env = cluster_env(own);
+    if registers {
+        return env;
+    }
+    let name = format!("WORKLOAD_NAME='forum-{own}-vm-net'");
+    env.replace("AUTO_REGISTER_GROUP='forum'", "AUTO_REGISTER_GROUP=''")
+        .replace("WORKLOAD_NAME='forum'", &name)
+}
+
+/// A reboot before there is a network: no control plane, no DNS that would know where it is, and no token any
+/// more. The files do not say the host's address, and pin nothing.
+async fn reboots(registers: bool, [first, second]: [u8; 2]) {
+    let (istiod, port) = istiod().await;
+    let identity = "spiffe://cluster.local/ns/default/sa/forum-sa";
+    let text = |last: u8| format!("127.95.1.{last}");
+    let entry = |last| {
+        let name = format!("forum-{}-vm-net", text(last));
+        workload_of(&name, "forum-sa", [127, 95, 1, last], "1")
+    };
+    let both = vec![entry(first), entry(second)];
+    istiod.discovery.say(&addresses(both, &[]));
+    let hosts = [first, second].map(|last| {
+        let own = text(last);
+        let files = host_of(&istiod, port, &own, identity, "");
+        write(files.path(), "cluster.env", &env_of(&own, registers));
+        (own, files, tempfile::tempdir().unwrap())
+    });
+    let join = || {
+        hosts.each_ref().map(|(own, files, state)| {
+            let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+            let mesh = builder.state_dir(state.path()).build().unwrap();
+            assert_eq!(mesh.workload().name(), format!("forum-{own}-vm-net"));
+            mesh
+        })
+    };
+    let greet = async |[server, client]: &[Mesh; 2]| {
+        let mut listener = server.listen(7000).await.unwrap();
+        let at = format!("{}:7000", hosts[0].0);
+        let (near, far) = tokio::join!(client.connect(&at), listener.accept());
+        for stream in [near.unwrap(), far.unwrap()] {
+            let peer = stream.context().identity().unwrap().to_string();
+            assert_eq!(peer, identity);
+        }
+    };
+    let before = join();
+    greet(&before).await;
+    for (own, _, state) in &hosts {
+        let file = format!("discovery/default_forum-{own}-vm-net.snapshot");
+        let file = state.path().join(file);
+        until("it is kept", || file.exists()).await;
+    }
+    for mesh in before {
+        mesh.shutdown(std::time::Duration::ZERO).await;
+    }
+
+    let (calls, streams) = (istiod.calls().len(), istiod.discovery.streams());
+    for (own, files, _) in &hosts {
+        let said = format!("ISTIO_SVC_IP='{own}'");
+        let env = env_of(own, registers).replace(&said, "ISTIO_SVC_IP=''");
+        assert!(env.contains("ISTIO_SVC_IP=''"));
+        write(files.path(), "cluster.env", &env);
+        write(files.path(), "hosts", "");
+        fs::remove_file(files.path().join("istio-token")).unwrap();
+    }
+    let after = join();
+    greet(&after).await;
+    for mesh in &after {
+        assert!(mesh.readiness().is_ready());
+        let reason = dump(mesh).await["stale"]["reason"].to_string();
+        assert!(reason.contains("kept by the last process"), "{reason}");
+    }
+    let now = (istiod.calls().len(), istiod.discovery.streams());
+    assert_eq!(now, (calls, streams), "nothing leads there");
+}
+
+#[tokio::test]
+async fn a_registered_host_reboots_without_token_network_or_control_plane_and_serves() {
+    reboots(true, [9, 10]).await;
+}
+
+#[tokio::test]
+async fn a_host_with_an_entry_reboots_without_token_network_or_control_plane_and_serves() {
+    reboots(false, [11, 12]).await;
+}
+
 /// V004, the other way round: what somebody says is compared, and so is all of it but the trust domain.
 #[tokio::test]
 async fn a_trust_domain_that_somebody_says_is_the_only_one() {

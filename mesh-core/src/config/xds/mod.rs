@@ -229,6 +229,11 @@ impl Xds {
         self
     }
 
+    /// The names of a namespace's workloads of which a directory has something, the newest first. Blocking.
+    pub(crate) fn kept_names(state_dir: &Path, namespace: &str) -> Vec<String> {
+        keep::names(state_dir, namespace)
+    }
+
     /// Sets how a match without fields counts, which stands for conditions that a policy lost on its way:
     /// as lost unless set, so that no decision is more permissive for it. istio/ztunnel never matches it.
     #[must_use]

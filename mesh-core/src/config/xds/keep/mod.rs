@@ -4,6 +4,7 @@ mod form;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::future::pending;
 use std::io::Read;
@@ -23,6 +24,8 @@ use form::Content;
 
 /// A mesh of 500 000 workloads takes less; what is larger is something else, or not kept.
 const MAX_FILE: u64 = 256 << 20;
+
+const SUFFIX: &str = ".snapshot";
 
 /// For so long a start waits for the file system; then it is as if nothing were kept.
 const LOAD: Duration = Duration::from_secs(5);
@@ -96,6 +99,25 @@ pub(super) async fn open(folder: &Path, name: &str, whose: String) -> (Keeper, O
     (keeper, found)
 }
 
+/// The names in a namespace of whom something is kept, the last that was written first. Blocking.
+pub(super) fn names(folder: &Path, namespace: &str) -> Vec<String> {
+    let Ok(files) = std::fs::read_dir(folder.join("discovery")) else {
+        return Vec::new();
+    };
+    let mut names = Vec::new();
+    for file in files.flatten() {
+        let name = file.file_name();
+        let name = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+        let name = name.and_then(|name| name.strip_prefix(namespace)?.strip_prefix('_'));
+        let modified = file.metadata().and_then(|metadata| metadata.modified());
+        if let (Some(name), Ok(modified)) = (name, modified) {
+            names.push((Reverse(modified), name.to_owned()));
+        }
+    }
+    names.sort();
+    names.into_iter().map(|(_, name)| name).collect()
+}
+
 /// One file for each for whom a stream speaks.
 fn path_of(folder: &Path, name: &str) -> PathBuf {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
@@ -103,7 +125,7 @@ fn path_of(folder: &Path, name: &str) -> PathBuf {
         .chars()
         .map(|c| if plain(c) { c } else { '_' })
         .collect();
-    folder.join("discovery").join(format!("{name}.snapshot"))
+    folder.join("discovery").join(format!("{name}{SUFFIX}"))
 }
 
 /// Blocking; `None` if nothing was kept.
