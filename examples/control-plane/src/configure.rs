@@ -31,7 +31,7 @@ pub(crate) fn run(all: &Args, of: &Configure) -> Result<(), BoxError> {
     };
     // Before anything is written: these become an identity.
     Identity::new(&all.trust_domain, &of.namespace, host.account)?;
-    let state = State::open(&all.state, &all.trust_domain)?;
+    let state = State::existing(&all.state, &all.trust_domain)?;
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(&of.output)?;
     let lifetime = Duration::from_secs(of.token_duration);

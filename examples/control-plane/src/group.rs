@@ -30,16 +30,22 @@ impl Group {
                 break files;
             }
         };
+        let mut names = Vec::new();
         for (file, content) in files {
             let text = String::from_utf8(content)?;
             for document in documents(&file, &text)? {
                 if is_group(&document, namespace, name) {
                     return Ok(Self::read(&document["spec"]));
                 }
+                names.extend(group_name(&document));
             }
         }
         let path = path.display();
-        Err(format!("--config {path}: expected a WorkloadGroup {namespace}/{name}").into())
+        let there = match names.is_empty() {
+            true => "there is none".to_owned(),
+            false => format!("there is {}", names.join(", ")),
+        };
+        Err(format!("--config {path}: expected a WorkloadGroup {namespace}/{name}, {there}").into())
     }
 
     fn read(spec: &Value) -> Self {
@@ -72,10 +78,16 @@ fn documents(file: &Path, text: &str) -> Result<Vec<Value>, BoxError> {
 }
 
 fn is_group(document: &Value, namespace: &str, name: &str) -> bool {
+    group_name(document).is_some_and(|group| group == format!("{namespace}/{name}"))
+}
+
+/// The namespace and name of a group, if it is one.
+fn group_name(document: &Value) -> Option<String> {
     let metadata = &document["metadata"];
-    document["kind"] == "WorkloadGroup"
-        && metadata["name"] == name
-        && metadata["namespace"].as_str().unwrap_or("default") == namespace
+    let namespace = metadata["namespace"].as_str().unwrap_or("default");
+    let name = metadata["name"].as_str();
+    let name = name.filter(|_| document["kind"] == "WorkloadGroup")?;
+    Some(format!("{namespace}/{name}"))
 }
 
 fn to_json(of: &NodeValue) -> Value {
@@ -126,7 +138,7 @@ spec:
         assert_eq!(group.probe, Some(probe));
         let missing = Group::find(&path, "bank", "other").unwrap_err().to_string();
         assert!(
-            missing.ends_with("expected a WorkloadGroup bank/other"),
+            missing.ends_with("expected a WorkloadGroup bank/other, there is bank/forum"),
             "{missing}"
         );
     }

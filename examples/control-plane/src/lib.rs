@@ -209,7 +209,7 @@ impl Prepared {
         tokio::spawn(serving::serve(
             listener,
             Arc::new(self.tls),
-            self.server.service(),
+            self.server.clone(),
             self.age,
         ));
         Ok(Running {

@@ -1,4 +1,4 @@
-//! `/debug/syncz`: who has what, what nobody is sent, and what is wrong; `/ready`.
+//! `/debug/syncz`: who has what, who was turned away, what nobody is sent, and what is wrong; `/ready`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_xds::serve::{ClientStatus, HostEntry, Server, Withheld};
+use mesh_xds::serve::{ClientStatus, HostEntry, Rejection, Server, Withheld};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -62,6 +62,7 @@ fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
                 "clients": server.clients().iter().map(client).collect::<Vec<_>>(),
                 "hosts": server.registrations().entries().iter().map(host).collect::<Vec<_>>(),
                 "problems": pages.problems.get(),
+                "turned_away": server.rejections().iter().map(rejection).collect::<Vec<_>>(),
                 "withheld": server.withheld().iter().map(withheld).collect::<Vec<_>>(),
             });
             (StatusCode::OK, "application/json", format!("{page:#}\n"))
@@ -108,6 +109,16 @@ fn withheld(of: &Withheld) -> Value {
     })
 }
 
+fn rejection(of: &Rejection) -> Value {
+    json!({
+        "from": of.address().map(|from| from.to_string()),
+        "identity": of.identity().map(ToString::to_string),
+        "reason": of.reason(),
+        "times": of.times(),
+        "seconds_ago": of.age().as_secs(),
+    })
+}
+
 fn client(of: &ClientStatus) -> Value {
     let types = of.subscriptions().iter().map(|one| {
         let refusal = one.refusal();
@@ -129,6 +140,12 @@ fn client(of: &ClientStatus) -> Value {
         "node": of.node_id(),
         "identity": of.identity().to_string(),
         "version": of.version(),
+        "features": {
+            "node_type": of.node_type(),
+            "generator": of.generator(),
+            "hbone": of.hbone(),
+            "client_features": of.client_features(),
+        },
         "delta": of.is_delta(),
         "healthy": of.health().map(|health| health.is_ok()),
         "unhealthy_because": of.health().and_then(Result::err),

@@ -1,6 +1,7 @@
 //! Connections: TLS, then HTTP/2 with the service on it.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,13 +11,14 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mesh_xds::serve::{Body, Peer, Service};
-use rustls::ServerConfig;
+use mesh_xds::serve::{Body, Peer, Remote, Server, Service};
+use rustls::{AlertDescription, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::{BoxError, tls};
 
@@ -34,56 +36,95 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    service: Service,
+    server: Server,
     max_age: Duration,
 ) {
+    let service = server.service();
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "no connection could be accepted");
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let (acceptor, service) = (acceptor.clone(), service.clone());
+        let (acceptor, service, server) = (acceptor.clone(), service.clone(), server.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(acceptor, stream, service, jittered(max_age)).await {
-                tracing::debug!(error, "a connection ends");
+            let from = from.ip();
+            match greet(acceptor, stream).await {
+                Ok((stream, peer)) => {
+                    let ended = on(stream, service, Remote::new(from), peer, jittered(max_age));
+                    if let Err(error) = ended.await {
+                        tracing::debug!(error, "a connection ends");
+                    }
+                }
+                Err(error) => match why_not(&*error) {
+                    Some(reason) => server.note_rejection(from, &reason),
+                    None => tracing::debug!(error, "a connection ends"),
+                },
             }
             drop(place);
         });
     }
 }
 
-async fn connection(
+/// Says that a client's certificate names nobody we know, which is not the same as that it has none: its token must
+/// not count instead.
+#[derive(Debug)]
+struct NamesNobody;
+
+impl fmt::Display for NamesNobody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client's certificate names no workload")
+    }
+}
+
+impl std::error::Error for NamesNobody {}
+
+/// Makes a TLS session, and finds out who its certificate says the client is, if it has one.
+async fn greet(
     acceptor: TlsAcceptor,
     stream: TcpStream,
-    service: Service,
-    age: Duration,
-) -> Result<(), BoxError> {
+) -> Result<(TlsStream<TcpStream>, Option<Peer>), BoxError> {
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await??;
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(<[_]>::first);
-    // A certificate that names nobody we know is not the same as none: its token must not count instead.
     let peer = match leaf.map(tls::identity) {
-        Some(None) => return Err("the client's certificate names no workload".into()),
+        Some(None) => return Err(NamesNobody.into()),
         Some(Some(identity)) => Some(Peer::new(identity)),
         None => None,
     };
-    on(stream, service, peer, age).await
+    Ok((stream, peer))
+}
+
+/// Why there is no session, if one of the two sides did not want it. Whoever only looks whether the port is open
+/// is nobody to tell of.
+fn why_not(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if error.is::<NamesNobody>() {
+        return Some(error.to_string());
+    }
+    let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
+    let tls = inner.downcast_ref::<rustls::Error>()?;
+    Some(match tls {
+        rustls::Error::AlertReceived(AlertDescription::UnknownCA) => {
+            format!("TLS: {tls}: its root certificate is not the one of --state")
+        }
+        _ => format!("TLS: {tls}"),
+    })
 }
 
 /// Serves a connection of whom its certificate names, if it has one.
 async fn on<I>(
     stream: I,
     service: Service,
+    remote: Remote,
     peer: Option<Peer>,
     age: Duration,
 ) -> Result<(), BoxError>
@@ -94,6 +135,7 @@ where
     let accepts = Arc::clone(&accepted);
     let service = tower::service_fn(move |mut request: Request<Incoming>| {
         let (mut service, accepted) = (service.clone(), Arc::clone(&accepts));
+        request.extensions_mut().insert(remote);
         if let Some(peer) = peer.clone() {
             request.extensions_mut().insert(peer);
         }
@@ -163,9 +205,12 @@ fn jittered(age: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
     use crate::token::Tokens;
-    use mesh_xds::serve::Server;
+
+    const REMOTE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[test]
     fn ages_differ_by_a_tenth_at_most() {
@@ -184,7 +229,7 @@ mod tests {
         let (here, there) = tokio::io::duplex(1 << 16);
         let age = Duration::from_secs(1800);
         let started = Instant::now();
-        let served = tokio::spawn(on(there, server.service(), None, age));
+        let served = tokio::spawn(on(there, server.service(), Remote::new(REMOTE), None, age));
         let (sender, connection) = h2::client::handshake(here).await.unwrap();
         tokio::spawn(connection);
         let path = "http://cp/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -226,7 +271,7 @@ mod tests {
         let (here, there) = tokio::io::duplex(1 << 16);
         let server = Server::builder(Tokens::new(b"a secret", "td")).build();
         let age = Duration::from_secs(1800);
-        let served = tokio::spawn(on(there, server.service(), None, age));
+        let served = tokio::spawn(on(there, server.service(), Remote::new(REMOTE), None, age));
         let started = Instant::now();
         let (mut sender, connection) = h2::client::handshake(here).await.unwrap();
         tokio::spawn(connection);

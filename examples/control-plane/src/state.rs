@@ -26,6 +26,16 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Reads the folder of a control plane that has been started: hosts that trust another root join nobody.
+    pub(crate) fn existing(folder: &Path, trust_domain: &str) -> Result<Self, BoxError> {
+        if folder.join(ROOT_KEY).exists() {
+            return Self::open(folder, trust_domain);
+        }
+        let whole = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        let whole = whole.display();
+        Err(format!("--state {whole}: no control plane has been started with this folder; expected the --state of the one that hosts are to join, `.mesh-control-plane` in the folder where it was started unless it was set").into())
+    }
+
     /// Reads the folder; what is not there is made.
     pub(crate) fn open(folder: &Path, trust_domain: &str) -> Result<Self, BoxError> {
         let at = |error: io::Error| format!("--state {}: {error}", folder.display());
@@ -181,6 +191,19 @@ mod tests {
             let mode = fs::metadata(folder.path().join(name)).unwrap().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
+    }
+
+    #[test]
+    fn a_folder_without_a_root_is_left_as_it_is_by_who_wants_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let refused = State::existing(&state, "td").err().unwrap().to_string();
+        let expected = format!("--state {}: no control plane has", state.display());
+        assert!(refused.starts_with(&expected), "{refused}");
+        assert!(!state.exists());
+        let first = open(&state).unwrap();
+        let found = State::existing(&state, "cluster.local").unwrap();
+        assert_eq!(found.root, first.root);
     }
 
     #[test]

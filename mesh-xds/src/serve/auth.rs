@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 
 use http::header::AUTHORIZATION;
@@ -14,6 +15,7 @@ pub struct Credentials {
     token: Option<String>,
     certificate: Option<Identity>,
     cluster: Option<String>,
+    remote: Option<IpAddr>,
 }
 
 impl Credentials {
@@ -29,6 +31,7 @@ impl Credentials {
             token,
             certificate: extensions.get::<Peer>().map(|peer| peer.identity.clone()),
             cluster: text("clusterid").map(str::to_owned),
+            remote: extensions.get::<Remote>().map(|remote| remote.address),
         }
     }
 
@@ -45,6 +48,13 @@ impl Credentials {
     /// The header `clusterid`: the cluster whose tokens it has.
     pub fn cluster(&self) -> Option<&str> {
         self.cluster.as_deref()
+    }
+}
+
+impl Credentials {
+    /// Where its connection comes from, if that is known.
+    pub(super) fn remote(&self) -> Option<IpAddr> {
+        self.remote
     }
 }
 
@@ -69,6 +79,20 @@ impl Peer {
     /// Takes what was verified.
     pub fn new(identity: Identity) -> Self {
         Self { identity }
+    }
+}
+
+/// Where a connection comes from. Whoever accepts connections may put this among the extensions of each request:
+/// nothing is decided by it, a caller that is turned away is named by it.
+#[derive(Debug, Clone, Copy)]
+pub struct Remote {
+    address: IpAddr,
+}
+
+impl Remote {
+    /// Takes the other end's address.
+    pub fn new(address: IpAddr) -> Self {
+        Self { address }
     }
 }
 

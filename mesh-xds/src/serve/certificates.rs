@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_authz::Identity;
 use tonic::{Request, Response, Status};
 
-use super::auth::{Credentials, Peer};
+use super::auth::{Credentials, Peer, Remote};
+use super::ca::Ca;
 use super::discovery::authenticate;
 use super::server::Shared;
 use crate::error::ErrorKind;
@@ -30,8 +32,28 @@ impl IstioCertificateService for Certificates {
         if let Some(peer) = extensions.get::<Peer>() {
             of_connection.insert(peer.clone());
         }
+        if let Some(remote) = extensions.get::<Remote>() {
+            of_connection.insert(*remote);
+        }
         let caller = Credentials::of(headers.as_ref(), &of_connection);
-        let mut identity = authenticate(&self.shared, &caller).await?;
+        let identity = authenticate(&self.shared, &caller).await?;
+        let answer = self.sign(ca, &message, &identity);
+        let answer = answer.inspect_err(|status| {
+            let shared = &self.shared;
+            shared.reject(caller.remote(), Some(&identity), status.message());
+        });
+        Ok(Response::new(answer?))
+    }
+}
+
+impl Certificates {
+    fn sign(
+        &self,
+        ca: &Ca,
+        message: &IstioCertificateRequest,
+        caller: &Identity,
+    ) -> Result<IstioCertificateResponse, Status> {
+        let mut identity = caller.clone();
         let fields = message.metadata.as_ref().map(|metadata| &metadata.fields);
         if let Some(value) = fields.and_then(|fields| fields.get("ImpersonatedIdentity")) {
             let other = match &value.kind {
@@ -42,8 +64,8 @@ impl IstioCertificateService for Certificates {
                 let text = format!("metadata.ImpersonatedIdentity: {error}");
                 Status::invalid_argument(text)
             })?;
-            if other != identity && !self.shared.authenticator.may_speak_for(&identity, &other) {
-                let text = format!("{identity} may not ask for a certificate of {other}");
+            if other != *caller && !self.shared.authenticator.may_speak_for(caller, &other) {
+                let text = format!("{caller} may not ask for a certificate of {other}");
                 return Err(Status::permission_denied(text));
             }
             identity = other;
@@ -54,15 +76,12 @@ impl IstioCertificateService for Certificates {
             .map(Duration::from_secs);
         let cert_chain = ca
             .sign(&message.csr, &identity, lifetime)
-            .map_err(|error| {
-                tracing::debug!(%identity, %error, "a certificate is refused");
-                match error.kind() {
-                    ErrorKind::InvalidRequest => Status::invalid_argument(error.to_string()),
-                    ErrorKind::Unavailable => Status::unavailable(error.to_string()),
-                    _ => Status::internal(error.to_string()),
-                }
+            .map_err(|error| match error.kind() {
+                ErrorKind::InvalidRequest => Status::invalid_argument(error.to_string()),
+                ErrorKind::Unavailable => Status::unavailable(error.to_string()),
+                _ => Status::internal(error.to_string()),
             })?;
         tracing::debug!(%identity, "a certificate is issued");
-        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+        Ok(IstioCertificateResponse { cert_chain })
     }
 }

@@ -1,6 +1,7 @@
 //! Discovery over gRPC: a [`Session`] for each stream.
 
 use std::error::Error as StdError;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use super::outgoing::Outgoing;
 use super::registry::Refused;
 use super::server::{Registered, Shared};
 use super::session::{Bounds, End, Session};
-use super::status::ClientStatus;
+use super::status::{ClientStatus, Features};
 use super::store::{Owner, Store};
 use super::{host, stream};
 use crate::proto::envoy::config::core::v3::Node;
@@ -33,8 +34,11 @@ const MAX_HEALTH: usize = 1024;
 /// Bytes of a node's id. Each of its four parts has 253 at most.
 const MAX_NODE_ID: usize = 1024;
 
-/// Characters of what a client says its version is.
+/// Characters of what a client says its version is, and of each of its features.
 const MAX_VERSION: usize = 256;
+
+/// Features of a client; Envoy has some ten.
+const MAX_FEATURES: usize = 32;
 
 /// Opens a stream, and answers it.
 pub(super) async fn open<P, B>(
@@ -63,7 +67,11 @@ pub(super) async fn authenticate(
     caller: &Credentials,
 ) -> Result<Identity, Status> {
     let found = shared.authenticator.authenticate(caller).await;
-    found.map_err(|refused| Status::unauthenticated(refused.to_string()))
+    found.map_err(|refused| {
+        let text = refused.to_string();
+        shared.reject(caller.remote(), None, &text);
+        Status::unauthenticated(text)
+    })
 }
 
 /// One of the two protocols of discovery.
@@ -137,6 +145,7 @@ struct Running<P: Protocol> {
     changes: watch::Receiver<u64>,
     session: Session,
     client: Registered,
+    from: Option<IpAddr>,
     requests: Streaming<P::Request>,
     ended: bool,
 }
@@ -160,12 +169,17 @@ impl<P: Protocol> Running<P> {
             identity,
             node_id: String::new(),
             version: agent,
+            features: Features::default(),
             delta: P::DELTA,
             subscriptions: Vec::new(),
             health: None,
         };
-        let client = shared.enter(status);
-        let client = client.map_err(|full| Status::resource_exhausted(full.to_string()))?;
+        let (from, who) = (caller.remote(), status.identity.clone());
+        let client = shared.enter(status).map_err(|full| {
+            let text = full.to_string();
+            shared.reject(from, Some(&who), &text);
+            Status::resource_exhausted(text)
+        })?;
         Ok(Self {
             changes: shared.changes(),
             session: Session::new(Bounds {
@@ -173,6 +187,7 @@ impl<P: Protocol> Running<P> {
                 size: shared.limits.names_size,
             }),
             client,
+            from,
             requests,
             ended: false,
         })
@@ -220,6 +235,7 @@ impl<P: Protocol> Running<P> {
             && self.client.status.node_id.is_empty()
         {
             self.client.status.node_id = check_node(&node, &self.client.status.identity)?;
+            self.client.status.features = features(&node);
             if has_listeners(&node) {
                 self.session.own(Owner {
                     identity: self.client.status.identity.clone(),
@@ -258,9 +274,20 @@ impl<P: Protocol> Running<P> {
 
     fn end<T>(&mut self, status: Status) -> Option<Result<T, Status>> {
         self.ended = true;
-        if status.code() != Code::Cancelled {
-            let node = &self.client.status.node_id;
-            tracing::debug!(%node, %status, "a stream ends");
+        let ClientStatus {
+            identity, node_id, ..
+        } = &self.client.status;
+        match status.code() {
+            Code::Cancelled => {}
+            Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::ResourceExhausted => {
+                let shared = &self.client.shared;
+                shared.reject(self.from, Some(identity), status.message());
+            }
+            _ => tracing::debug!(node = node_id, %status, "a stream ends"),
         }
         Some(Err(status))
     }
@@ -331,6 +358,17 @@ fn check_node(node: &Node, identity: &Identity) -> Result<String, Status> {
     Ok(node.id.clone())
 }
 
+/// What the node says that it is and can do.
+fn features(node: &Node) -> Features {
+    let short = |text: &str| -> String { text.chars().take(MAX_VERSION).collect() };
+    let of_client = node.client_features.iter().take(MAX_FEATURES);
+    Features {
+        generator: text(node, "GENERATOR").map(short),
+        hbone: text(node, "ENABLE_HBONE") == Some("true"),
+        of_client: of_client.map(|feature| short(feature)).collect(),
+    }
+}
+
 /// Whether istiod would make inbound listeners in the form for proxyless servers, and take the node for one
 /// that is reached by HBONE.
 fn has_listeners(node: &Node) -> bool {
@@ -350,4 +388,41 @@ pub(super) fn text<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
 fn build(node: &Node) -> Option<String> {
     let name = Some(node.user_agent_name.as_str()).filter(|name| !name.is_empty());
     name.map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::google::protobuf::{Struct, Value};
+
+    #[test]
+    fn features_are_those_of_the_node_within_bounds() {
+        let value = |text: &str| Value {
+            kind: Some(Kind::StringValue(text.to_owned())),
+        };
+        let metadata = [
+            ("GENERATOR".to_owned(), value("grpc")),
+            ("ENABLE_HBONE".to_owned(), value("true")),
+        ];
+        let mut node = Node {
+            metadata: Some(Struct {
+                fields: metadata.into(),
+            }),
+            client_features: vec!["envoy.lb.does_not_support_overprovisioning".to_owned()],
+            ..Node::default()
+        };
+        let expected = Features {
+            generator: Some("grpc".to_owned()),
+            hbone: true,
+            of_client: node.client_features.clone(),
+        };
+        assert_eq!(features(&node), expected);
+        node.client_features = vec!["x".repeat(1000); 1000];
+        let bounded = features(&node).of_client;
+        assert_eq!(
+            (bounded.len(), bounded[0].len()),
+            (MAX_FEATURES, MAX_VERSION)
+        );
+        assert_eq!(features(&Node::default()), Features::default());
+    }
 }

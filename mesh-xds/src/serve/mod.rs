@@ -41,6 +41,11 @@
 //! is unhealthy until it says otherwise. One report of a stream counts in an
 //! [interval](ServerBuilder::health_interval), the last. The entry goes a while after the host's last stream.
 //!
+//! # Who is turned away
+//!
+//! Who does not prove who it is, or asks for what it may not have, is told why, and so is the operator: by a warning,
+//! one for each caller and reason in ten seconds and at most twenty in all, and by [`Server::rejections`].
+//!
 //! [`Batch`]: crate::model::Batch
 
 mod auth;
@@ -53,6 +58,7 @@ mod host;
 mod outgoing;
 mod registrations;
 mod registry;
+mod rejections;
 mod reports;
 mod server;
 mod service;
@@ -64,11 +70,12 @@ mod subscribed;
 #[cfg(test)]
 mod tests;
 
-pub use auth::{Authenticating, Authenticator, Credentials, Peer, Unauthenticated};
+pub use auth::{Authenticating, Authenticator, Credentials, Peer, Remote, Unauthenticated};
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 pub use ca::Ca;
 pub use registrations::Registrations;
 pub use registry::HostEntry;
+pub use rejections::Rejection;
 pub use server::{Server, ServerBuilder};
 pub use service::{Answer, Body, Service};
 pub use status::{ClientStatus, Refusal, Subscription, Withheld};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::auth::Authenticator;
 use super::ca::Ca;
 use super::registrations::Registrations;
 use super::registry::{Host, Refused, Registry};
+use super::rejections::{self, Line, Rejection, Rejections};
 use super::reports::{Report, Reports};
 use super::service::Service;
 use super::status::{ClientStatus, Withheld};
@@ -53,6 +55,7 @@ pub(super) struct Shared {
     clients: Mutex<Clients>,
     registry: Mutex<Registry>,
     registry_changes: watch::Sender<()>,
+    rejections: Mutex<Rejections>,
     pub(super) authenticator: Box<dyn Authenticator>,
     #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
     pub(super) ca: Option<Ca>,
@@ -186,6 +189,17 @@ impl Server {
         self.shared.clients().by_id.values().cloned().collect()
     }
 
+    /// The callers that were turned away, the last 100, of whom the last one is at the end.
+    pub fn rejections(&self) -> Vec<Rejection> {
+        self.shared.rejections().list().to_vec()
+    }
+
+    /// Notes a caller that was turned away before it came here: for whoever accepts connections. Logged as others
+    /// are, with a reason of up to 512 characters.
+    pub fn note_rejection(&self, from: IpAddr, reason: &str) {
+        self.shared.reject(Some(from), None, reason);
+    }
+
     /// What answers requests: discovery, and certificates if there is a [`Ca`]. Mount it on any HTTP/2 server.
     ///
     /// It may be mounted before there is something to serve: until the first [`apply`](Self::apply) streams open and
@@ -239,6 +253,29 @@ impl Shared {
 
     pub(super) fn registry_changes(&self) -> watch::Receiver<()> {
         self.registry_changes.subscribe()
+    }
+
+    fn rejections(&self) -> MutexGuard<'_, Rejections> {
+        self.rejections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the operator of a caller that is turned away.
+    pub(super) fn reject(&self, from: Option<IpAddr>, identity: Option<&Identity>, reason: &str) {
+        let reason = rejections::shortened(reason);
+        let line = self
+            .rejections()
+            .note(from, identity, reason, Instant::now());
+        let (Line::This(times) | Line::Last(times)) = line else {
+            return;
+        };
+        let from = from.map(tracing::field::display);
+        let identity = identity.map(tracing::field::display);
+        tracing::warn!(from, identity, reason, times, "a caller is turned away");
+        if let Line::Last(_) = line {
+            tracing::warn!("more are turned away: for ten seconds they are counted and not logged");
+        }
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {
@@ -449,6 +486,7 @@ impl ServerBuilder {
                     self.limits.hosts_of_identity,
                 )),
                 registry_changes: watch::Sender::new(()),
+                rejections: Mutex::default(),
                 authenticator: self.authenticator,
                 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
                 ca: self.ca,

@@ -12,9 +12,18 @@ pub struct ClientStatus {
     pub(super) identity: Identity,
     pub(super) node_id: String,
     pub(super) version: Option<String>,
+    pub(super) features: Features,
     pub(super) delta: bool,
     pub(super) subscriptions: Vec<Subscription>,
     pub(super) health: Option<Result<(), String>>,
+}
+
+/// What a node says that it is and can do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Features {
+    pub(super) generator: Option<String>,
+    pub(super) hbone: bool,
+    pub(super) of_client: Vec<String>,
 }
 
 impl ClientStatus {
@@ -36,6 +45,29 @@ impl ClientStatus {
     /// What it says its version is: the node's metadata `ISTIO_VERSION`, else its build or user agent.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref()
+    }
+
+    /// The type of its node, `sidecar` or `ztunnel` mostly: the first part of the node's id.
+    pub fn node_type(&self) -> &str {
+        let of_id = self.node_id.split_once('~');
+        of_id.map_or("", |(node_type, _)| node_type)
+    }
+
+    /// Which form of resources it asks for: the node's metadata `GENERATOR`, up to 256 characters. With `grpc` it
+    /// gets inbound listeners.
+    pub fn generator(&self) -> Option<&str> {
+        self.features.generator.as_deref()
+    }
+
+    /// Whether it is reached by HBONE, as it says: the node's metadata `ENABLE_HBONE`.
+    pub fn hbone(&self) -> bool {
+        self.features.hbone
+    }
+
+    /// What its xDS client can do, as it says: the node's `client_features`, the first 32, each up to 256
+    /// characters.
+    pub fn client_features(&self) -> &[String] {
+        &self.features.of_client
     }
 
     /// Whether it is sent changes, rather than the state of the world.

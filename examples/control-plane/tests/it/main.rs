@@ -8,6 +8,7 @@ mod hosts;
 mod listeners;
 mod load;
 mod on_the_wire;
+mod operators;
 mod outages;
 mod plane;
 mod require;

@@ -13,6 +13,10 @@ use crate::plane::{Plane, join, stale, until};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_starts_before_the_control_plane_waits_for_it_and_says_why() {
     let mut plane = Plane::absent(17, &manifests(0, &["caller", "late"]), &[]);
+    // It has run once: hosts are configured with its root.
+    plane.run();
+    plane.up().await;
+    plane.kill();
     let server = join(&plane.configure("echo", plane.ip(ECHO)));
     let caller = join(&plane.configure("caller", plane.ip(CALLER)));
     tokio::spawn(echo(server.clone()));

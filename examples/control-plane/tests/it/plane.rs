@@ -96,7 +96,17 @@ impl Plane {
         command.arg("--listen").arg(self.address.to_string());
         command.arg("--http").arg(self.http.to_string());
         command.args(&self.arguments);
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log"));
+        command.env_remove("RUST_LOG").stderr(log.unwrap());
         self.running = Some(command.spawn().unwrap());
+    }
+
+    /// What the program said on standard error, unless it is asked for more.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     /// Kills the program, which is told nothing.
@@ -176,7 +186,11 @@ impl Plane {
 }
 
 impl Drop for Plane {
+    #[expect(clippy::print_stderr, reason = "who sees the test fail wants it")]
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
         self.kill();
     }
 }

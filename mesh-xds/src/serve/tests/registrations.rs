@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use super::registry::{RETURN, group, host};
 use crate::serve::server::Registered;
-use crate::serve::status::ClientStatus;
+use crate::serve::status::{ClientStatus, Features};
 use crate::serve::store::Store;
 use crate::serve::{Authenticating, Authenticator, Credentials, Server, Unauthenticated};
 
@@ -26,6 +26,7 @@ fn joined(server: &Server) -> Registered {
         identity: Identity::new("td", "bank", "forum").unwrap(),
         node_id: String::new(),
         version: None,
+        features: Features::default(),
         delta: true,
         subscriptions: Vec::new(),
         health: None,
