@@ -21,7 +21,7 @@ use crate::mesh_joins_istiod::{answer, listener_of, serve, status};
 use crate::require;
 
 /// An address of this machine that no other test has.
-fn address() -> Ipv4Addr {
+pub(crate) fn address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(
@@ -95,14 +95,19 @@ async fn mesh(cluster: &Cluster, name: &str, address: Ipv4Addr) -> Mesh {
     build(cluster, name, xds, identity::Istiod::new(istiod))
 }
 
-fn xds(istiod: &ControlPlane, address: Ipv4Addr) -> config::Xds {
+pub(crate) fn xds(istiod: &ControlPlane, address: Ipv4Addr) -> config::Xds {
     config::Xds::istiod(istiod.clone())
         .addresses([IpAddr::from(address)])
         .cluster_id("Kubernetes")
         .backoff(Duration::from_millis(100), Duration::from_secs(1))
 }
 
-fn build(cluster: &Cluster, name: &str, xds: config::Xds, identity: identity::Istiod) -> Mesh {
+pub(crate) fn build(
+    cluster: &Cluster,
+    name: &str,
+    xds: config::Xds,
+    identity: identity::Istiod,
+) -> Mesh {
     // An entry of a group is named for its address, too.
     let account = name.split('-').next().unwrap();
     Mesh::builder()

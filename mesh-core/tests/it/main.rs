@@ -166,6 +166,14 @@ mod istiod_streams_replay;
     feature = "istiod",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
+mod istiod_takes_the_manifest;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "file",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
 mod kubernetes;
 mod layers_authorize;
 mod layers_identify;
