@@ -371,6 +371,14 @@ impl Envoy {
         self.listener
     }
 
+    /// What a counter says, if it is there.
+    pub(crate) async fn count(&self, counter: &str) -> Option<usize> {
+        let stats = self.get(&format!("/stats?filter={counter}")).await;
+        let line = format!("{counter}: ");
+        let count = stats.lines().find_map(|stat| stat.strip_prefix(&line));
+        count.map(|count| count.parse().unwrap())
+    }
+
     /// Waits until a counter is at least 1.
     pub(crate) async fn counted(&self, counter: &str) {
         self.counted_to(counter, 1).await;
@@ -378,14 +386,8 @@ impl Envoy {
 
     /// Waits until a counter is at least this.
     pub(crate) async fn counted_to(&self, counter: &str, least: usize) {
-        let line = format!("{counter}: ");
         let counted = async {
-            loop {
-                let stats = self.get(&format!("/stats?filter={counter}")).await;
-                let count = stats.lines().find_map(|stat| stat.strip_prefix(&line));
-                if count.is_some_and(|count| count.parse::<usize>().unwrap() >= least) {
-                    return;
-                }
+            while self.count(counter).await.is_none_or(|count| count < least) {
                 sleep(Duration::from_millis(20)).await;
             }
         };

@@ -201,8 +201,8 @@ async fn what_envoy_cuts_does_not_look_complete() {
 }
 
 #[tokio::test]
-async fn resets_pass_in_both_directions() {
-    let Some(far) = Far::start("resets_pass_in_both_directions").await else {
+async fn a_reset_of_the_far_end_is_a_reset_to_us() {
+    let Some(far) = Far::start("a_reset_of_the_far_end_is_a_reset_to_us").await else {
         return;
     };
     let sender = far.connect_as(CLIENT, SERVER).await.unwrap();
@@ -213,13 +213,23 @@ async fn resets_pass_in_both_directions() {
     drop(app);
     let ended = soon("the application's reset", tunnel.read_u8()).await;
     assert_eq!(ended.unwrap_err().kind(), IoErrorKind::ConnectionReset);
+}
 
+/// Envoy knows our reset for one (DR: downstream remote reset), but a clean end is all that its upstream
+/// connection is given.
+#[tokio::test]
+async fn our_reset_reaches_envoy_which_ends_its_application_cleanly() {
+    let test = "our_reset_reaches_envoy_which_ends_its_application_cleanly";
+    let Some(far) = Far::start(test).await else {
+        return;
+    };
+    let sender = far.connect_as(CLIENT, SERVER).await.unwrap();
     let (mut tunnel, mut app) = far.open(&sender).await;
     tunnel.write_all(b"part").await.unwrap();
     app.read_exact(&mut [0; 4]).await.unwrap();
     drop(tunnel);
-    // Envoy knows it for a reset (DR: downstream remote reset), and closes the application's end.
-    assert!(soon("our reset", app.read_u8()).await.is_err());
+    let ended = soon("our reset", app.read_u8()).await;
+    assert_eq!(ended.unwrap_err().kind(), IoErrorKind::UnexpectedEof);
     far.envoy.logged(&["flags DR "]).await;
 }
 

@@ -7,7 +7,7 @@ use mesh_hbone::client;
 use mesh_hbone::config::Config;
 use mesh_hbone::tls::{self, Bundle, Credentials, Options};
 use mesh_hbone::{Error, ErrorKind, Side};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, SerialNumber, date_time_ymd};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, SanType, SerialNumber, date_time_ymd};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::authority::{CLIENT, SERVER, id, provider};
@@ -21,15 +21,25 @@ enum Flaw {
     NotYetValid,
     WrongUsage,
     Revoked,
+    /// The same path in another trust domain.
+    TrustDomain,
+    /// A DNS name instead of a SPIFFE id.
+    NoIdentity,
+    /// Another workload of the trust domain.
+    Identity,
 }
 
-const FLAWS: [Flaw; 4] = [
+const FLAWS: [Flaw; 7] = [
     Flaw::Expired,
     Flaw::NotYetValid,
     Flaw::WrongUsage,
     Flaw::Revoked,
+    Flaw::TrustDomain,
+    Flaw::NoIdentity,
+    Flaw::Identity,
 ];
 const REVOKED: u64 = 4711;
+const STRANGER: &str = "spiffe://cluster.local/ns/default/sa/stranger";
 
 impl Flaw {
     /// A certificate of this identity with this flaw.
@@ -44,17 +54,55 @@ impl Flaw {
                 }];
             }
             Self::Revoked => params.serial_number = Some(SerialNumber::from(REVOKED)),
+            Self::TrustDomain => {
+                params.subject_alt_names =
+                    vec![uri(&identity.replace("cluster.local", "elsewhere.example"))];
+            }
+            Self::NoIdentity => {
+                let name = "app.default.svc.cluster.local".try_into().unwrap();
+                params.subject_alt_names = vec![SanType::DnsName(name)];
+            }
+            Self::Identity => params.subject_alt_names = vec![uri(STRANGER)],
         })
     }
 
-    fn kind(self) -> ErrorKind {
+    /// Whether it is the name that is wrong, in a certificate that is valid.
+    fn is_of_the_name(self) -> bool {
+        matches!(self, Self::TrustDomain | Self::NoIdentity | Self::Identity)
+    }
+
+    /// What we call it, where the peer is on this side.
+    fn kind(self, side: Side) -> ErrorKind {
         match self {
             Self::Expired => ErrorKind::Expired,
             Self::NotYetValid => ErrorKind::NotYetValid,
             Self::WrongUsage => ErrorKind::BadKeyUsage,
             Self::Revoked => ErrorKind::Revoked,
+            // Who connects knows more than the trust domain of whom it expects.
+            Self::TrustDomain if side == Side::Downstream => ErrorKind::UnexpectedTrustDomain,
+            Self::TrustDomain | Self::Identity => ErrorKind::UnexpectedIdentity,
+            Self::NoIdentity => ErrorKind::BadCertificate,
         }
     }
+}
+
+/// Those that a certificate of ours can have: a [`Bundle`] needs a SPIFFE id.
+fn flaws_of_ours() -> impl Iterator<Item = Flaw> {
+    let all = FLAWS.into_iter();
+    all.filter(|flaw| !matches!(flaw, Flaw::NoIdentity))
+}
+
+/// Envoy refused each of those for its own reason.
+async fn refused_for_its_own_reason(envoy: &Envoy, counters: &str) {
+    let (names, others): (Vec<_>, Vec<_>) = flaws_of_ours().partition(|flaw| flaw.is_of_the_name());
+    for (counter, flaws) in [("fail_verify_san", names), ("fail_verify_error", others)] {
+        let counter = format!("{counters}.{counter}");
+        envoy.counted_to(&counter, flaws.len()).await;
+    }
+}
+
+fn uri(identity: &str) -> SanType {
+    SanType::URI(identity.try_into().unwrap())
 }
 
 fn bundle(files: &Files) -> Bundle {
@@ -97,7 +145,7 @@ async fn envoy_refuses_our_client() {
     connect(&envoy, &credentials(&pki.issue(CLIENT)))
         .await
         .unwrap();
-    for flaw in FLAWS {
+    for flaw in flaws_of_ours() {
         let ours = credentials(&flaw.issue(&pki, CLIENT));
         let error = soon("a refusal", connect(&envoy, &ours)).await.unwrap_err();
         assert_eq!(
@@ -106,9 +154,7 @@ async fn envoy_refuses_our_client() {
             "{flaw:?}"
         );
     }
-    envoy
-        .counted("listener.tunnels.ssl.fail_verify_error")
-        .await;
+    refused_for_its_own_reason(&envoy, "listener.tunnels.ssl").await;
 }
 
 #[tokio::test]
@@ -123,7 +169,7 @@ async fn our_client_refuses_envoy() {
         let error = soon("an answer", connect(&envoy, &ours)).await.unwrap_err();
         assert_eq!(
             (error.kind(), error.side()),
-            (flaw.kind(), Side::Upstream),
+            (flaw.kind(Side::Upstream), Side::Upstream),
             "{flaw:?}"
         );
     }
@@ -152,7 +198,7 @@ async fn envoy_refuses_our_server() {
     let Some(envoy) = client("envoy_refuses_our_server", &theirs, &listener).await else {
         return;
     };
-    for flaw in FLAWS {
+    for flaw in flaws_of_ours() {
         let ours = credentials(&flaw.issue(&pki, SERVER));
         let error = accept(&listener, &envoy, &ours).await.unwrap_err();
         assert_eq!(
@@ -164,6 +210,7 @@ async fn envoy_refuses_our_server() {
     envoy
         .logged(&["failure", "CERTIFICATE_VERIFY_FAILED"])
         .await;
+    refused_for_its_own_reason(&envoy, "cluster.tunnels.ssl").await;
     let ours = credentials(&pki.issue(SERVER));
     accept(&listener, &envoy, &ours).await.unwrap();
 }
@@ -172,7 +219,11 @@ async fn envoy_refuses_our_server() {
 async fn our_server_refuses_envoy() {
     let pki = Pki::new();
     let ours = credentials(&pki.issue(SERVER).with_crl(pki.revoke(&[REVOKED])));
-    for flaw in FLAWS {
+    // Which workload of the trust domain it is, authorization judges.
+    for flaw in FLAWS
+        .into_iter()
+        .filter(|flaw| !matches!(flaw, Flaw::Identity))
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let theirs = flaw.issue(&pki, CLIENT);
         let Some(envoy) = client("our_server_refuses_envoy", &theirs, &listener).await else {
@@ -181,7 +232,7 @@ async fn our_server_refuses_envoy() {
         let error = accept(&listener, &envoy, &ours).await.unwrap_err();
         assert_eq!(
             (error.kind(), error.side()),
-            (flaw.kind(), Side::Downstream),
+            (flaw.kind(Side::Downstream), Side::Downstream),
             "{flaw:?}"
         );
     }

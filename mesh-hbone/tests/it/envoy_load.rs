@@ -8,10 +8,11 @@ use mesh_hbone::headers::ConnectHeaders;
 use mesh_hbone::server::{self, Incoming};
 use mesh_hbone::tls::{self, Credentials};
 use mesh_hbone::{Error, Tunnel};
+use rcgen::{CertificateParams, DnType};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::authority::{CLIENT, SERVER, id};
 use crate::envoy::{Envoy, Pki, Role, noise, soon};
@@ -100,19 +101,31 @@ async fn open(sender: &Sender) -> Tunnel {
 }
 
 /// Our server before an Envoy that opens tunnels.
-async fn opening(test: &str) -> Option<(Envoy, mpsc::Receiver<Incoming>)> {
+struct Opening {
+    pki: Pki,
+    ours: Credentials,
+    envoy: Envoy,
+    arrived: mpsc::Receiver<Incoming>,
+}
+
+async fn opening(test: &str) -> Option<Opening> {
+    opening_with(test, |role| role).await
+}
+
+async fn opening_with(test: &str, change: impl FnOnce(Role) -> Role) -> Option<Opening> {
     let program = require::peer(test, "PEER_ENVOY")?;
     let pki = Pki::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
     let (arrive, arrived) = mpsc::channel(256);
     let ours = credentials(&pki.issue(SERVER));
+    let presented = ours.clone();
     tokio::spawn(async move {
         loop {
             let (io, _) = listener.accept().await.unwrap();
-            let tls = tls::accept(io, &ours).await.unwrap();
-            let arrive = arrive.clone();
+            let (presented, arrive) = (presented.clone(), arrive.clone());
             tokio::spawn(async move {
+                let tls = tls::accept(io, &presented).await.unwrap();
                 let mut connection = server::handshake(tls, &Config::default());
                 while let Some(incoming) = connection.accept().await {
                     arrive.send(incoming.unwrap()).await.unwrap();
@@ -121,8 +134,50 @@ async fn opening(test: &str) -> Option<(Envoy, mpsc::Receiver<Incoming>)> {
         }
     });
     let role = Role::client(&pki.issue(CLIENT), SERVER, address, "10.0.0.7:9080");
-    let envoy = Envoy::start(&program, &role).await;
-    Some((envoy, arrived))
+    let envoy = Envoy::start(&program, &change(role)).await;
+    Some(Opening {
+        pki,
+        ours,
+        envoy,
+        arrived,
+    })
+}
+
+impl Opening {
+    /// A plain client of Envoy and our end of its tunnel.
+    async fn open(&mut self) -> (TcpStream, Tunnel) {
+        let client = TcpStream::connect(self.envoy.addr()).await.unwrap();
+        let incoming = soon("a tunnel", self.arrived.recv()).await.unwrap();
+        (client, incoming.accept(None).unwrap())
+    }
+}
+
+/// Answers with what it hears, until that ends.
+async fn echo(stream: impl AsyncRead + AsyncWrite) {
+    let (mut read, mut write) = split(stream);
+    copy(&mut read, &mut write).await.unwrap();
+    write.shutdown().await.unwrap();
+}
+
+/// Says so much, and hears it again from an [`echo`].
+async fn says_and_hears(stream: impl AsyncRead + AsyncWrite, bytes: usize, seed: u64) {
+    let (sent, mut heard) = (noise(bytes, seed), Vec::new());
+    let (mut read, mut write) = split(stream);
+    let say = async {
+        write.write_all(&sent).await?;
+        write.shutdown().await
+    };
+    let (said, listened) = tokio::join!(say, read.read_to_end(&mut heard));
+    said.unwrap();
+    listened.unwrap();
+    assert!(heard == sent, "{seed}: {} bytes of {bytes}", heard.len());
+}
+
+/// Somebody who says this again and again for as long as it is taken.
+fn never_done(mut to: impl AsyncWrite + Unpin + Send + 'static, said: &[u8]) -> JoinHandle<()> {
+    let said = said.to_vec();
+    // Never done: Envoy throws away what it holds of an upstream that has ended.
+    tokio::spawn(async move { while to.write_all(&said).await.is_ok() {} })
 }
 
 #[tokio::test]
@@ -137,12 +192,11 @@ async fn much_through_an_envoy_that_accepts() {
 
 #[tokio::test]
 async fn much_through_an_envoy_that_opens() {
-    let Some((envoy, mut arrived)) = opening("much_through_an_envoy_that_opens").await else {
+    let Some(mut opening) = opening("much_through_an_envoy_that_opens").await else {
         return;
     };
-    let client = TcpStream::connect(envoy.addr()).await.unwrap();
-    let incoming = soon("a tunnel", arrived.recv()).await.unwrap();
-    both_ways(client, incoming.accept(None).unwrap(), require::bulk()).await;
+    let (client, tunnel) = opening.open().await;
+    both_ways(client, tunnel, require::bulk()).await;
 }
 
 /// A hundred tunnels on one connection, one of which nobody reads until all others are done.
@@ -154,22 +208,13 @@ async fn a_hundred_tunnels_and_one_that_nobody_reads() {
     };
     let sender = dial(&envoy, &credentials(&pki.issue(CLIENT))).await;
     let (slow, slow_app) = tokio::join!(open(&sender), app.accept());
-    let (mut slow, mut slow_app) = (slow, slow_app.unwrap().0);
+    let (mut slow, slow_app) = (slow, slow_app.unwrap().0);
     let sent = noise(8 << 20, 7);
-    let writer = {
-        let sent = sent.clone();
-        // Never done: Envoy throws away what it holds of an upstream that has ended.
-        tokio::spawn(async move { while slow_app.write_all(&sent).await.is_ok() {} })
-    };
-    let echo = tokio::spawn(async move {
+    let writer = never_done(slow_app, &sent);
+    let echoes = tokio::spawn(async move {
         let mut echoes = JoinSet::new();
         for _ in 0..99 {
-            let (stream, _) = app.accept().await.unwrap();
-            echoes.spawn(async move {
-                let (mut read, mut write) = stream.into_split();
-                copy(&mut read, &mut write).await.unwrap();
-                write.shutdown().await.unwrap();
-            });
+            echoes.spawn(echo(app.accept().await.unwrap().0));
         }
         echoes.join_all().await;
     });
@@ -180,24 +225,10 @@ async fn a_hundred_tunnels_and_one_that_nobody_reads() {
     assert_eq!(sender.live_streams(), 100);
     let mut tunnels = JoinSet::new();
     for (seed, tunnel) in (0..).zip(open_now) {
-        tunnels.spawn(async move {
-            let sent = noise(128 << 10, 2 * seed + 1);
-            let (mut read, mut write) = split(tunnel);
-            let mut heard = Vec::new();
-            let (said, listened) = tokio::join!(
-                async {
-                    write.write_all(&sent).await?;
-                    write.shutdown().await
-                },
-                read.read_to_end(&mut heard)
-            );
-            said.unwrap();
-            listened.unwrap();
-            assert!(heard == sent, "tunnel {seed}");
-        });
+        tunnels.spawn(says_and_hears(tunnel, 128 << 10, 2 * seed + 1));
     }
     soon("ninety-nine tunnels", tunnels.join_all()).await;
-    soon("their echoes", echo).await.unwrap();
+    soon("their echoes", echoes).await.unwrap();
     let mut heard = vec![0; sent.len()];
     soon("the slow one", slow.read_exact(&mut heard))
         .await
@@ -205,6 +236,48 @@ async fn a_hundred_tunnels_and_one_that_nobody_reads() {
     assert!(heard == sent);
     drop(slow);
     soon("its writer", writer).await.unwrap();
+}
+
+/// The same where Envoy opens them, with a neighbour whom we do not read and one who does not read us.
+#[tokio::test]
+async fn a_hundred_tunnels_of_an_envoy_and_two_that_nobody_reads() {
+    let test = "a_hundred_tunnels_of_an_envoy_and_two_that_nobody_reads";
+    let Some(mut opening) = opening(test).await else {
+        return;
+    };
+    let (unread_client, mut ours) = opening.open().await;
+    let (mut theirs, unread_tunnel) = opening.open().await;
+    let mut fast = Vec::new();
+    for _ in 0..98 {
+        fast.push(opening.open().await);
+    }
+    // All of them are on one connection.
+    let connections = opening.envoy.count("cluster.tunnels.upstream_cx_total");
+    assert_eq!(connections.await, Some(1));
+    let sent = noise(8 << 20, 7);
+    let writers = [
+        never_done(unread_client, &sent),
+        never_done(unread_tunnel, &sent),
+    ];
+    let mut tunnels = JoinSet::new();
+    for (seed, (client, tunnel)) in (0..).zip(fast) {
+        tunnels.spawn(async move {
+            let answers = says_and_hears(client, 128 << 10, 2 * seed + 1);
+            tokio::join!(answers, echo(tunnel));
+        });
+    }
+    soon("ninety-eight tunnels", tunnels.join_all()).await;
+    let mut heard = vec![0; sent.len()];
+    let read = soon("whom we did not read", ours.read_exact(&mut heard));
+    read.await.unwrap();
+    assert!(heard == sent);
+    let read = soon("who did not read us", theirs.read_exact(&mut heard));
+    read.await.unwrap();
+    assert!(heard == sent);
+    drop((ours, theirs));
+    for writer in writers {
+        soon("its writer", writer).await.unwrap();
+    }
 }
 
 /// The certificate changes under us all the while, and no tunnel fails, old or new.
@@ -245,4 +318,64 @@ async fn certificates_change_under_load() {
     }
     assert_eq!(ours.generation(), 51);
     echo.abort();
+}
+
+/// Our server's certificate changes all the while, and no tunnel that Envoy opens fails, old or new.
+#[tokio::test]
+async fn our_servers_certificate_changes_under_an_envoy_that_opens() {
+    const ROUNDS: u64 = 30;
+    let test = "our_servers_certificate_changes_under_an_envoy_that_opens";
+    let each_its_own = |role: Role| {
+        let options = "explicit_http_config:";
+        let one = "common_http_protocol_options: { max_requests_per_connection: 1 }";
+        role.replacing(options, &format!("{one}\n        {options}"))
+            .replacing("to %UPSTREAM_PEER_URI_SAN%", "to %UPSTREAM_PEER_SUBJECT%,")
+    };
+    let Some(mut opening) = opening_with(test, each_its_own).await else {
+        return;
+    };
+    let (mut client, mut tunnel) = opening.open().await;
+    let Opening {
+        pki,
+        ours,
+        envoy,
+        mut arrived,
+    } = opening;
+    let echoes = tokio::spawn(async move {
+        while let Some(incoming) = arrived.recv().await {
+            tokio::spawn(echo(incoming.accept(None).unwrap()));
+        }
+    });
+    // Handshakes that are under way whenever the certificate changes.
+    let (stop, stopped) = watch::channel(false);
+    let mut load = JoinSet::new();
+    for seed in 0..4 {
+        let (to, stopped) = (envoy.addr(), stopped.clone());
+        load.spawn(async move {
+            while !*stopped.borrow() {
+                let client = TcpStream::connect(to).await.unwrap();
+                soon("an echo", says_and_hears(client, 1000, seed)).await;
+            }
+        });
+    }
+    for round in 0..ROUNDS {
+        let named = |params: &mut CertificateParams| {
+            let name = format!("round {round}");
+            params.distinguished_name.push(DnType::CommonName, name);
+        };
+        let fresh = credentials(&pki.issue_with(SERVER, named));
+        ours.replace((*fresh.current()).clone()).unwrap();
+        let said = round.to_le_bytes();
+        client.write_all(&said).await.unwrap();
+        let mut heard = [0; 8];
+        soon("a word", tunnel.read_exact(&mut heard)).await.unwrap();
+        assert_eq!(heard, said);
+        // The next change is due as soon as one tunnel of this one was whole.
+        let presented = format!("flags - to CN=round {round},");
+        envoy.logged(&[&presented]).await;
+    }
+    stop.send(true).unwrap();
+    soon("the last", load.join_all()).await;
+    assert_eq!(ours.generation(), ROUNDS + 1);
+    echoes.abort();
 }
