@@ -145,8 +145,17 @@ pub(crate) struct Discovery {
     state: Mutex<State>,
 }
 
+/// Addresses that are made when they are asked for, so that a large mesh takes no memory here.
+#[derive(Clone, Copy)]
+pub(crate) struct Made {
+    pub(crate) all: fn() -> Vec<Resource>,
+    pub(crate) of: fn(name: &str) -> Vec<Resource>,
+}
+
 #[derive(Default)]
 struct State {
+    /// Beside the world.
+    made: Option<Made>,
     world: BTreeMap<String, BTreeMap<String, Resource>>,
     /// What the streams that are open send.
     streams: BTreeMap<usize, Open>,
@@ -236,6 +245,11 @@ impl Discovery {
         (nonce, told)
     }
 
+    #[allow(dead_code, reason = "for on_demand_memory.rs, a binary of its own")]
+    pub(crate) fn make(&self, made: Made) {
+        self.state().made = Some(made);
+    }
+
     /// Sends bytes of this type that are none of it, to all streams.
     pub(crate) fn garble(&self, answer: &Answer) {
         for open in self.state().streams.values() {
@@ -293,6 +307,7 @@ impl Discovery {
             by_token,
         });
         let State {
+            made,
             world,
             streams,
             nonces,
@@ -323,12 +338,23 @@ impl Discovery {
             let wanted = wildcard || ask.subscribe.iter().any(|name| is_named(one, name));
             wanted && ask.versions.get(&one.name) != Some(&one.version)
         });
-        let here = |name: &&String| !known.values().any(|one| is_named(one, name));
-        let removed = ask.versions.keys().chain(&ask.subscribe).filter(here);
+        let mut resources: Vec<_> = resources.cloned().collect();
+        if let Some(made) = made.filter(|_| ask.type_url == ADDRESS) {
+            match wildcard {
+                true => resources.extend((made.all)()),
+                false => resources.extend(ask.subscribe.iter().flat_map(|name| (made.of)(name))),
+            }
+        }
+        let gone = |name: &&String| {
+            let mut there = known.values().chain(&resources);
+            !there.any(|one| is_named(one, name))
+        };
+        let removed = ask.versions.keys().chain(&ask.subscribe).filter(gone);
+        let removed = removed.cloned().collect();
         *nonces += 1;
         let answer = Answer {
-            resources: resources.cloned().collect(),
-            removed: removed.cloned().collect(),
+            resources,
+            removed,
             type_url: ask.type_url,
             nonce: format!("answer-{nonces}"),
         };

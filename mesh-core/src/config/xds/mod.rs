@@ -121,7 +121,9 @@ impl Xds {
     }
 
     /// Asks only for what is dialled, rather than for the whole mesh: for an application with few
-    /// destinations in a large mesh. All policies come either way.
+    /// destinations in a large mesh, which then takes the memory of what it dials. All policies of the mesh come in
+    /// either mode, and are kept: discovery has none by what they select, and a workload must have its own before it
+    /// is called.
     ///
     /// The first connection to a destination waits for it, at most the
     /// [policy wait](crate::Builder::policy_wait). Services are found by their names in Kubernetes; one
