@@ -176,7 +176,7 @@ pub(crate) enum Sent {
 
 /// protobuf, or what is to look like it.
 #[derive(Default)]
-struct SentCodec;
+pub(crate) struct SentCodec;
 
 impl Codec for SentCodec {
     type Encode = Sent;
@@ -388,7 +388,7 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Service {
     }
 }
 
-type Answers = Pin<Box<dyn futures_util::Stream<Item = Result<Sent, Status>> + Send>>;
+pub(crate) type Answers = Pin<Box<dyn futures_util::Stream<Item = Result<Sent, Status>> + Send>>;
 
 impl StreamingService<Ask> for Service {
     type Response = Sent;

@@ -39,12 +39,26 @@ mod admin_dump;
 mod admin_explain;
 #[cfg(all(
     feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+#[path = "../../../mesh-xds/tests/it/asked.rs"]
+mod asked;
+#[cfg(all(
+    feature = "dev-ca",
     feature = "file",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod backends_read_paths;
 #[cfg(all(any(feature = "aws-lc-rs", feature = "ring"), feature = "dev-ca"))]
 mod config_in_parts;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+#[path = "../../../mesh-xds/tests/it/corners.rs"]
+mod corners;
 #[cfg(all(
     feature = "admin",
     feature = "dev-ca",
@@ -124,6 +138,12 @@ mod istiod;
     feature = "istiod",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
+mod istiod_differences;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
 mod istiod_discovery;
 #[cfg(all(
     feature = "admin",
@@ -155,9 +175,25 @@ mod istiod_lives;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod istiod_place;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod istiod_records;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod istiod_replayed;
 #[cfg(feature = "file")]
 mod istiod_stream;
-#[cfg(feature = "file")]
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
 mod istiod_streams_replay;
 #[cfg(all(
     feature = "admin",
