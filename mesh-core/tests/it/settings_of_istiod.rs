@@ -7,7 +7,7 @@ use mesh_core::authz::policy::ztunnel::EmptyMatch;
 use mesh_core::identity::Istiod;
 use prost::Message;
 
-use crate::istiod_discovery::{AUTHORIZATION, Answer, Any, Locality, Resource};
+use crate::istiod_discovery::{ADDRESS, AUTHORIZATION, Answer, Any, Locality, Resource};
 use crate::istiod_place::{HOUR, Place, SERVER, addresses, dump, greet, until, workload};
 use crate::mesh_world::echo;
 
@@ -39,6 +39,40 @@ async fn resources_beyond_the_number_that_is_set_are_refused_by_name() {
     .await;
     let dump = dump(&client).await;
     assert_eq!(dump["workloads"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn versions_beyond_the_size_that_is_set_are_not_said_on_another_stream() {
+    for (bytes, said) in [
+        (None, 2),
+        (Some(3_670_016), 2),
+        (Some(100), 0),
+        (Some(0), 0),
+    ] {
+        let place = Place::new();
+        place.token("client", HOUR);
+        let mut xds = place.xds("client", [10, 0, 0, 1]);
+        if let Some(bytes) = bytes {
+            xds = xds.max_initial_versions(bytes);
+        }
+        let client = place.mesh("client", "client", xds);
+        client.ready().await.unwrap();
+        place.istiod.discovery.end_streams();
+        let again = || {
+            let mut asked = place.istiod.discovery.asked().into_iter();
+            asked.find(|one| one.stream == 2 && one.ask.type_url == ADDRESS)
+        };
+        until("another stream", || again().is_some()).await;
+        assert_eq!(again().unwrap().ask.versions.len(), said, "{bytes:?}");
+        // Whatever was said, what is here stays.
+        until("an answer to the answer", || {
+            let mut asked = place.istiod.discovery.asked().into_iter();
+            asked.any(|one| one.stream == 2 && !one.ask.nonce.is_empty())
+        })
+        .await;
+        let dump = dump(&client).await;
+        assert_eq!(dump["workloads"].as_array().unwrap().len(), 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]

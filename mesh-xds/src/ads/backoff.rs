@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-/// Waits between attempts that double up to a maximum, spread over all of their range (full jitter), so
-/// that clients which lost the same control plane do not come back together.
+/// By how much the longest wait grows with each attempt that fails: three fit into eight seconds.
+const GROWTH: f64 = 1.6;
+
+/// Waits between attempts that grow up to a maximum, each drawn from all of its range, so that clients which
+/// lost the same control plane do not come back together.
 ///
-/// The first wait is anything from nothing to `first`. Later ones are at least a quarter of their range,
-/// which keeps a client at two attempts in its first second, whatever it draws.
+/// The first wait is anything from nothing to `first`. Later ones are at least `first`: when the second attempts
+/// begin the first ones are over, so that no more than they come together, and no client draws three short waits.
 #[derive(Debug)]
 pub(super) struct Backoff {
     first: Duration,
     max: Duration,
-    failures: u32,
+    failures: i32,
     random: u64,
 }
 
@@ -32,14 +35,31 @@ impl Backoff {
 
     /// How long to wait now.
     pub(super) fn wait(&mut self) -> Duration {
-        let doubled = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        let range = self.first.saturating_mul(doubled).min(self.max);
+        let grown = self.first.as_secs_f64() * GROWTH.powi(self.failures);
+        let range = Duration::try_from_secs_f64(grown).map_or(self.max, |wait| wait.min(self.max));
         let floor = match self.failures {
             0 => Duration::ZERO,
-            _ => range / 4,
+            _ => self.floor(),
         };
-        self.failures = self.failures.saturating_add(1).min(31);
-        floor + (range - floor).mul_f64(self.draw())
+        self.failures = self.failures.saturating_add(1).min(100);
+        self.between(floor, range)
+    }
+
+    /// How long to wait after a stream that was answered and was lost before `first` had passed: a control plane
+    /// that takes streams and drops them has all clients come as often as one that takes none.
+    pub(super) fn wait_after_short(&mut self) -> Duration {
+        self.failures = 1;
+        let range = self.first.saturating_mul(2).min(self.max);
+        self.between(self.floor(), range)
+    }
+
+    /// Where all waits are as long as the longest they are spread all the same.
+    fn floor(&self) -> Duration {
+        self.first.min(self.max / 2)
+    }
+
+    fn between(&mut self, floor: Duration, range: Duration) -> Duration {
+        floor + range.saturating_sub(floor).mul_f64(self.draw())
     }
 
     /// In `[0, 1)`: splitmix64, which is random enough to spread clients.

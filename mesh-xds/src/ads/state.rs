@@ -127,6 +127,8 @@ pub(crate) struct Session {
     pub(super) backoff: Backoff,
     pub(super) protocol: Protocol,
     stream: Stream,
+    /// When the current stream was begun.
+    begun: Instant,
     /// Whether the current stream had a response.
     pub(super) answered: bool,
     /// Whether the last stream was refused for what it said first.
@@ -234,6 +236,7 @@ impl Session {
             settings,
             protocol: Protocol::Delta,
             stream: Stream::Down { retry_at: now },
+            begun: now,
             answered: false,
             without_versions: false,
             recycle_at: None,
@@ -328,6 +331,7 @@ impl Session {
             return None;
         }
         self.stream = Stream::Opening;
+        self.begun = now;
         Some(self.protocol)
     }
 
@@ -381,7 +385,14 @@ impl Session {
             _ if !refused => self.protocol = Protocol::Delta,
             _ => {}
         }
-        let retry_at = if wait { now + self.backoff.wait() } else { now };
+        let lived = now.saturating_duration_since(self.begun);
+        let retry_at = match wait {
+            false => now,
+            true if !refused && lived < self.settings.backoff_first => {
+                now + self.backoff.wait_after_short()
+            }
+            true => now + self.backoff.wait(),
+        };
         self.stream = Stream::Down { retry_at };
     }
 

@@ -12,6 +12,7 @@ use mesh_xds::model::{
 };
 use mesh_xds::serve::Server;
 use mesh_xds::transport::Channel;
+use mesh_xds::{Error, ErrorKind};
 use tokio::net::TcpStream;
 
 use crate::serve::{Tcp, Tokens, batch, channel, serve, start};
@@ -180,51 +181,77 @@ async fn a_server_that_was_started_anew_sends_what_differs() {
     assert!(removed.contains(&ResourceName::Workload("c//Pod/default/b".into())));
 }
 
-/// V029: of more resources than a request has room to name, everything comes again; and where a request is too
-/// large all the same, the next attempt says less.
+/// V029: of more resources than a request has room to name, everything comes again, and no request is refused for
+/// its size. Where one is, the next says less.
 #[tokio::test]
-async fn reconnecting_with_more_than_a_request_can_name_is_no_loop() {
-    const MANY: usize = 20_000;
-    let name = |number: usize| format!("c//Pod/default/{}-{number}", "n".repeat(230));
-    let all = (0..MANY).map(|number| Workload::new(name(number), "default", "w").into());
+async fn a_hundred_thousand_workloads_come_again_without_a_refusal() {
+    reconnect(None, 0).await;
+}
+
+#[tokio::test]
+async fn a_request_that_was_too_large_is_followed_by_one_that_is_not() {
+    reconnect(Some(64 << 20), 1).await;
+}
+
+const MANY: usize = 100_000;
+
+/// As istiod has it, of a Deployment's Pod.
+fn pod(number: usize) -> String {
+    let (app, replica) = (number / 16, number % 16);
+    format!(
+        "Kubernetes//Pod/team-{}/service-{app}-7c9d5f6b8-x2k{replica:x}p",
+        app / 32
+    )
+}
+
+/// A server with a hundred thousand workloads ends, and another comes, which has one less and takes requests of up
+/// to 4 MiB. To name all takes some 7 MB.
+async fn reconnect(max_initial_versions: Option<usize>, refused: usize) {
+    let all = (0..MANY).map(|number| Workload::new(pod(number), "default", "w").into());
     let old = Server::builder(Tokens).build();
     old.apply(Batch::new(all.clone().collect(), Vec::new()));
     let new = Server::builder(Tokens).build();
-    new.apply(Batch::new(all.clone().skip(1).collect(), Vec::new()));
-    // By the default, and with a request that the server refuses.
-    for versions in [None, Some(64 << 20)] {
-        let (uri, running) = start(&old, None).await;
-        let current = Current(Arc::new(Mutex::new(uri.clone())));
-        let channel = channel(&uri, "default/a").build(current.clone()).unwrap();
-        let node = Node::new("ztunnel~10.0.0.1~a.default~default.svc.cluster.local");
-        let mut settings = Settings::new(node)
-            .with_type(ADDRESS.url(), Interest::All)
-            .with_backoff(Duration::from_millis(1), Duration::from_millis(10));
-        if let Some(bytes) = versions {
-            settings = settings.with_max_initial_versions(bytes);
-        }
-        let made = Client::new(channel, settings, Decoder::new());
-        let (_client, mut events, worker) = made.unwrap();
-        tokio::spawn(worker.run());
-        assert_eq!(next(&mut events, "").await.0.len(), MANY);
-
-        *current.0.lock().unwrap() = serve(&new, None).await;
-        running.abort();
-        let mut attempts = 0;
-        let (updates, removed) = loop {
-            match events.next().await.unwrap() {
-                Event::Disconnected(_) => attempts += 1,
-                Event::Batch(batch) => {
-                    let (updates, removed, reply) = batch.into_parts();
-                    let verdicts = updates.iter().map(|one| Verdict::accepted(one.name()));
-                    reply.send(verdicts.collect());
-                    break (updates, removed);
-                }
-                _ => {}
-            }
-            assert!(attempts < 100, "it is refused again and again");
-        };
-        assert_eq!(updates.len(), MANY - 1, "all of it comes again");
-        assert!(removed.contains(&ResourceName::Workload(name(0).into())));
+    new.apply(Batch::new(all.skip(1).collect(), Vec::new()));
+    let (uri, running) = start(&old, None).await;
+    let current = Current(Arc::new(Mutex::new(uri.clone())));
+    let channel = channel(&uri, "default/a").build(current.clone()).unwrap();
+    let node = Node::new("ztunnel~10.0.0.1~a.default~default.svc.cluster.local");
+    let mut settings = Settings::new(node)
+        .with_type(ADDRESS.url(), Interest::All)
+        .with_backoff(Duration::from_millis(1), Duration::from_millis(10));
+    if let Some(bytes) = max_initial_versions {
+        settings = settings.with_max_initial_versions(bytes);
     }
+    let (_client, mut events, worker) = Client::new(channel, settings, Decoder::new()).unwrap();
+    tokio::spawn(worker.run());
+    assert_eq!(next(&mut events, "").await.0.len(), MANY);
+
+    *current.0.lock().unwrap() = serve(&new, None).await;
+    running.abort();
+    // Why each stream ended.
+    let mut ends = Vec::new();
+    let (updates, removed) = loop {
+        match events.next().await.unwrap() {
+            Event::Disconnected(error) => ends.push(error),
+            Event::Batch(batch) => {
+                let (updates, removed, reply) = batch.into_parts();
+                let verdicts = updates.iter().map(|one| Verdict::accepted(one.name()));
+                reply.send(verdicts.collect());
+                break (updates, removed);
+            }
+            _ => {}
+        }
+        assert!(ends.len() <= 1 + refused, "{ends:?}");
+    };
+    let is_size = |error: &&Option<Error>| {
+        let kind = error.as_ref().map(Error::kind);
+        matches!(
+            kind,
+            Some(ErrorKind::ResourceExhausted | ErrorKind::TooLarge)
+        )
+    };
+    assert_eq!(ends.iter().filter(is_size).count(), refused, "{ends:?}");
+    assert_eq!(ends.len(), 1 + refused, "{ends:?}");
+    assert_eq!(updates.len(), MANY - 1, "all of it comes again");
+    assert!(removed.contains(&ResourceName::Workload(pod(0).into())));
 }

@@ -169,6 +169,9 @@ impl Xds {
         if let Some(resources) = self.max_resources {
             settings = settings.with_max_resources(resources);
         }
+        if let Some(bytes) = self.max_initial_versions {
+            settings = settings.with_max_initial_versions(bytes);
+        }
         settings
     }
 

@@ -73,6 +73,7 @@ pub struct Xds {
     seed: Option<u64>,
     max_resources: Option<usize>,
     pause: Duration,
+    max_initial_versions: Option<usize>,
     state_dir: Option<Arc<Path>>,
     empty_match: EmptyMatch,
 }
@@ -101,6 +102,7 @@ impl Xds {
             seed: None,
             max_resources: None,
             pause: Duration::from_millis(1),
+            max_initial_versions: None,
             state_dir: None,
             empty_match: EmptyMatch::default(),
         }
@@ -186,8 +188,8 @@ impl Xds {
         self
     }
 
-    /// Sets how long the first wait before another attempt may be, and any wait; 1.1 s and 30 s unless
-    /// set, each drawn at random below: see [`Settings::with_backoff`](mesh_xds::ads::Settings::with_backoff).
+    /// Sets how long the first wait before another attempt may be, and any wait; 1.5 s and 30 s unless
+    /// set, each drawn at random: see [`Settings::with_backoff`](mesh_xds::ads::Settings::with_backoff).
     #[must_use]
     pub fn backoff(mut self, first: Duration, max: Duration) -> Self {
         self.backoff = Some((first, max));
@@ -214,6 +216,18 @@ impl Xds {
     #[must_use]
     pub fn push_pause(mut self, pause: Duration) -> Self {
         self.pause = pause;
+        self
+    }
+
+    /// Sets up to which size the first request of a type on a new stream says which versions are here, in bytes;
+    /// 3.5 MiB (3 670 016) unless set, which is some 50 000 workloads: stock istiod refuses requests beyond 4 MiB.
+    ///
+    /// Beyond it, and with 0 always, none is said: the control plane sends everything again, and what is not
+    /// among it is dropped. A smaller one suits what stands before a control plane and takes less; a larger one,
+    /// a control plane that takes more. A request that is refused as too large is tried again without them.
+    #[must_use]
+    pub fn max_initial_versions(mut self, bytes: usize) -> Self {
+        self.max_initial_versions = Some(bytes);
         self
     }
 
