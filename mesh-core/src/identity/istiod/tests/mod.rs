@@ -3,6 +3,7 @@ mod rotations;
 mod trusting;
 mod watching;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -132,6 +133,8 @@ struct Service {
     /// Whose certificate it is answered instead of the one that it asked for.
     whose: Arc<Mutex<Option<Identity>>>,
     asks: Arc<Mutex<Vec<Ask>>>,
+    /// How many certificates each identity has had.
+    had: Arc<Mutex<HashMap<Identity, usize>>>,
     inside: Arc<AtomicUsize>,
     most_inside: Arc<AtomicUsize>,
 }
@@ -145,6 +148,7 @@ impl Service {
             fails: Arc::default(),
             whose: Arc::default(),
             asks: Arc::default(),
+            had: Arc::default(),
             inside: Arc::default(),
             most_inside: Arc::default(),
         }
@@ -160,6 +164,11 @@ impl Service {
 
     fn issued(&self) -> usize {
         self.issuer.serial.load(Ordering::Relaxed) - 1
+    }
+
+    fn had_by(&self, account: &str) -> usize {
+        let had = self.had.lock().unwrap();
+        had.get(&identity(account)).copied().unwrap_or(0)
     }
 
     fn asked_for(&self) -> Vec<Identity> {
@@ -206,6 +215,7 @@ impl Service {
             let whose = self.whose.lock().unwrap().clone();
             let whose = whose.unwrap_or(ask.identity);
             let certificate = self.issuer.certificate(&whose, now, self.life);
+            *self.had.lock().unwrap().entry(whose).or_default() += 1;
             Ok(Fetched {
                 bundle: self.issuer.bundle(&certificate),
                 content: settings
