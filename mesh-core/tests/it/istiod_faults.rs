@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mesh_core::identity::Istiod;
 use mesh_core::{BoxedIo, ControlPlane, Mesh};
 use prost::Message;
 use prost::encoding::encode_varint;
@@ -12,7 +13,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::istiod::NAME;
 use crate::istiod_discovery::{ADDRESS, AUTHORIZATION, Answer, Any, LISTENER, Resource};
-use crate::istiod_place::{HOUR, Place, addresses, dump, greet, pending, uid, until, workload};
+use crate::istiod_place::{
+    HOUR, Place, SERVER, addresses, dump, greet, pending, uid, until, workload,
+};
+use crate::memory_network::ping;
 
 /// A field of protobuf with bytes in it.
 fn field(number: u32, bytes: &[u8]) -> Vec<u8> {
@@ -279,4 +283,66 @@ async fn a_slow_control_plane_is_waited_for() {
         "it was not given up: {}",
         pending(&client)
     );
+}
+
+/// discovery is gone for a day, and the authority is not. What it said is in effect all the time, certificates
+/// are renewed, and no request fails.
+#[tokio::test(start_paused = true)]
+async fn discovery_that_is_away_for_a_day_changes_nothing() {
+    let place = Place::new();
+    for account in ["client", "server"] {
+        place.token(account, 100 * HOUR);
+    }
+    let join = |name: &str, address| {
+        let istiod = Arc::clone(&place.istiod);
+        let authority = place.control_plane(name).dialer(move |_| {
+            let near = istiod.connect();
+            async move { Ok(BoxedIo::new(near)) }
+        });
+        // Looking at files each second of a day takes long.
+        let identity = Istiod::new(authority).poll_interval(Duration::from_secs(600));
+        let now = Arc::clone(&place.now);
+        Mesh::builder()
+            .workload("default", name, name)
+            .transport(place.network.clone())
+            .clock(move || now())
+            .config(place.xds(name, address))
+            .identity(identity.rng(7))
+            .build()
+            .unwrap()
+    };
+    let (server, client) = (join("server", [10, 0, 0, 2]), join("client", [10, 0, 0, 1]));
+    crate::mesh_world::echo(server.listen(80).await.unwrap());
+    let mut long = client.connect(SERVER).await.unwrap();
+    let config = async || {
+        let mut dump = dump(&client).await;
+        ["workloads", "services", "policies"].map(|part| dump[part].take())
+    };
+    let (before, streams) = (config().await, place.istiod.discovery.streams());
+    place.kill();
+    // What is said meanwhile nobody hears.
+    let change = vec![workload("third", [10, 0, 0, 3], "1")];
+    place.istiod.discovery.say(&addresses(change, &[]));
+    let certificates = place.istiod.calls().len();
+    let begin = Instant::now();
+    while begin.elapsed() < 24 * HOUR {
+        sleep(Duration::from_secs(60)).await;
+        ping(&mut long).await.unwrap();
+        greet(&client).await;
+    }
+    assert_eq!(config().await, before);
+    assert!(client.readiness().is_ready() && server.readiness().is_ready());
+    assert_eq!(place.istiod.discovery.streams(), streams);
+    // Each lives a day, and was renewed at half of it and again.
+    let renewed = place.istiod.calls().len() - certificates;
+    assert!((2..=6).contains(&renewed), "{renewed}");
+    place.revive();
+    let begin = Instant::now();
+    while config().await == before {
+        assert!(
+            begin.elapsed() <= Duration::from_secs(60),
+            "the longest wait"
+        );
+        sleep(Duration::from_secs(1)).await;
+    }
 }

@@ -50,6 +50,15 @@ mod asked;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod backends_read_paths;
+#[cfg(all(
+    feature = "admin",
+    feature = "file",
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod config_churns;
 #[cfg(all(any(feature = "aws-lc-rs", feature = "ring"), feature = "dev-ca"))]
 mod config_in_parts;
 #[cfg(all(
