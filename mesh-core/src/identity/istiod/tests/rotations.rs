@@ -157,7 +157,7 @@ async fn ten_thousand_rotations_under_traffic_fail_no_request() {
     tokio::spawn(echo(server.listen(80).await.unwrap()));
 
     let mut clients = JoinSet::new();
-    // Some 20 ms for each request, one each 50 ms, over one connection and one tunnel that live through all of it.
+    // Some 20 ms for each request, one each 250 ms, over one connection and one tunnel that live through all of it.
     let further_away = further(&network, Duration::from_millis(5));
     let away = node(
         further_away,
@@ -172,7 +172,7 @@ async fn ten_thousand_rotations_under_traffic_fail_no_request() {
         let mut across = 0;
         while rotating.issued() < ROTATIONS {
             let before = rotating.had_by(STEADY);
-            let next = Instant::now() + Duration::from_millis(50);
+            let next = Instant::now() + Duration::from_millis(250);
             request(&client).await.unwrap();
             ping(&mut long).await.unwrap();
             across += usize::from(rotating.had_by(STEADY) != before);
@@ -187,11 +187,11 @@ async fn ten_thousand_rotations_under_traffic_fail_no_request() {
         let client = workload(&away, name);
         let rotating = service.clone();
         clients.spawn(async move {
-            sleep(Duration::from_millis(600) * number).await;
+            sleep(Duration::from_millis(1200) * number).await;
             let mut across = 0;
             while rotating.issued() < ROTATIONS {
                 let before = rotating.had_by(name);
-                let next = Instant::now() + Duration::from_millis(2400);
+                let next = Instant::now() + Duration::from_millis(4800);
                 request(&client).await.unwrap();
                 across += usize::from(rotating.had_by(name) != before);
                 tokio::time::sleep_until(next).await;
