@@ -307,7 +307,7 @@ async fn a_connection_that_the_mesh_refuses() {
     let reviews = workload(&node, "reviews").await;
     let answer = explain(&reviews, "connect=empty:80").await;
     assert_eq!(answer["allowed"], false);
-    let none = "no healthy upstream: default/empty.default.svc.cluster.local port 80";
+    let none = "default/empty.default.svc.cluster.local port 80 has no endpoint that can be used";
     assert_eq!(step(&answer, "resolution"), (false, none));
     assert_eq!(answer["endpoints"], 0);
     let answer = explain(&reviews, "connect=ratings:1").await;
