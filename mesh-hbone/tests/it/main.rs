@@ -16,6 +16,8 @@ mod envoy_opens;
 mod foreign;
 mod frame_bounds;
 mod hostile;
+#[cfg(target_os = "linux")]
+mod memory_limit;
 mod peers;
 mod polls;
 mod pool;
