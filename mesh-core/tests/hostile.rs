@@ -495,7 +495,7 @@ fn cases() -> Vec<Case> {
                 one([field(2, &resource), end(ADDRESS, "names")].concat())
             },
             Refused,
-            (2, 4 * MIB),
+            (4, 4 * MIB),
         ),
         case(
             "a workload as deep as a resource has room for",

@@ -282,8 +282,9 @@ impl Session {
     /// What the last response brought was not applied, and nobody will say what became of it.
     pub(crate) fn abandoned(&mut self) {
         if let Some(mut pending) = self.pending.take() {
-            let known = &mut self.subscriptions[pending.subscription].known;
-            pending.take_back(known, |_| true);
+            let subscription = &mut self.subscriptions[pending.subscription];
+            pending.take_back(&mut subscription.known, |_| true);
+            subscription.let_room_go();
         }
     }
 }

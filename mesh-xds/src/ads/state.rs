@@ -526,6 +526,7 @@ impl Session {
             subscription.known.remove(&*name);
             subscription.bad.remove(&name);
         }
+        subscription.let_room_go();
         let known = &subscription.known;
         subscription.bad.retain(|name| {
             let known = known.get(&**name);

@@ -125,6 +125,14 @@ pub(super) struct OnStream {
 }
 
 impl Subscription {
+    /// Keeps no room for many more names than there are: a response that was refused had as many as it liked.
+    pub(super) fn let_room_go(&mut self) {
+        let names = self.known.len().max(1024);
+        if self.known.capacity() / 4 > names {
+            self.known.shrink_to(2 * names);
+        }
+    }
+
     pub(super) fn new(url: &str, interest: Interest) -> Self {
         Self {
             url: url.into(),
