@@ -310,6 +310,7 @@ impl<W, C, I> Builder<W, C, I> {
     /// How long a drain waits before [`Mesh::draining`](crate::Mesh::draining) resolves and servers close what is idle. Until then
     /// callers are told: tunnels go elsewhere (GOAWAY), answers to HTTP/1 requests say `connection: close`. At most a quarter of
     /// the deadline of [`shutdown`](crate::Mesh::shutdown). Default: 500 ms, many round trips.
+    /// Of several calls the first one's stands.
     #[must_use]
     pub fn drain_notice(mut self, notice: Duration) -> Self {
         self.settings.drain_notice = notice;

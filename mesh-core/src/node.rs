@@ -397,7 +397,7 @@ impl NodeInner {
             .iter()
             .filter(|warning| !standing.contains(warning))
         {
-            tracing::warn!(target: "mesh::config", %warning, "passed over");
+            tracing::warn!(target: "mesh::config", %warning, "most likely a slip");
         }
         *standing = warnings;
     }

@@ -155,6 +155,16 @@ impl Error {
     /// Puts a gRPC status among the causes, before all others: tonic takes an error without one for UNKNOWN.
     #[cfg(feature = "tonic")]
     pub(crate) fn with_grpc_status(mut self) -> Self {
+        // Of what the peer said with its reset tonic makes gRPC's code itself.
+        let mut causes =
+            std::iter::successors(std::error::Error::source(&self), |cause| cause.source());
+        let reset = |cause: &(dyn std::error::Error + 'static)| {
+            let h2 = cause.downcast_ref::<h2::Error>();
+            h2.is_some_and(|error| error.reason().is_some())
+        };
+        if causes.any(reset) {
+            return self;
+        }
         // A denial of the whole tunnel is no outage, which clients would try again.
         let code = match self.is_denied() {
             true => tonic::Code::PermissionDenied,

@@ -397,7 +397,7 @@ impl State {
     fn retain(&mut self, mut keep: impl FnMut(Instant) -> bool) {
         self.idle = 0;
         self.http1.retain(|_, idle| {
-            idle.retain(|idle| idle.connection.sender.is_ready() && keep(idle.since));
+            idle.retain(|idle| idle.connection.is_lasting() && keep(idle.since));
             self.idle += idle.len();
             !idle.is_empty()
         });

@@ -149,7 +149,7 @@ async fn the_slip_that_hides_a_workload_is_named() {
     assert!(text.contains(slip), "{text}");
     assert!(seconds <= 1, "{seconds}");
     assert_eq!(server.node().warnings().len(), 1);
-    lines.has(&["WARN", "passed over", slip]);
+    lines.has(&["WARN", "most likely a slip", slip]);
 }
 
 #[tokio::test(start_paused = true)]

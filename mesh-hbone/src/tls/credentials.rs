@@ -76,7 +76,8 @@ impl Options {
         self
     }
 
-    /// Bytes a connection holds encrypted at most. Default: 512 KiB.
+    /// Bytes a connection holds encrypted at most, no less than [`flush_at`](Self::flush_at): for less, lower that, too.
+    /// Default: 512 KiB.
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = bytes;
         self

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::records::MAX_RECORD;
 
-/// Unread bytes at most: a message of a handshake, which is taken whole.
+/// Unread bytes at most where the buffer is smaller: a message of a handshake, which is taken whole.
 const MAX_UNREAD: usize = 128 * 1024;
 
 /// A buffer is kept while its connection waits if at least one of so many bytes is in use, so that a

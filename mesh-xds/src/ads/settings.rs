@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::{Kept, Node};
 use crate::error::{Error, ErrorKind};
 
+/// The longest pause: the connection's pings are not answered meanwhile.
+const MAX_PAUSE: Duration = Duration::from_millis(100);
+
 /// Which resources of a type are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -184,7 +187,7 @@ impl Settings {
     }
 
     /// How long reading a response pauses after each 128 resources, some 0.5 ms of work, if there are resources of its
-    /// type already; zero, no pause.
+    /// type already; zero, no pause; up to 100 ms, since pings of the connection are not answered meanwhile.
     ///
     /// Without it a push of a large mesh keeps a core for as long as it lasts, and what the application has to do
     /// waits for one until the system takes it away, some 4 ms. With a pause of 1 ms a push of 100 000 resources lasts
@@ -210,6 +213,12 @@ impl Settings {
         }
         if self.backoff_first.is_zero() || self.backoff_max < self.backoff_first {
             return invalid("expected 0 < the first wait <= the longest".to_owned());
+        }
+        if self.pause > MAX_PAUSE {
+            let pause = self.pause;
+            return invalid(format!(
+                "a pause of {pause:?}: expected at most {MAX_PAUSE:?}"
+            ));
         }
         Ok(())
     }

@@ -398,11 +398,12 @@ async fn verdicts(
 
 fn connect(channel: Channel) -> BoxFuture<'static, Result<Connection, Error>> {
     Box::pin(async move {
-        let connection = channel.connect().await?;
+        // First: nobody moves the connection while a token is waited for.
+        let request = channel.request(()).await?;
         Ok(Connection {
-            channel: connection,
+            channel: channel.connect().await?,
             origin: channel.uri().clone(),
-            request: channel.request(()).await?,
+            request,
             max: channel.max_message_size(),
         })
     })

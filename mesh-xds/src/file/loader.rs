@@ -70,8 +70,8 @@ impl Loaded {
         &self.problems
     }
 
-    /// Fields that were passed over because the kind has none of this name, in the order of files and
-    /// lines, 100 at most: most likely slips. The objects are in effect without them.
+    /// Fields that were passed over because the kind has none of this name, and policies that choose no workload of these
+    /// files, in the order of files and lines, 100 at most: most likely slips. The objects are in effect, without the fields.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
     }
@@ -165,10 +165,12 @@ impl Loader {
         &mut self,
         batch: Batch,
         mut problems: Vec<Problem>,
-        warnings: Vec<Problem>,
+        mut warnings: Vec<Problem>,
         skipped: &BTreeSet<String>,
     ) -> Loaded {
-        problems.sort_by(|a, b| (a.file(), a.line()).cmp(&(b.file(), b.line())));
+        for list in [&mut problems, &mut warnings] {
+            list.sort_by(|a, b| (a.file(), a.line()).cmp(&(b.file(), b.line())));
+        }
         let skipped = skipped.difference(&self.named).cloned().collect::<Vec<_>>();
         self.named.extend(skipped.iter().cloned());
         Loaded {
@@ -372,7 +374,6 @@ impl Load<'_> {
     }
 }
 
-/// Makes resources of all objects. Of several with one name the first counts, by file and line.
 /// What is said of the files.
 struct Found<'a> {
     problems: &'a mut Vec<Problem>,
@@ -380,6 +381,7 @@ struct Found<'a> {
     skipped: &'a mut BTreeSet<String>,
 }
 
+/// Makes resources of all objects. Of several with one name the first counts, by file and line.
 fn join(
     files: &BTreeMap<PathBuf, Vec<Entry>>,
     settings: &Settings,

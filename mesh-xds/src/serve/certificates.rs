@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_authz::Identity;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::auth::{Credentials, Peer, Remote};
 use super::ca::Ca;
@@ -38,9 +38,13 @@ impl IstioCertificateService for Certificates {
         let caller = Credentials::of(headers.as_ref(), &of_connection);
         let identity = authenticate(&self.shared, &caller).await?;
         let answer = self.sign(ca, &message, &identity);
-        let answer = answer.inspect_err(|status| {
-            let shared = &self.shared;
-            shared.reject(caller.remote(), Some(&identity), status.message());
+        let answer = answer.inspect_err(|status| match status.code() {
+            Code::InvalidArgument | Code::PermissionDenied => {
+                let shared = &self.shared;
+                shared.reject(caller.remote(), Some(&identity), status.message());
+            }
+            // Of this side, not of the caller.
+            _ => tracing::warn!(target: "mesh::serve", %identity, reason = status.message(), "no certificate could be signed"),
         });
         Ok(Response::new(answer?))
     }

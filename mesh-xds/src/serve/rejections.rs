@@ -1,5 +1,6 @@
 //! Callers that were turned away: who, why and how often, for pages and the log.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ const MAX_REASON: usize = 512;
 /// For how long the same of the same caller is not logged again, and the time in which so many lines are.
 const QUIET: Duration = Duration::from_secs(10);
 const LINES: usize = 20;
+
+/// Of these so many for the reasons of one address, which may be as many as it likes.
+const LINES_EACH: usize = 5;
 
 /// That a caller was turned away, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +112,11 @@ impl Rejections {
         one.last = now;
         let times = one.times;
         let is_new = one.logged.is_none_or(|logged| now - logged >= QUIET);
-        let line = match is_new {
+        let from_there = |one: &&Rejection| {
+            one.from == from && one.logged.is_some_and(|logged| now - logged < QUIET)
+        };
+        let logged = self.list.iter().filter(from_there).count();
+        let line = match is_new && logged < LINES_EACH {
             true => self.line(times, now),
             false => Line::None,
         };
@@ -116,10 +124,20 @@ impl Rejections {
             one.logged = Some(now);
         }
         if self.list.len() >= MAX {
-            self.list.remove(0);
+            self.list.remove(self.dispensable());
         }
         self.list.push(one);
         line
+    }
+
+    /// The oldest of the address that has the most: nobody drives out what others were told.
+    fn dispensable(&self) -> usize {
+        let mut most = HashMap::<_, (usize, usize)>::new();
+        for (at, one) in self.list.iter().enumerate() {
+            most.entry(one.from).or_insert((0, at)).0 += 1;
+        }
+        let most = most.into_values().max_by_key(|(count, _)| *count);
+        most.map_or(0, |(_, oldest)| oldest)
     }
 
     /// Reasons may differ each time: there is a bound for all of them.
@@ -173,13 +191,27 @@ mod tests {
             };
             let lines: Vec<_> = (0..1000).map(|_| flood()).collect();
             let logged = lines.iter().filter(|line| **line != Line::None).count();
-            assert_eq!(logged, LINES);
-            assert_eq!(lines[LINES - 1], Line::Last(1));
+            // Entries that were logged make room for later ones, whose lines are then bounded by all of them.
+            assert!((LINES_EACH..=LINES).contains(&logged), "{logged}");
             tokio::time::advance(QUIET).await;
         }
         assert_eq!(rejections.list().len(), MAX);
         let last = rejections.list().last().unwrap();
         assert!(last.reason().starts_with("2000x"));
         assert_eq!(last.reason().chars().count(), MAX_REASON);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_caller_hides_no_other() {
+        let mut rejections = Rejections::default();
+        let other = Some(IpAddr::from([192, 0, 2, 2]));
+        rejections.note(other, None, "the token has expired", Instant::now());
+        for number in 0..2 * MAX {
+            let reason = format!("alert {number}");
+            rejections.note(ONE, None, &reason, Instant::now());
+        }
+        assert_eq!(rejections.list()[0].reason(), "the token has expired");
+        let line = rejections.note(other, None, "no such group", Instant::now());
+        assert_ne!(line, Line::None, "it is logged");
     }
 }

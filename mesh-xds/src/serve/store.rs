@@ -511,9 +511,11 @@ impl Table {
         (revision >= self.forgotten).then(|| self.log.range(range).map(|(_, name)| name))
     }
 
-    /// Whether so much may have changed after a revision that all resources are sooner looked at than the log.
+    /// Whether so much may have changed after a revision that all resources, and those that are gone, are sooner
+    /// looked at than the log.
     pub(super) fn is_sooner_swept(&self, since: u64, now: u64) -> bool {
-        now.saturating_sub(since) > self.resources.len() as u64 / 4
+        let all = self.resources.len() + self.gone.len();
+        now.saturating_sub(since) > all as u64 / 4
     }
 
     /// The resources that changed after a revision, by name.

@@ -19,7 +19,7 @@ pub(crate) enum Mode {
     Slow(usize, Duration),
     /// The first so many bytes of each connection come, then it ends.
     Cut(usize),
-    /// From the piece with this byte on, the last byte of each is another.
+    /// This byte is another, and so is the first one of each later piece.
     Garbled(usize),
     /// Connections end as they begin.
     Closed,
@@ -104,7 +104,7 @@ async fn carry(mut client: TcpStream, mut said: watch::Receiver<(SocketAddr, Mod
                 Mode::Slow(_, pause) => sleep(pause).await,
                 Mode::Cut(most) => read = read.min(most.saturating_sub(passed)),
                 Mode::Garbled(from) if passed + read > from => {
-                    piece[read - 1] ^= 0x55;
+                    piece[from.saturating_sub(passed)] ^= 0x55;
                 }
                 Mode::Open | Mode::Garbled(_) | Mode::Closed => {}
             }

@@ -212,7 +212,7 @@ impl Xds {
 
     /// Sets how long a pause is made after each 128 resources of a push, some 0.5 ms of work, so that the application's
     /// own work does not wait for a core; 1 ms unless set, which makes a push of 100 000 resources last 1 to 2 s.
-    /// Zero is none. What comes first, before which nothing is served, is read without.
+    /// Zero is none, 100 ms the most. What comes first, before which nothing is served, is read without.
     #[must_use]
     pub fn push_pause(mut self, pause: Duration) -> Self {
         self.pause = pause;

@@ -602,6 +602,7 @@ fn settings_are_checked() {
         settings(&[(URL, Interest::All), (URL, Interest::Named)]),
         settings(&[("", Interest::All)]),
         settings(&[(URL, Interest::All)]).with_backoff(Duration::ZERO, Duration::from_secs(1)),
+        settings(&[(URL, Interest::All)]).with_pause(Duration::from_millis(101)),
     ];
     for settings in bad {
         let session = Session::new(settings, Arc::new(Texts), Instant::now());

@@ -192,7 +192,10 @@ impl<'a> World<'a> {
         let peers = peers.map(|(age, _)| self.peer_authentication[age].0);
         let policies = self.policy_selectors.idle().map(|(at, _)| at);
         let requests = self.request_selectors.idle().map(|(at, _)| at);
-        for at in policies.chain(requests).chain(peers) {
+        let mut idle: Vec<usize> = policies.chain(requests).chain(peers).collect();
+        // The same ones are told each time where there are more than are told.
+        idle.sort_unstable();
+        for at in idle {
             let message = "chooses no workload of these files: the policy binds nobody";
             made.binds_nobody.push((at, message));
         }

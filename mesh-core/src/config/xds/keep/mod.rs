@@ -101,7 +101,12 @@ pub(super) async fn open(folder: &Path, name: &str, whose: String) -> (Keeper, O
 
 /// The names in a namespace of whom something is kept, the last that was written first. Blocking.
 pub(super) fn names(folder: &Path, namespace: &str) -> Vec<String> {
-    let Ok(files) = std::fs::read_dir(folder.join("discovery")) else {
+    let below = folder.join("discovery");
+    // What others may have put there says nothing of who this host is.
+    if check_folders(&below.join(SUFFIX)).is_err() {
+        return Vec::new();
+    }
+    let Ok(files) = std::fs::read_dir(below) else {
         return Vec::new();
     };
     let mut names = Vec::new();
