@@ -71,7 +71,7 @@ impl Far {
     }
 }
 
-fn request() -> ConnectRequest {
+pub(crate) fn request() -> ConnectRequest {
     let source = SocketAddr::from(([10, 0, 0, 1], 4321));
     let headers = ConnectHeaders::new(
         Baggage::default().with_namespace("default"),

@@ -1,16 +1,17 @@
-//! Programs that everybody has, before our server: nghttp, curl, openssl.
+//! Programs that everybody has: nghttp, curl and openssl before our server, and nghttpd behind our client.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use mesh_hbone::config::Config;
-use mesh_hbone::tls::accept;
-use mesh_hbone::{Error, ErrorKind, server};
-use tokio::net::TcpListener;
+use mesh_hbone::tls::{self, accept};
+use mesh_hbone::{Error, ErrorKind, client, server};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::authority::{CLIENT, SERVER};
+use crate::authority::{CLIENT, SERVER, id};
 use crate::envoy::{Files, Pki, soon};
-use crate::envoy_accepts::credentials;
+use crate::envoy_accepts::{credentials, request};
 use crate::require;
 
 /// Our server for one connection, and how it ended.
@@ -82,6 +83,88 @@ async fn nghttp_and_curl_are_answered_400() {
         let answered = text.contains(":status: 400") || text.contains("HTTP/2 400");
         assert!(answered, "{program}: {text}");
         soon("its end", served).await.unwrap().unwrap();
+    }
+}
+
+/// With one, everybody's TLS finds what it should: the chain, TLS 1.3, h2.
+#[tokio::test]
+async fn openssl_finds_the_chain_and_h2() {
+    let pki = Pki::new();
+    let files = pki.issue(CLIENT);
+    let (port, served) = serve(&pki).await;
+    let mut arguments: Vec<_> = ["s_client", "-alpn", "h2", "-verify_return_error"]
+        .map(str::to_owned)
+        .into();
+    for (flag, path) in [
+        ("-cert", &files.chain),
+        ("-key", &files.key),
+        ("-CAfile", &files.roots),
+    ] {
+        arguments.extend([flag.to_owned(), path.display().to_string()]);
+    }
+    arguments.extend(["-connect".to_owned(), format!("127.0.0.1:{port}")]);
+    let test = "openssl_finds_the_chain_and_h2";
+    let Some(output) = run(test, "openssl", arguments).await else {
+        return;
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    for found in ["Verify return code: 0 (ok)", "ALPN protocol: h2", "TLSv1.3"] {
+        assert!(text.contains(found), "{found}: {text}");
+    }
+    // It says nothing of HTTP/2, and goes.
+    let _ = soon("its end", served).await.unwrap();
+}
+
+/// A server that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// nghttp2's server waits for the end of a request, which a CONNECT has not got: it is given up, and nothing else is.
+#[tokio::test]
+async fn an_nghttpd_that_never_answers_is_given_up_and_the_connection_goes_on() {
+    let pki = Pki::new();
+    let files = pki.issue(SERVER);
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let started = Command::new("nghttpd")
+        .args(["-V", "--address=127.0.0.1", &address.port().to_string()])
+        .args([&files.key, &files.chain])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let _running = match started {
+        Ok(child) => Running(child),
+        Err(error) => {
+            let test = "an_nghttpd_that_never_answers_is_given_up_and_the_connection_goes_on";
+            return require::skip(test, &format!("nghttpd: {error}"));
+        }
+    };
+    let io = soon("nghttpd listens", async {
+        loop {
+            match TcpStream::connect(address).await {
+                Ok(io) => return io,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await;
+    let tls = tls::connect(io, &credentials(&pki.issue(CLIENT)), &[id(SERVER)]).await;
+    let config = Config::default()
+        .connect_timeout(Duration::from_millis(300))
+        .first_connect_timeout(Duration::from_millis(300));
+    let (connection, sender) = client::handshake(tls.unwrap(), &config).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..3 {
+        let given_up = soon("the time-out", sender.connect(request())).await;
+        assert_eq!(given_up.unwrap_err().kind(), ErrorKind::Timeout);
+        assert!(!sender.is_closed());
     }
 }
 
