@@ -1,10 +1,11 @@
-use mesh_hbone::tls::{NamedClient, Options, Provider, accept, connect};
-use mesh_hbone::{ErrorKind, Side};
+use mesh_hbone::tls::{Credentials, NamedClient, Options, Provider, accept, connect};
+use mesh_hbone::{Error, ErrorKind, Side};
 use rustls::server::Acceptor;
 use rustls::{CipherSuite, NamedGroup};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, duplex, split};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
@@ -156,7 +157,7 @@ async fn the_client_hello_names_no_server_and_offers_only_h2_and_aes_gcm() {
 }
 
 /// The error of our server, whose client is plain rustls.
-async fn refuse(config: rustls::ClientConfig) -> mesh_hbone::Error {
+async fn refuse(config: rustls::ClientConfig) -> Error {
     let server = Authority::root("root").credentials(SERVER);
     let (near, far) = duplex(64 * 1024);
     let connector = TlsConnector::from(Arc::new(config));
@@ -191,8 +192,7 @@ async fn a_client_with_only_chacha20_is_refused() {
     let root = Authority::root("root");
     let bundle = root.leaf(CLIENT).bundle(&[&root]).unwrap();
     let error =
-        mesh_hbone::tls::Credentials::new(Provider::from(only_chacha), bundle, Options::default())
-            .unwrap_err();
+        Credentials::new(Provider::from(only_chacha), bundle, Options::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidSettings);
 }
 
@@ -281,6 +281,86 @@ async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
             near.shutdown().await.unwrap();
             let error = accept(far, &server).await.unwrap_err();
             assert!(!error.is_timeout(), "cut at {cut}: {error:?}");
+        }
+    }
+}
+
+/// Passes on so many bytes, and counts them.
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    most: usize,
+    passed: &AtomicUsize,
+) {
+    let mut buffer = [0; 1024];
+    loop {
+        let room = most - passed.load(Ordering::Relaxed);
+        let count = match from.read(&mut buffer[..room.min(1024)]).await {
+            Ok(count @ 1..) => count,
+            _ => return,
+        };
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+        passed.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// Client and server with a way between them that ends after so many bytes up or down; how far it came.
+async fn shake_cut(
+    (client, server): (&Credentials, &Credentials),
+    [up, down]: [usize; 2],
+) -> (Result<(), Error>, Result<(), Error>, [usize; 2]) {
+    let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let ((near, at_client), (at_server, far)) = (duplex(64 * 1024), duplex(64 * 1024));
+    let counts = Arc::clone(&passed);
+    let way = tokio::spawn(async move {
+        let (from_client, to_client) = split(at_client);
+        let (from_server, to_server) = split(at_server);
+        tokio::select! {
+            () = pass(from_client, to_server, up, &counts[0]) => {}
+            () = pass(from_server, to_client, down, &counts[1]) => {}
+        }
+    });
+    let expected = [id(SERVER)];
+    let near = async {
+        let connected = connect(near, client, &expected).await;
+        // What a server says when all is done is none of the handshake.
+        (connected, passed[1].load(Ordering::Relaxed))
+    };
+    let both = async { tokio::join!(near, accept(far, server)) };
+    let ((near, down), far) = tokio::time::timeout(Duration::from_secs(20), both)
+        .await
+        .expect("both end");
+    way.abort();
+    let up = passed[0].load(Ordering::Relaxed);
+    (near.map(drop), far.map(drop), [up, down])
+}
+
+/// Wherever the bytes end, up or down, it is an error at each end that has not got all of them, and at once.
+#[tokio::test]
+async fn a_handshake_that_is_cut_anywhere_is_an_error_at_who_misses_something() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let ends = (&client, &server);
+    const ALL: usize = usize::MAX;
+    let (near, far, [up, down]) = shake_cut(ends, [ALL, ALL]).await;
+    near.unwrap();
+    far.unwrap();
+    assert!(up > 1_000 && down > 1_000, "{up} {down}");
+    // Signatures differ in length by a few bytes.
+    let (up, down) = (up - 16, down - 16);
+    for cut in (1..up).step_by(23).chain([up]) {
+        let (near, far, _) = shake_cut(ends, [cut, ALL]).await;
+        let error = far.unwrap_err();
+        assert!(!error.is_timeout(), "{cut} of {up} up: {error:?}");
+        // Its own last flight is all that a client need not see arrive.
+        assert!(near.is_ok() || !near.unwrap_err().is_timeout());
+    }
+    for cut in (1..down).step_by(23).chain([down]) {
+        let (near, far, _) = shake_cut(ends, [ALL, cut]).await;
+        for error in [near.unwrap_err(), far.unwrap_err()] {
+            assert!(!error.is_timeout(), "{cut} of {down} down: {error:?}");
         }
     }
 }
