@@ -210,6 +210,7 @@ async fn in_all_modes(name: &str, needs: PathNormalization, server: SocketAddr) 
 
 const NGINX: &str = r#"
 daemon off;
+master_process off;
 worker_processes 1;
 error_log stderr crit;
 pid nginx.pid;
