@@ -295,9 +295,8 @@ async fn pass(
     let mut buffer = [0; 1024];
     loop {
         let room = most - passed.load(Ordering::Relaxed);
-        let count = match from.read(&mut buffer[..room.min(1024)]).await {
-            Ok(count @ 1..) => count,
-            _ => return,
+        let Ok(count @ 1..) = from.read(&mut buffer[..room.min(1024)]).await else {
+            return;
         };
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
