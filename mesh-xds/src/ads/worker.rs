@@ -398,12 +398,11 @@ async fn verdicts(
 
 fn connect(channel: Channel) -> BoxFuture<'static, Result<Connection, Error>> {
     Box::pin(async move {
-        // First: nobody moves the connection while a token is waited for.
-        let request = channel.request(()).await?;
+        let connection = channel.connect().await?;
         Ok(Connection {
-            channel: channel.connect().await?,
+            channel: connection,
             origin: channel.uri().clone(),
-            request,
+            request: channel.request(()).await?,
             max: channel.max_message_size(),
         })
     })

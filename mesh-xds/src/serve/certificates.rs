@@ -44,7 +44,7 @@ impl IstioCertificateService for Certificates {
                 shared.reject(caller.remote(), Some(&identity), status.message());
             }
             // Of this side, not of the caller.
-            _ => tracing::warn!(target: "mesh::serve", %identity, reason = status.message(), "no certificate could be signed"),
+            _ => tracing::warn!(%identity, reason = status.message(), "no certificate could be signed"),
         });
         Ok(Response::new(answer?))
     }
