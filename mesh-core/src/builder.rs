@@ -57,7 +57,7 @@ impl Builder<Missing, Missing, Missing> {
     /// no name is looked up: unless the control plane is pinned, or its address is an IP address, it is the one
     /// that the last process kept ([`state_dir`](Self::state_dir)) if the host still has it, else the one of the default
     /// route, and without a network that of the last process again. Network and trust domain are set, unless the files have
-    /// none: the trust domain is then that of the first certificate, as with istio-agent, unless
+    /// none: the trust domain is then that of the certificate in use, as with istio-agent, unless
     /// [`trust_domain`](Self::trust_domain) says it. The group's readiness probe is made, as by [`readiness_probe`](Self::readiness_probe): before it
     /// succeeds first the host gets no traffic.
     ///

@@ -33,8 +33,8 @@ pub(crate) struct MeshInner {
     pub(crate) id: WorkloadId,
     /// Who it asks to be, and by what its certificates are known here; see [`identity`](Self::identity).
     pub(crate) asked: Identity,
-    /// Who its first certificate says that it is.
-    proven: OnceLock<Identity>,
+    /// Its certificates, from the first on, which say who it is.
+    proven: OnceLock<Credentials>,
     certificate: Certificate,
     /// Whether the source speaks for this workload, and if not why. Known from the first configuration on and
     /// the same ever after: connections and requests ask neither the gate nor the board again.
@@ -132,9 +132,9 @@ impl Mesh {
 
     /// The identity that its certificates prove.
     ///
-    /// Of a host whose files have no trust domain (`Builder::bootstrap_dir`) it is that of the first
-    /// certificate; before that, it is in `cluster.local`.
-    pub fn identity(&self) -> &Identity {
+    /// Of a host whose files have no trust domain (`Builder::bootstrap_dir`) it is in that of the certificate
+    /// in use, which another certificate can change; before the first one, it is in `cluster.local`.
+    pub fn identity(&self) -> Identity {
         self.inner.identity()
     }
 
@@ -250,16 +250,17 @@ impl MeshInner {
     }
 
     /// The identity that its certificates prove. Of another trust domain than asked for only where nobody said which.
-    pub(crate) fn identity(&self) -> &Identity {
-        if let Some(proven) = self.proven.get() {
-            return proven;
-        }
-        match self.current() {
-            Some(credentials) => {
-                let proven = || credentials.current().identity().clone();
-                self.proven.get_or_init(proven)
-            }
-            None => &self.asked,
+    pub(crate) fn identity(&self) -> Identity {
+        // They are exchanged in place.
+        let proven = match self.proven.get() {
+            None => self
+                .current()
+                .map(|first| self.proven.get_or_init(|| first)),
+            proven => proven,
+        };
+        match proven {
+            Some(credentials) => credentials.current().identity().clone(),
+            None => self.asked.clone(),
         }
     }
 
@@ -536,7 +537,7 @@ impl fmt::Debug for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mesh")
             .field("workload", &self.inner.id)
-            .field("identity", self.inner.identity())
+            .field("identity", &self.inner.identity())
             .field("readiness", &self.readiness())
             .finish_non_exhaustive()
     }

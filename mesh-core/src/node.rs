@@ -525,6 +525,34 @@ impl NodeInner {
             .collect()
     }
 
+    /// Puts another certificate in the place of one of `asked`. Where nobody said the trust domain the authority
+    /// does, and it may say another than before: the mesh has been renamed, or the host is in another one now.
+    fn exchange(
+        &self,
+        asked: &Identity,
+        credentials: &Credentials,
+        bundle: tls::Bundle,
+    ) -> Result<(), mesh_hbone::Error> {
+        let (before, now) = (credentials.current(), bundle.identity().clone());
+        credentials.replace(bundle)?;
+        if *before.identity() != now {
+            tracing::warn!(target: "mesh::identity", before = %before.identity(), %now, "the trust domain is another: nobody has set one, so it is the certificate's");
+            // What is opened from now on is opened as who we are now.
+            for (key, sender) in self.pool.senders() {
+                if key.source() == asked {
+                    sender.retire();
+                }
+            }
+            #[cfg(feature = "http")]
+            for mesh in self.meshes() {
+                if mesh.asked == *asked {
+                    mesh.http.close_idle();
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Lets go of the certificates that no workload of the node has any more.
     pub(crate) fn forget_unwanted(&self) {
         let mut wanted = lock(&self.wanted);
@@ -651,20 +679,17 @@ async fn keep_certificate(
             return Ok(());
         };
         let outcome = next.and_then(|bundle| {
-            // What the first one says is not a guess any more.
             let current = sender.borrow().credentials.clone();
-            let is_permitted = match &current {
-                Some(credentials) => credentials.current().identity() == bundle.identity(),
-                None => (node.settings.trust_domain_of).permits(&identity, bundle.identity()),
-            };
-            if !is_permitted {
+            if !(node.settings.trust_domain_of).permits(&identity, bundle.identity()) {
                 return Err(identity::Error::new(
                     identity::ErrorKind::WrongIdentity,
                     format!("the source gave one of {} instead", bundle.identity()),
                 ));
             }
             match current {
-                Some(credentials) => credentials.replace(bundle).map(|()| credentials),
+                Some(credentials) => node
+                    .exchange(&identity, &credentials, bundle)
+                    .map(|()| credentials),
                 None => {
                     Credentials::new(node.provider.clone(), bundle, node.settings.tls_options())
                 }

@@ -39,7 +39,7 @@ pub(crate) fn labels(
             context,
             headers.and_then(ConnectHeaders::baggage),
         ),
-        destination.with_principal(mesh.identity().clone()),
+        destination.with_principal(mesh.identity()),
         service.map(|service| account::service(service)),
         security,
     )

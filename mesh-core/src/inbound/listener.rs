@@ -190,13 +190,14 @@ impl Mesh {
         let mesh = &self.inner;
         mesh.ready().await?;
         let record = mesh.record_to_listen().await?;
+        let proven = mesh.identity();
         if let Some(expected) = record.identity()
-            && expected != mesh.identity()
+            && *expected != proven
         {
             return Err(Error::new(ErrorKind::Identity).with_detail(format!(
-                "the certificate of {} would prove {}, but clients expect {expected} of its record: \
+                "the certificate of {} would prove {proven}, but clients expect {expected} of its record: \
                  give the builder the record's service account and trust domain",
-                mesh.id, mesh.identity()
+                mesh.id
             )));
         }
         if record.protocol() != TunnelProtocol::Hbone {

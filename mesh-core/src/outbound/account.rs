@@ -25,7 +25,7 @@ pub(super) fn labels(mesh: &MeshInner, route: &Route) -> Labels {
         .record(&snapshot)
         .map_or_else(Peer::unknown, |record| account::peer(record));
     let source = if tunnel {
-        own.with_principal(mesh.identity().clone())
+        own.with_principal(mesh.identity())
     } else {
         own
     };

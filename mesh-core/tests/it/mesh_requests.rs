@@ -251,7 +251,7 @@ async fn the_connector_fits_hyper_util_and_tonic() {
         .extensions()
         .get::<mesh_core::ConnectionContext>()
         .unwrap();
-    assert_eq!(context.identity(), Some(server.identity()));
+    assert_eq!(context.identity(), Some(&server.identity()));
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, client.identity().to_string());
 
