@@ -83,6 +83,15 @@ mod crypto_provider;
 ))]
 mod cuts_reach_the_wire;
 #[cfg(all(
+    unix,
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod descriptors_run_out;
+#[cfg(all(
     feature = "dev-ca",
     feature = "file",
     any(feature = "aws-lc-rs", feature = "ring")
