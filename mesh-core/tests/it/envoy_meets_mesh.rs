@@ -1,4 +1,4 @@
-//! Envoy and a workload of the mesh, one at each end of a tunnel.
+//! Envoy and a workload of the mesh, one at each end of a tunnel.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

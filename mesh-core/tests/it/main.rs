@@ -338,6 +338,13 @@ mod mesh_reports;
 ))]
 mod mesh_requests;
 #[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_resets;
+#[cfg(all(
     feature = "admin",
     feature = "dev-ca",
     feature = "istiod",
@@ -420,6 +427,13 @@ mod snapshot_judges_inbound;
 mod snapshot_model;
 mod snapshot_resolves;
 mod testing_tonic;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod worker_blocked;
 mod workspace;
 mod workspace_sources;
 #[cfg(all(

@@ -1,4 +1,4 @@
-//! istio/ztunnel and a workload of the mesh, one at each end of a tunnel.
+//! istio/ztunnel and a workload of the mesh, one at each end of a tunnel.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

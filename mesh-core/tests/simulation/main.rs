@@ -1,4 +1,5 @@
-//! meshes on a simulated network, where what goes wrong follows from a seed.
+//! meshes on a simulated network, where what goes wrong follows from a seed. R-13: what a network loses,
+//! repeats or brings in another order comes late by TCP, or never: links here delay, hold back, and fall silent.
 //!
 //! After a failure the seed stands in its output: `MESH_TEST_SEED=17 cargo test -p mesh-core --test
 //! simulation` runs it alone and tells its story. Once mended it goes into [`FOUND`].

@@ -1,4 +1,4 @@
-//! A process with little memory, and peers that send more than its readers take.
+//! a process with little memory, and peers that send more than its readers take.
 //!
 //! The server is a child process whose address space is limited to what it has at rest and
 //! [`ROOM`]. An allocation beyond that ends it.

@@ -155,8 +155,8 @@ async fn handshakes_beyond_the_bounds_wait_for_a_slot() {
     assert_eq!((first.handshakes(), first.waiting()), (0, 0));
 }
 
-/// One address says a whole hello and nothing more, and its next ones queue; others have the slots that it does not get,
-/// until some of them stall too.
+/// one address says a whole hello and nothing more, and its next ones queue; others have the slots that it
+/// does not get, until some of them stall too.
 #[tokio::test(start_paused = true)]
 async fn stalled_handshakes_of_one_address_lock_no_other_out() {
     let root = Authority::root("root");

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use mesh_hbone::config::Config;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::peers::{
     open, ours, ours_over, to_bare_client_with, to_bare_server, to_bare_server_with, tunnel,
@@ -88,7 +88,7 @@ async fn a_hundred_tunnels_at_once() {
     assert_eq!(sender.live_streams(), 0);
 }
 
-/// 99 readers sleep with their windows full; the last tunnel has the whole connection.
+/// 99 readers sleep with their windows full; the last tunnel has the whole connection.
 #[tokio::test(start_paused = true)]
 async fn ninety_nine_stalled_tunnels_do_not_slow_the_last() {
     let (sender, mut incoming) = ours(Config::default()).await;
@@ -98,9 +98,7 @@ async fn ninety_nine_stalled_tunnels_do_not_slow_the_last() {
         let block = vec![1; 64 << 10];
         let mut written = 0;
         // Until the window (256 KiB) and the send buffer (384 KiB) are full.
-        while let Ok(count) =
-            tokio::time::timeout(Duration::from_millis(1), near.write(&block)).await
-        {
+        while let Ok(count) = timeout(Duration::from_millis(1), near.write(&block)).await {
             written += count.unwrap();
         }
         assert!(written >= 256 << 10, "{written}");
@@ -125,7 +123,44 @@ async fn ninety_nine_stalled_tunnels_do_not_slow_the_last() {
     }
 }
 
-/// With these windows h2's own budget closes the connection after fewer than 200 of them.
+/// one of a hundred is written to byte by byte, each in a frame of its own, and not read. It takes what its
+/// window and its writer's buffer hold, and nobody else waits for it.
+#[tokio::test(start_paused = true)]
+async fn one_of_a_hundred_that_is_written_byte_by_byte_and_not_read_harms_nobody() {
+    const WINDOW: usize = 8 << 10;
+    const BUFFER: usize = 16 << 10;
+    let config = Config::default().stream_window(WINDOW as u32);
+    let (sender, mut incoming) = ours(config.send_buffer(BUFFER)).await;
+    let mut others = Vec::new();
+    let (mut near, mut far) = open(&sender, &mut incoming).await;
+    for _ in 1..100 {
+        others.push(open(&sender, &mut incoming).await);
+    }
+    let mut written = 0;
+    while let Ok(count) = timeout(Duration::from_millis(1), near.write(b"x")).await {
+        written += count.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert!((WINDOW..=WINDOW + BUFFER).contains(&written), "{written}");
+    let start = Instant::now();
+    let all = pattern(4 * WINDOW);
+    let all = &all;
+    let moves = others.iter_mut().map(|(near, far)| async move {
+        let mut read = vec![0; all.len()];
+        let (written, got) = tokio::join!(near.write_all(all), far.read_exact(&mut read));
+        written.unwrap();
+        got.unwrap();
+        assert!(read == *all);
+    });
+    join_all(moves).await;
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert!(!sender.is_closed());
+    let mut read = vec![0; written];
+    far.read_exact(&mut read).await.unwrap();
+    assert!(read.iter().all(|&byte| byte == b'x'));
+}
+
+/// with these windows h2's own budget closes the connection after fewer than 200 of them.
 #[tokio::test]
 async fn tiny_unread_frames_harm_no_neighbour() {
     const FRAMES: usize = 4_000;

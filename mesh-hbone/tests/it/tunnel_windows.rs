@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_hbone::Tunnel;
 use mesh_hbone::config::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::hostile::{Application, Server, wire};
 use crate::peers::{open, ours, tunnel};
@@ -99,6 +99,27 @@ async fn beyond_the_budget_windows_are_the_least() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let written = ahead(&mut near).await;
     assert!(is_about(written, 65_535), "{written}");
+}
+
+/// whoever holds all of the budget leaves others the least windows, with which they go on.
+#[tokio::test(start_paused = true)]
+async fn who_holds_the_whole_budget_stops_no_other_connection() {
+    let config = config().window_budget(1 << 20);
+    let (greedy, mut incoming) = ours(config.clone()).await;
+    let mut unread = Vec::new();
+    for _ in 0..16 {
+        let (mut near, far) = open(&greedy, &mut incoming).await;
+        ahead(&mut near).await;
+        unread.push((near, far));
+    }
+    let (sender, mut incoming) = ours(config).await;
+    let (mut near, mut far) = open(&sender, &mut incoming).await;
+    let began = Instant::now();
+    let moves = moves(&mut near, &mut far, 4 << 20);
+    timeout(Duration::from_secs(1), moves).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO, "it waits for nobody");
+    let written = ahead(&mut near).await;
+    assert!(is_about(written, 65_535), "{written}: there was none left");
 }
 
 /// A client by hand, which knows how far it may send on its first stream.

@@ -1,0 +1,42 @@
+//! an application that blocks a thread of its runtime.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::mesh_world::{PORT, World, connect_to, echo, ping};
+
+/// One of two is blocked until all is done; the other serves what comes, on old connections and on new ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blocked_worker_leaves_the_mesh_to_the_others() {
+    let world = World::new(205);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let mut kept = client.connect(format!("server:{PORT}")).await.unwrap();
+    ping(&mut kept).await.unwrap();
+
+    let (go_on, goes_on) = mpsc::channel();
+    let (block, blocked) = oneshot::channel();
+    let blocks = tokio::spawn(async move {
+        block.send(()).unwrap();
+        goes_on.recv().unwrap();
+    });
+    blocked.await.unwrap();
+    let served = async {
+        for _ in 0..50 {
+            ping(&mut kept).await.unwrap();
+            let mut new = client.connect(format!("server:{PORT}")).await.unwrap();
+            ping(&mut new).await.unwrap();
+            // A connection of its own, from its handshake on.
+            let bare = world.bare_client("client", 2, "server").await;
+            let authority = format!("{}:{PORT}", world.ip(2));
+            bare.connect(connect_to(authority)).await.unwrap();
+        }
+    };
+    let served = timeout(Duration::from_secs(60), served).await;
+    go_on.send(()).unwrap();
+    served.expect("the other thread does it all");
+    blocks.await.unwrap();
+}
