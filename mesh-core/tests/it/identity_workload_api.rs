@@ -1,12 +1,9 @@
 //! Certificates that SPIRE's agent pushes. Its messages are written down here once more, so that the wire
 //! is checked and not only ourselves.
 
-use std::convert::Infallible;
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, StreamExt, stream};
@@ -17,11 +14,12 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::server::{Grpc, NamedService, ServerStreamingService};
+use tonic::server::{Grpc, ServerStreamingService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 use crate::identity_renewal::{reviews, wall_clock};
+use crate::istiod::{HttpRequest, HttpResponse, Method, Served};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -122,7 +120,7 @@ fn serve(says: watch::Sender<Answer>) -> mpsc::UnboundedSender<DuplexStream> {
     let (connections, arriving) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         tonic::transport::Server::builder()
-            .add_service(Service(says))
+            .add_service(Served(Service(says)))
             .serve_with_incoming(UnboundedReceiverStream::new(arriving).map(Ok::<_, io::Error>))
             .await
             .unwrap();
@@ -133,26 +131,13 @@ fn serve(says: watch::Sender<Answer>) -> mpsc::UnboundedSender<DuplexStream> {
 #[derive(Clone)]
 struct Service(watch::Sender<Answer>);
 
-impl NamedService for Service {
-    const NAME: &'static str = "SpiffeWorkloadAPI";
-}
+impl Method for Service {
+    const SERVICE: &'static str = "SpiffeWorkloadAPI";
+    const METHOD: &'static str = "FetchX509SVID";
 
-impl tower_service::Service<http::Request<tonic::body::Body>> for Service {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            assert_eq!(request.uri().path(), "/SpiffeWorkloadAPI/FetchX509SVID");
-            let codec = ProstCodec::<Update, Empty>::default();
-            Ok(Grpc::new(codec).server_streaming(this, request).await)
-        })
+    async fn answer(self, request: HttpRequest) -> HttpResponse {
+        let codec = ProstCodec::<Update, Empty>::default();
+        Grpc::new(codec).server_streaming(self, request).await
     }
 }
 

@@ -352,37 +352,60 @@ async fn serve(
     });
     let streams = tokio_stream::wrappers::UnboundedReceiverStream::new(streams);
     tonic::transport::Server::builder()
-        .add_service(Service(Arc::clone(&istiod)))
-        .add_service(istiod_discovery::Service(istiod))
+        .add_service(Served(Service(Arc::clone(&istiod))))
+        .add_service(Served(istiod_discovery::Service(istiod)))
         .serve_with_incoming(streams)
         .await
         .unwrap();
+}
+
+pub(crate) type HttpRequest = http::Request<tonic::body::Body>;
+pub(crate) type HttpResponse = http::Response<tonic::body::Body>;
+
+/// A gRPC service of one method.
+pub(crate) trait Method: Clone + Send + Sync + 'static {
+    const SERVICE: &'static str;
+    const METHOD: &'static str;
+
+    fn answer(self, request: HttpRequest) -> impl Future<Output = HttpResponse> + Send;
+}
+
+/// Such a service, as tonic's server takes it.
+#[derive(Clone)]
+pub(crate) struct Served<M>(pub(crate) M);
+
+impl<M: Method> NamedService for Served<M> {
+    const NAME: &'static str = M::SERVICE;
+}
+
+impl<M: Method> tower_service::Service<HttpRequest> for Served<M> {
+    type Response = HttpResponse;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: HttpRequest) -> Self::Future {
+        let expected = format!("/{}/{}", M::SERVICE, M::METHOD);
+        assert_eq!(request.uri().path(), expected);
+        let method = self.0.clone();
+        Box::pin(async move { Ok(method.answer(request).await) })
+    }
 }
 
 /// The gRPC service.
 #[derive(Clone)]
 struct Service(Arc<Istiod>);
 
-impl NamedService for Service {
-    const NAME: &'static str = "istio.v1.auth.IstioCertificateService";
-}
+impl Method for Service {
+    const SERVICE: &'static str = "istio.v1.auth.IstioCertificateService";
+    const METHOD: &'static str = "CreateCertificate";
 
-impl tower_service::Service<http::Request<tonic::body::Body>> for Service {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            assert!(request.uri().path().ends_with("/CreateCertificate"));
-            let codec = ProstCodec::<Answer, Ask>::default();
-            Ok(Grpc::new(codec).unary(this, request).await)
-        })
+    async fn answer(self, request: HttpRequest) -> HttpResponse {
+        let codec = ProstCodec::<Answer, Ask>::default();
+        Grpc::new(codec).unary(self, request).await
     }
 }
 

@@ -2,13 +2,11 @@
 //! as the real one does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::fs;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
 
 use bytes::BufMut;
 use futures_util::StreamExt;
@@ -18,11 +16,11 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::codec::{Codec, EncodeBuf, Encoder};
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::server::{Grpc, StreamingService};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::istiod::{self, Istiod};
+use crate::istiod::{self, HttpRequest, HttpResponse, Istiod, Method};
 
 pub(crate) const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 pub(crate) const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
@@ -366,25 +364,12 @@ impl Discovery {
 #[derive(Clone)]
 pub(crate) struct Service(pub(crate) Arc<Istiod>);
 
-impl NamedService for Service {
-    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
-}
+impl Method for Service {
+    const SERVICE: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+    const METHOD: &'static str = "DeltaAggregatedResources";
 
-impl tower_service::Service<http::Request<tonic::body::Body>> for Service {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            assert!(request.uri().path().ends_with("/DeltaAggregatedResources"));
-            Ok(Grpc::new(SentCodec).streaming(this, request).await)
-        })
+    async fn answer(self, request: HttpRequest) -> HttpResponse {
+        Grpc::new(SentCodec).streaming(self, request).await
     }
 }
 

@@ -1,11 +1,9 @@
 //! A server that says what was recorded, message by message, and the recording.
 
-use std::convert::Infallible;
 use std::fs;
-use std::future::{Future, Ready, ready};
+use std::future::{Ready, ready};
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,9 +14,10 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::istiod::{HttpRequest, HttpResponse, Method, Served};
 use crate::istiod_discovery::{Answers, Ask, Sent, SentCodec};
 
 /// Longer than anything takes here, where time passes when nothing else happens.
@@ -87,7 +86,7 @@ impl Server {
         let (dialled, connections) = mpsc::unbounded_channel();
         let (opened, streams) = mpsc::unbounded_channel();
         let connections = UnboundedReceiverStream::new(connections).map(Ok::<_, io::Error>);
-        let server = tonic::transport::Server::builder().add_service(Service(opened));
+        let server = tonic::transport::Server::builder().add_service(Served(Service(opened)));
         tokio::spawn(server.serve_with_incoming(connections));
         (Self { streams }, Dial(dialled))
     }
@@ -118,25 +117,12 @@ impl Stream {
 #[derive(Clone)]
 struct Service(mpsc::UnboundedSender<Stream>);
 
-impl NamedService for Service {
-    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
-}
+impl Method for Service {
+    const SERVICE: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+    const METHOD: &'static str = "DeltaAggregatedResources";
 
-impl tower_service::Service<http::Request<tonic::body::Body>> for Service {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            assert!(request.uri().path().ends_with("/DeltaAggregatedResources"));
-            Ok(Grpc::new(SentCodec).streaming(this, request).await)
-        })
+    async fn answer(self, request: HttpRequest) -> HttpResponse {
+        Grpc::new(SentCodec).streaming(self, request).await
     }
 }
 

@@ -140,6 +140,7 @@ mod identity_istiod;
 mod identity_renewal;
 #[cfg(all(
     feature = "dev-ca",
+    feature = "istiod",
     feature = "workload-api",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]

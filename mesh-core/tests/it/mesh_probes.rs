@@ -1,12 +1,9 @@
 //! A host's readiness probe, as the control plane hears of it. On real sockets and in real time, but for
 //! the control plane.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mesh_core::config::AppHealth;
@@ -14,10 +11,11 @@ use mesh_core::health::Probe;
 use mesh_core::identity::Istiod;
 use mesh_core::{ErrorKind, Mesh};
 use tokio::net::TcpListener;
-use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::istiod::{HttpRequest, HttpResponse, Method, Served};
 use crate::istiod_discovery::HEALTH;
 use crate::istiod_place::{HOUR, Place, until};
 
@@ -113,26 +111,13 @@ struct Answer {
     status: i32,
 }
 
-impl NamedService for Health {
-    const NAME: &'static str = "grpc.health.v1.Health";
-}
+impl Method for Health {
+    const SERVICE: &'static str = "grpc.health.v1.Health";
+    const METHOD: &'static str = "Check";
 
-impl tower_service::Service<http::Request<tonic::body::Body>> for Health {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            assert!(request.uri().path().ends_with("/Check"));
-            let codec = ProstCodec::<Answer, Ask>::default();
-            Ok(Grpc::new(codec).unary(this, request).await)
-        })
+    async fn answer(self, request: HttpRequest) -> HttpResponse {
+        let codec = ProstCodec::<Answer, Ask>::default();
+        Grpc::new(codec).unary(self, request).await
     }
 }
 
@@ -158,7 +143,7 @@ async fn grpc_says_whether_it_is_serving() {
     let address: SocketAddr = listener.local_addr().unwrap();
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let server = tonic::transport::Server::builder()
-        .add_service(Health(Arc::clone(&status)))
+        .add_service(Served(Health(Arc::clone(&status))))
         .serve_with_incoming(incoming);
     tokio::spawn(server);
     let _mesh = host(&place, Probe::grpc(address.port()).service("shop"));

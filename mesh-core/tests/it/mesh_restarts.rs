@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::hbone::tls::Bundle;
 use mesh_core::identity::Istiod;
 use mesh_core::{Mesh, OutboundPolicy};
 use tokio::time::{Instant, sleep};
@@ -61,6 +62,17 @@ fn has(file: &Path, text: &str) -> bool {
 async fn kept(place: &Place, name: &str, text: &str) {
     let file = snapshot(place, name);
     until("it is kept", || has(&file, text)).await;
+}
+
+/// A place where a client with a token for so long has been, of which all is kept; says its last certificate.
+async fn left(life: Duration) -> (Place, Arc<Bundle>) {
+    let place = Place::new();
+    place.token("client", life);
+    let client = client(&place);
+    client.ready().await.unwrap();
+    kept(&place, "client", &uid("server")).await;
+    let last = client.certificate().unwrap();
+    (place, last)
 }
 
 async fn stale(mesh: &Mesh) -> String {
@@ -170,12 +182,7 @@ async fn policies_on_requests_outlive_a_restart() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_damaged_is_waited_for_instead() {
-    let place = Place::new();
-    place.token("client", 100 * HOUR);
-    let before = client(&place);
-    before.ready().await.unwrap();
-    kept(&place, "client", &uid("server")).await;
-    drop(before);
+    let (place, _) = left(100 * HOUR).await;
     let file = snapshot(&place, "client");
     let mut content = fs::read(&file).unwrap();
     let middle = content.len() / 2;
@@ -205,12 +212,7 @@ async fn what_is_damaged_is_waited_for_instead() {
 
 #[tokio::test(start_paused = true)]
 async fn a_start_after_the_token_has_expired_proves_itself_by_the_kept_certificate() {
-    let place = Place::new();
-    place.token("client", HOUR);
-    let before = client(&place);
-    before.ready().await.unwrap();
-    kept(&place, "client", &uid("server")).await;
-    drop(before);
+    let (place, _) = left(HOUR).await;
     sleep(2 * HOUR).await;
     let change = vec![workload("another", [10, 0, 0, 3], "1")];
     place.istiod.discovery.say(&addresses(change, &[]));
@@ -240,12 +242,7 @@ fn tokens_alone(place: &Place, (calls, asked): (usize, usize)) {
 /// V009: it would end the handshake, however good the token is.
 #[tokio::test(start_paused = true)]
 async fn a_kept_certificate_that_has_expired_is_not_presented() {
-    let place = Place::new();
-    place.token("client", HOUR);
-    let before = client(&place);
-    before.ready().await.unwrap();
-    kept(&place, "client", &uid("server")).await;
-    drop(before);
+    let (place, _) = left(HOUR).await;
     sleep(48 * HOUR).await;
     let here = (
         place.istiod.calls().len(),
@@ -267,14 +264,7 @@ async fn a_kept_certificate_that_has_expired_is_not_presented() {
 /// V009: the host has the files of another mesh now, whose members believe nothing of what is kept.
 #[tokio::test(start_paused = true)]
 async fn a_kept_certificate_of_another_mesh_is_replaced_by_the_token_at_once() {
-    let old = Place::new();
-    old.token("client", HOUR);
-    let before = client(&old);
-    before.ready().await.unwrap();
-    kept(&old, "client", &uid("server")).await;
-    let last = before.certificate().unwrap();
-    drop(before);
-
+    let (old, last) = left(HOUR).await;
     let new = Place::new();
     new.token("client", HOUR);
     let state = old.path("state-client");
