@@ -334,6 +334,32 @@ async fn what_cannot_be_read_is_refused_by_name_and_the_rest_applies() {
     greet(&client).await;
 }
 
+/// What was never good, and goes: while there is a stream, or while there is none.
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_is_no_problem_any_more_when_it_is_removed() {
+    let place = Place::new();
+    let client = place.client();
+    client.ready().await.unwrap();
+    let bad = |name: &str| resource(&uid(name), "1", b"\x0a\xff".to_vec());
+    let problems = || client.node().problems();
+    place
+        .say(&addresses(vec![bad("one"), bad("other")], &[]))
+        .await;
+    until("both are told of", || problems().len() == 2).await;
+
+    place.say(&addresses(Vec::new(), &["one"])).await;
+    until("one is gone", || problems().len() == 1).await;
+    assert!(problems()[0].contains(&uid("other")), "{:?}", problems());
+
+    place.kill();
+    place
+        .istiod
+        .discovery
+        .say(&addresses(Vec::new(), &["other"]));
+    place.revive();
+    until("the other is gone, too", || problems().is_empty()).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn health_is_reported_on_every_stream() {
     let place = Place::new();

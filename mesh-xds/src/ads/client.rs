@@ -67,8 +67,18 @@ pub enum Event {
     Refused {
         /// The type of resources.
         type_url: Arc<str>,
-        /// Their names, each with the reason; at most 64 of a response.
+        /// Their names, each with the reason; at most 64 of a response, and none beyond the 1 000 of a type that
+        /// stand refused. A name longer than 4 KiB is given as an empty one.
         resources: Vec<(String, String)>,
+    },
+    /// These stood refused, and do not any more: what the control plane says of them was accepted, or there is no such
+    /// resource any more. It comes after the batch that they are of, and before [`Refused`](Self::Refused).
+    #[non_exhaustive]
+    Mended {
+        /// The type of resources.
+        type_url: Arc<str>,
+        /// Their names, as they were refused by.
+        names: Vec<Box<str>>,
     },
     /// These are in effect now, and these are gone: with [`Settings::with_changes`]. It comes after the
     /// verdicts, and after [`Synced`](Self::Synced) where that comes too.

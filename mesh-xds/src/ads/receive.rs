@@ -132,7 +132,8 @@ impl Session {
         self.answers();
         let subscription = &mut self.subscriptions[pending.subscription];
         let world = self.protocol == Protocol::StateOfTheWorld;
-        let complete = world || (subscription.stream.complete && !subscription.stream.answered);
+        let first = world || !subscription.stream.answered;
+        let complete = world || (subscription.stream.complete && first);
         subscription.stream.answered = true;
         let mut gone: Vec<Box<str>> = head
             .removed
@@ -141,6 +142,7 @@ impl Session {
             .collect();
         // What is not among everything is no more, unless what it is was not understood.
         pending.complete = complete && !pending.nameless;
+        pending.first = first && !pending.nameless;
         // What could not be swept is, by the next stream's first answer.
         subscription.surplus |= complete && pending.nameless;
         if pending.complete {

@@ -1,5 +1,7 @@
 //! What a server is told of resources that were refused.
 
+use super::settings::MAX_NAME;
+
 /// What a refusal says at most.
 const MAX_TEXT: usize = 1024;
 
@@ -19,11 +21,16 @@ pub(super) struct Refusal {
 /// How many of a response's refused resources the caller is told.
 const MAX_NAMED: usize = 64;
 
+/// A name by which it can be remembered that it was refused: none, if it is too long for that.
+pub(super) fn short(name: &str) -> &str {
+    if name.len() > MAX_NAME { "" } else { name }
+}
+
 impl Refusal {
     pub(super) fn add(&mut self, name: &str, reason: &str) {
         let room = MAX_TEXT - ROOM_FOR_COUNT;
         if self.named.len() < MAX_NAMED {
-            self.named.push((name.to_owned(), reason.to_owned()));
+            self.named.push((short(name).to_owned(), reason.to_owned()));
         }
         let first = self.text.is_empty();
         if first {

@@ -4,7 +4,7 @@
 //! do ([`Session::poll_transmit`], [`Session::poll_connect`], [`Session::poll_timeout`]). What is here
 //! outlives streams: a lost stream changes nothing but what the next one says first.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::kept::{Changed, Kept};
-use super::refusal::Refusal;
-use super::settings::{Interest, MAX_NAME, Settings};
+use super::refusal::{Refusal, short};
+use super::settings::{Interest, Settings};
 use super::subscription::{Reply, Subscription, Version, Wanted};
 use crate::decode::{Decoder, Replicas, ResourceType};
 use crate::error::{Error, ErrorKind};
@@ -109,6 +109,13 @@ pub(crate) struct Refused {
     pub(crate) resources: Vec<(String, String)>,
 }
 
+/// What was refused before and is not any more: it was accepted since, or it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mended {
+    pub(crate) type_url: Arc<str>,
+    pub(crate) names: Vec<Box<str>>,
+}
+
 /// What a host says of its application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -141,6 +148,7 @@ pub(crate) struct Session {
     pub(super) stray: Option<(String, String)>,
     pub(super) pending: Option<Pending>,
     refused: Option<Refused>,
+    mended: Vec<Mended>,
     pub(super) changed: Changed,
     pub(super) streams: u64,
     /// How many responses came so far.
@@ -171,6 +179,8 @@ pub(super) struct Pending {
     pub(super) bad: Vec<Box<str>>,
     /// Whether this is all that there is.
     pub(super) complete: bool,
+    /// Whether this is all that there is but for what the stream's first request said is here.
+    pub(super) first: bool,
     pub(super) refusal: Refusal,
     /// Whether a resource was refused whose name is not known.
     pub(super) nameless: bool,
@@ -192,6 +202,7 @@ impl Pending {
             gone: Vec::new(),
             bad: Vec::new(),
             complete: false,
+            first: false,
             refusal: Refusal::default(),
             nameless: false,
         }
@@ -212,8 +223,7 @@ impl Pending {
 
     pub(super) fn refused(&mut self, name: &str) {
         if self.bad.len() <= MAX_BAD {
-            let name = if name.len() > MAX_NAME { "" } else { name };
-            self.bad.push(name.into());
+            self.bad.push(short(name).into());
         }
     }
 }
@@ -245,6 +255,7 @@ impl Session {
             stray: None,
             pending: None,
             refused: None,
+            mended: Vec::new(),
             changed: Changed::default(),
             streams: 0,
             responses: 0,
@@ -350,6 +361,9 @@ impl Session {
             subscription.surplus |= last.started && last.complete && !last.answered;
             if !subscription.has_interest() {
                 subscription.surplus = false;
+                subscription.more_bad = false;
+                let bad = std::mem::take(&mut subscription.bad);
+                self.mended.extend(Mended::of(&subscription.url, bad));
                 for (name, _) in subscription.known.drain() {
                     removed.extend(self.decoder.removed(&subscription.url, &name));
                     if self.settings.changes {
@@ -517,14 +531,16 @@ impl Session {
             let gone = gone.map(|name| (Arc::clone(&subscription.url), name));
             self.changed.gone.extend(gone);
         }
-        if pending.complete {
-            subscription.bad.clear();
+        let mut mended = BTreeSet::new();
+        if pending.first {
+            // What was refused and is not among it is gone, or as the last good version is.
+            mended.append(&mut subscription.bad);
             subscription.more_bad = false;
         }
         // Not before: what nobody applied is asked for again, removals too.
         for name in pending.gone {
             subscription.known.remove(&*name);
-            subscription.bad.remove(&name);
+            mended.extend(subscription.bad.take(&name));
         }
         subscription.let_room_go();
         let known = &subscription.known;
@@ -532,7 +548,11 @@ impl Session {
             let known = known.get(&**name);
             // Not where a response refused it and an older version is still here.
             let seen = known.is_some_and(|known| known.seen == pending.number);
-            !seen || pending.bad.contains(name)
+            let stands = !seen || pending.bad.contains(name);
+            if !stands {
+                mended.insert(name.clone());
+            }
+            stands
         });
         subscription.more_bad |= pending.bad.len() > MAX_BAD;
         for name in pending.bad.into_iter().take(MAX_BAD) {
@@ -542,10 +562,16 @@ impl Session {
                 subscription.more_bad |= !subscription.bad.contains(&name);
             }
         }
+        mended.retain(|name| !subscription.bad.contains(name));
+        self.mended.extend(Mended::of(&subscription.url, mended));
         let refused = pending.refusal.take_named();
         self.refused = (!refused.is_empty()).then(|| Refused {
             type_url: subscription.url.clone(),
-            resources: refused,
+            // Of others nobody would say later that they are not refused any more.
+            resources: refused
+                .into_iter()
+                .filter(|(name, _)| subscription.bad.contains(&**name))
+                .collect(),
         });
         pending.reply.refusal = pending.refusal.into_text();
         let accepted = pending.reply.refusal.is_none();
@@ -559,9 +585,23 @@ impl Session {
         first.then(|| subscription.url.clone())
     }
 
+    /// What is not refused any more, since it was asked last.
+    pub(crate) fn take_mended(&mut self) -> Vec<Mended> {
+        std::mem::take(&mut self.mended)
+    }
+
     /// What was refused of the response that was judged last.
     pub(crate) fn take_refused(&mut self) -> Option<Refused> {
         self.refused.take()
+    }
+}
+
+impl Mended {
+    fn of(url: &Arc<str>, names: BTreeSet<Box<str>>) -> Option<Self> {
+        (!names.is_empty()).then(|| Self {
+            type_url: Arc::clone(url),
+            names: names.into_iter().collect(),
+        })
     }
 }
 

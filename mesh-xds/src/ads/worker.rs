@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::client::{Command, Event};
 use super::kept::{Kept, Restoring};
 use super::reading::Reading;
-use super::state::{Outgoing, Protocol, Session};
+use super::state::{Mended, Outgoing, Protocol, Session};
 use crate::error::{Error, ErrorKind};
 use crate::model::{Batch, Verdict};
 use crate::transport::Channel;
@@ -255,6 +255,7 @@ impl Worker {
                 if !removed.is_empty() {
                     self.deliver(Batch::new(Vec::new(), removed));
                 }
+                self.mended();
             }
             Progress::Called(responses) => {
                 if let Link::Calling(requests, _) = mem::replace(&mut self.link, Link::Down) {
@@ -342,7 +343,9 @@ impl Worker {
             Some((verdict.resource().clone(), rejection.reason().to_owned()))
         });
         self.restoring.judged(verdicts.is_empty());
-        if let Some(type_url) = self.session.judged(rejected) {
+        let synced = self.session.judged(rejected);
+        self.mended();
+        if let Some(type_url) = synced {
             self.outbox.push_back(Event::Synced(type_url));
         }
         if let Some(refused) = self.session.take_refused() {
@@ -356,6 +359,12 @@ impl Worker {
                 put: changed.put,
                 gone: changed.gone,
             });
+        }
+    }
+
+    fn mended(&mut self) {
+        for Mended { type_url, names } in self.session.take_mended() {
+            self.outbox.push_back(Event::Mended { type_url, names });
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use mesh_authz::Identity;
 use mesh_xds::ads::{Client, Event, Events, Health, Interest, Presence, Settings};
 use mesh_xds::decode::{Decoder, ResourceType};
-use mesh_xds::model::{Batch, InboundListener, ResourceName, Update, Verdict};
+use mesh_xds::model::{Batch, InboundListener, Update, Verdict};
 use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
 use tokio::time::sleep;
 
@@ -99,7 +99,7 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         link: link.clone(),
         missing: needed().collect(),
         refused: BTreeMap::new(),
-        parts: Parts::default(),
+        rejected: Vec::new(),
         pause: xds.pause,
         connected: false,
         keeper,
@@ -234,9 +234,10 @@ struct Follow {
     link: ConfigLink,
     /// The types of which the first answer is still to come.
     missing: BTreeSet<&'static str>,
-    /// What the mesh refused and has not accepted since.
-    refused: BTreeMap<String, String>,
-    parts: Parts,
+    /// What stands refused, by type and name, and why.
+    refused: BTreeMap<(Arc<str>, Box<str>), String>,
+    /// Of the parts of a response that is still on its way these were refused.
+    rejected: Vec<Verdict>,
     /// After some of what a push takes.
     pause: Duration,
     connected: bool,
@@ -246,14 +247,6 @@ struct Follow {
     /// Since it is: the mesh is ready without an answer, and this is why it may be old.
     restored: Option<String>,
     registration: Option<Registration>,
-}
-
-/// What became of the parts of a response that is still on its way.
-#[derive(Default)]
-struct Parts {
-    rejected: Vec<Verdict>,
-    /// Those that were refused before, by their names in discovery, and are not any more.
-    mended: Vec<String>,
 }
 
 /// A host that the control plane registers, and its record.
@@ -315,7 +308,7 @@ impl Follow {
                 }
                 Event::Part(updates) => self.add(updates)?,
                 Event::Cancelled => {
-                    self.parts = Parts::default();
+                    self.rejected.clear();
                     self.link.discard()?;
                 }
                 Event::Synced(url) => self.here(&url)?,
@@ -324,6 +317,9 @@ impl Follow {
                     resources,
                     ..
                 } => self.refused(&type_url, resources)?,
+                Event::Mended {
+                    type_url, names, ..
+                } => self.mended(&type_url, names)?,
                 Event::Absent { type_url, name, .. } => self.absent(&type_url, &name)?,
                 Event::Disconnected(error) => self.disconnected(error.as_ref())?,
                 Event::Changed { put, gone, .. } => {
@@ -369,33 +365,17 @@ impl Follow {
     /// A part of a response, which takes effect with the rest of it.
     fn add(&mut self, updates: Vec<Update>) -> Result<(), Error> {
         let batch = Batch::new(updates, Vec::new());
-        let rejected = self.link.add(&batch)?;
-        if !self.refused.is_empty() {
-            let names = batch.updates().iter().map(Update::name);
-            let is_rejected =
-                |name: &ResourceName| rejected.iter().any(|verdict| verdict.resource() == name);
-            let names = names.filter(|name| !is_rejected(name));
-            let names = names.map(|name| discovery_name(&name));
-            let mended = names.filter(|name| self.refused.contains_key(name));
-            self.parts.mended.extend(mended);
-        }
-        self.parts.rejected.extend(rejected);
+        self.rejected.extend(self.link.add(&batch)?);
         Ok(())
     }
 
     async fn apply(&mut self, batch: Batch) -> Result<(), Error> {
-        let parts = std::mem::take(&mut self.parts);
+        let rejected = std::mem::take(&mut self.rejected);
         let (updates, removed, reply) = batch.into_parts();
         let batch = Batch::new(updates, removed).with_reply(|mut verdicts| {
-            verdicts.extend(parts.rejected);
+            verdicts.extend(rejected);
             reply.send(verdicts);
         });
-        let before = self.refused.len();
-        if before > 0 {
-            for name in batch.removed() {
-                self.refused.remove(&discovery_name(name));
-            }
-        }
         // With it all takes effect that came in parts before.
         let size = self.link.added()? + batch.updates().len() + batch.removed().len();
         let large = size >= LARGE;
@@ -411,47 +391,49 @@ impl Follow {
             false => link.prepare(batch),
         };
         // What nobody looks at goes where it was made: of a whole mesh that takes a while too.
-        let apply = move || {
-            let verdicts = apply()?;
-            Ok::<_, Error>(if before > 0 { verdicts } else { Vec::new() })
-        };
-        let verdicts = match large {
-            true => tokio::task::spawn_blocking(apply).await.map_err(|error| {
+        let apply = move || apply().map(drop);
+        if large {
+            let applied = tokio::task::spawn_blocking(apply).await;
+            return applied.map_err(|error| {
                 Error::new(ErrorKind::Internal)
                     .with_detail("a batch was not applied")
                     .with_source(error)
-            })??,
-            false => apply()?,
-        };
-        if before > 0 {
-            let accepted = verdicts.iter().filter(|verdict| verdict.result().is_ok());
-            for verdict in accepted {
-                self.refused.remove(&discovery_name(verdict.resource()));
-            }
-            for name in parts.mended {
-                self.refused.remove(&name);
-            }
-            if self.refused.len() != before {
-                self.report()?;
-            }
+            })?;
         }
-        Ok(())
+        apply()
     }
 
     /// Of a response these were refused.
-    fn refused(&mut self, type_url: &str, resources: Vec<(String, String)>) -> Result<(), Error> {
+    fn refused(
+        &mut self,
+        type_url: &Arc<str>,
+        resources: Vec<(String, String)>,
+    ) -> Result<(), Error> {
         for (name, reason) in resources {
-            if self.refused.len() < MAX_PROBLEMS || self.refused.contains_key(&name) {
-                self.refused.insert(name, reason);
+            let key = (Arc::clone(type_url), name.into());
+            if self.refused.len() < MAX_PROBLEMS || self.refused.contains_key(&key) {
+                self.refused.insert(key, reason);
             }
         }
         self.report()?;
         // A workload that nobody can read is one that nobody can reach. Without some policy, though, more
         // might be allowed than the mesh wants.
-        if type_url == ResourceType::Address.url() {
+        if **type_url == *ResourceType::Address.url() {
             self.here(type_url)?;
         }
         Ok(())
+    }
+
+    /// These are not refused any more.
+    fn mended(&mut self, type_url: &Arc<str>, names: Vec<Box<str>>) -> Result<(), Error> {
+        let before = self.refused.len();
+        for name in names {
+            self.refused.remove(&(Arc::clone(type_url), name));
+        }
+        if self.refused.len() == before {
+            return Ok(());
+        }
+        self.report()
     }
 
     /// The first answer of a type is here.
@@ -468,7 +450,8 @@ impl Follow {
 
     fn report(&self) -> Result<(), Error> {
         let problems = self.refused.iter();
-        let problems = problems.map(|(name, reason)| format!("{}: {name}: {reason}", self.address));
+        let problems =
+            problems.map(|((_, name), reason)| format!("{}: {name}: {reason}", self.address));
         self.link.report(problems.collect())
     }
 
@@ -532,17 +515,6 @@ impl Follow {
             )
         });
         self.link.source_problem(NAME, Some((reason, comes)))
-    }
-}
-
-/// What discovery calls it.
-fn discovery_name(name: &ResourceName) -> String {
-    match name {
-        ResourceName::Workload(uid) => uid.to_string(),
-        ResourceName::Service(name) => name.to_string(),
-        ResourceName::Policy(name) => name.to_string(),
-        ResourceName::InboundListener(address) => format!("{}{address}", InboundListener::NAME),
-        other => other.to_string(),
     }
 }
 

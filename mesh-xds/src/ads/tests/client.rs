@@ -227,6 +227,12 @@ async fn verdicts_are_acknowledgements_and_streams_come_and_go() {
         (updated, removed),
         (vec!["b".to_owned()], vec!["a".to_owned()])
     );
+    match next(&mut events).await {
+        Event::Mended { type_url, names } => {
+            assert_eq!((&*type_url, &*names), (URL, &["refused".into()][..]));
+        }
+        other => panic!("{other:?}"),
+    }
     assert!(matches!(next(&mut events).await, Event::Synced(url) if *url == *URL));
     let request = peer.request().await;
     assert_eq!(

@@ -258,6 +258,8 @@ struct World {
     judging: Option<Vec<(ResourceName, String)>>,
     /// What is in effect, by name.
     applied: BTreeMap<String, String>,
+    /// What stands refused, as the caller is told.
+    refused: BTreeSet<String>,
     wanted: BTreeSet<usize>,
 }
 
@@ -283,6 +285,7 @@ impl World {
             up: false,
             judging: None,
             applied: BTreeMap::new(),
+            refused: BTreeSet::new(),
             wanted: BTreeSet::new(),
         }
     }
@@ -302,6 +305,7 @@ impl World {
             for removed in self.session.opened() {
                 self.applied.remove(&Texts.name(&removed));
             }
+            self.hear();
         }
         while let Some(request) = self.up.then(|| self.session.poll_transmit()).flatten() {
             if let Err(why) = self.server.request(request) {
@@ -340,7 +344,18 @@ impl World {
     fn judge(&mut self) {
         if let Some(refused) = self.judging.take() {
             self.session.judged(refused);
+            self.hear();
         }
+    }
+
+    /// What the worker tells of what is refused.
+    fn hear(&mut self) {
+        for name in self.session.take_mended().iter().flat_map(|m| &m.names) {
+            assert!(self.refused.remove(&**name), "{name} stood not refused");
+        }
+        let refused = self.session.take_refused().into_iter();
+        let names = refused.flat_map(|refused| refused.resources);
+        self.refused.extend(names.map(|(name, _)| name));
     }
 
     fn act(&mut self, action: Action) {
@@ -432,6 +447,7 @@ fn converges(interest: Interest, actions: Vec<Action>) {
     }
     world.settle();
     assert_eq!(world.applied, fresh(&world, interest));
+    assert!(world.refused.is_empty(), "{:?} is good", world.refused);
 }
 
 proptest! {

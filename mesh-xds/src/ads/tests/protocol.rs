@@ -80,6 +80,70 @@ fn good_resources_apply_beside_bad_ones_which_are_named() {
     assert_eq!(known, [("a".to_owned(), "1".to_owned())]);
 }
 
+/// What stood refused and does not any more.
+fn mended(session: &mut Session) -> Vec<Box<str>> {
+    let mended = session.take_mended().into_iter();
+    mended.flat_map(|mended| mended.names).collect()
+}
+
+#[test]
+fn what_was_refused_is_so_until_it_is_accepted_or_gone() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    let bad = |name: &str| resource(name, "1", "!");
+    open(&mut session, now);
+    delta(&mut session);
+    let first = ["mended", "removed", "gone", "back", "stays"];
+    let first = first
+        .map(bad)
+        .into_iter()
+        .chain([resource("back", "0", "x")]);
+    session.received(response("n0", first.collect(), &[]));
+    session.judged([]);
+    assert_eq!(mended(&mut session), [] as [Box<str>; 0]);
+
+    let well = vec![resource("mended", "2", "x"), bad("stays")];
+    session.received(response("n1", well, &["removed", "nobody"]));
+    session.judged([]);
+    assert_eq!(mended(&mut session), ["mended".into(), "removed".into()]);
+
+    // The server was told which versions are here. What it says nothing of then is gone, or as it is here.
+    session.closed(None, now);
+    let retry = now + wait(&session, now);
+    open(&mut session, retry);
+    let versions = delta(&mut session).initial_resource_versions;
+    assert_eq!(versions.into_keys().collect::<Vec<_>>(), ["mended"]);
+    session.received(response("m1", vec![bad("stays")], &[]));
+    assert_eq!(session.judged([]), None);
+    assert_eq!(mended(&mut session), ["back".into(), "gone".into()]);
+    session.received(response("m2", Vec::new(), &["stays"]));
+    assert_eq!(session.judged([]).as_deref(), Some(URL), "all is here");
+    assert_eq!(mended(&mut session), ["stays".into()]);
+}
+
+#[test]
+fn of_many_that_are_refused_those_are_told_of_whose_end_will_be_told_too() {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    let bad = |range: std::ops::Range<usize>| {
+        let bad = range.map(|n| resource(&format!("bad-{n}"), "1", "!"));
+        bad.collect::<Vec<_>>()
+    };
+    session.received(response("n1", bad(0..2000), &[]));
+    session.judged([]);
+    assert_eq!(session.take_refused().expect("refused").resources.len(), 64);
+    session.received(response("n2", bad(3000..3010), &[]));
+    session.judged([]);
+    let refused = session.take_refused().expect("refused").resources;
+    assert!(refused.is_empty(), "{refused:?}");
+    let long = resource(&"n".repeat(5000), "1", "x");
+    session.received(response("n3", vec![long], &["bad-0"]));
+    session.judged([]);
+    assert_eq!(mended(&mut session), ["bad-0".into()]);
+    let refused = session.take_refused().expect("refused").resources;
+    assert_eq!(refused[0].0, "", "a name that nobody remembers");
+}
+
 #[test]
 fn a_refusal_has_room_for_few_and_counts_the_rest() {
     let (mut session, now) = session(settings(&[(URL, Interest::All)]));

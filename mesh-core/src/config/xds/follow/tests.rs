@@ -33,7 +33,7 @@ async fn follow() -> (Node, Follow) {
         link,
         missing: needed().collect(),
         refused: BTreeMap::new(),
-        parts: Parts::default(),
+        rejected: Vec::new(),
         pause: Duration::from_millis(1),
         connected: true,
         keeper: None,
