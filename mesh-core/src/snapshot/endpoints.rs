@@ -196,6 +196,20 @@ impl Endpoints {
         self.all.remove(endpoint);
     }
 
+    /// Lets go of some 32 of them, or of more that others have, too. `false` if there are none.
+    pub(super) fn shed(&mut self) -> bool {
+        if self.all.tree.shed() || self.tunnelled.tree.shed() {
+            return true;
+        }
+        while let Some((_, those)) = self.by_port.last_mut() {
+            if those.tree.shed() {
+                return true;
+            }
+            self.by_port.pop();
+        }
+        false
+    }
+
     /// Keeps the endpoints as the changed service wants them. Costs nothing unless what matters to
     /// endpoints changed, and then as much as adding them all again.
     pub(super) fn reshape(&mut self, shape: Shape) {

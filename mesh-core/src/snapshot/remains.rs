@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mesh_xds::model::ServiceName;
 
+use super::endpoints::Endpoints;
 use super::{Snapshot, Tables};
 
 /// What is left of a snapshot. To drop one of which everything was replaced takes as long as some ten connections:
@@ -12,6 +13,8 @@ pub(crate) struct Remains {
     tables: Tables,
     /// Those that are still in it.
     services: Vec<ServiceName>,
+    /// Of the last one that was taken out.
+    endpoints: Endpoints,
     networks: Vec<Arc<str>>,
 }
 
@@ -24,6 +27,7 @@ impl Remains {
         let tables = Arc::try_unwrap(tables).map_err(|tables| Arc::new(Snapshot { tables }))?;
         Ok(Self {
             services: tables.services.keys().cloned().collect(),
+            endpoints: Endpoints::default(),
             networks: tables.workload_addresses.networks().cloned().collect(),
             tables,
         })
@@ -32,8 +36,15 @@ impl Remains {
     /// Lets go of some 32 items, or of more that another snapshot has, too. `false` when little is left.
     pub(crate) fn shed(&mut self) -> bool {
         let tables = &mut self.tables;
+        if self.endpoints.shed() {
+            return true;
+        }
         if let Some(name) = self.services.pop() {
+            if let Some(service) = tables.services.get(&name) {
+                self.endpoints = service.endpoints.clone();
+            }
             tables.services.remove_mut(&name);
+            self.endpoints.shed();
             return true;
         }
         while let Some(network) = self.networks.last() {
