@@ -26,6 +26,9 @@ pub struct MeshBody {
     returned: Option<Returned>,
     report: Option<RequestReport>,
     idle: Option<Idle>,
+    /// Whether its errors are to be told in gRPC's words.
+    #[cfg(feature = "tonic")]
+    is_grpc: bool,
     /// Whose tasks move its bytes: dropped last.
     mesh: Arc<MeshInner>,
 }
@@ -41,6 +44,8 @@ impl MeshBody {
         let mut body = Self {
             inner,
             returned: Some(returned),
+            #[cfg(feature = "tonic")]
+            is_grpc: report.is_grpc(),
             report: Some(report),
             idle: idle.map(Idle::new),
             mesh,
@@ -63,6 +68,15 @@ impl MeshBody {
             returned.check_in();
         }
     }
+
+    fn failed(&mut self, error: Error) -> Error {
+        self.finish(Some(&error));
+        #[cfg(feature = "tonic")]
+        if self.is_grpc {
+            return error.with_grpc_status();
+        }
+        error
+    }
 }
 
 impl Body for MeshBody {
@@ -81,8 +95,7 @@ impl Body for MeshBody {
             });
             return stalled.map(|error| {
                 this.idle = None;
-                this.finish(Some(&error));
-                Some(Err(error))
+                Some(Err(this.failed(error)))
             });
         };
         if let Some(idle) = &mut this.idle {
@@ -101,8 +114,7 @@ impl Body for MeshBody {
             Some(Err(error)) => {
                 // The server has seen the request.
                 let error = Error::from_hyper(error).with_retry_safe(false);
-                this.finish(Some(&error));
-                Poll::Ready(Some(Err(error)))
+                Poll::Ready(Some(Err(this.failed(error))))
             }
             None => {
                 this.finish(None);

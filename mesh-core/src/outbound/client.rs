@@ -32,8 +32,9 @@ use crate::{Error, ErrorKind, Mesh};
 /// its body is no more than the [replay buffer](crate::Builder::replay_buffer) keeps; both under a retry
 /// budget. Nothing that a server may have acted on is sent twice. Cloning is cheap, and clones share their connections.
 ///
-/// With feature `tonic`, an error of a gRPC request that got no response has a `tonic::Status` among its sources, so that a
-/// generated client says UNAVAILABLE, DEADLINE_EXCEEDED or PERMISSION_DENIED, as [`Error::reply`] has it, and not UNKNOWN.
+/// With feature `tonic`, an error of a gRPC request that got no response, or whose response broke off, has a `tonic::Status`
+/// among its sources, so that a generated client says UNAVAILABLE, DEADLINE_EXCEEDED or PERMISSION_DENIED, as [`Error::reply`]
+/// has it, and not UNKNOWN.
 ///
 /// A request without `x-request-id` gets one, a random UUID, as it would from Envoy; one that has it
 /// keeps it, so that pass on what the request that caused it had.

@@ -302,6 +302,63 @@ async fn a_grpc_client_hears_what_went_wrong_in_grpcs_own_words() {
     assert!(source.is_some(), "{denied:?}");
 }
 
+/// Answers with one message and no end; when that was read, what carries it is gone, or the stream reset.
+async fn break_off(stream: MeshStream, read: Arc<Notify>, reset: Option<Reason>) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+    let head = Response::builder().header("content-type", "application/grpc");
+    let head = head.body(()).unwrap();
+    let mut body = respond.send_response(head, false).unwrap();
+    let message = Bytes::from_static(b"\0\0\0\0\x05hello");
+    body.send_data(message, false).unwrap();
+    tokio::select! {
+        _ = connection.accept() => panic!("it goes on"),
+        () = read.notified() => {}
+    }
+    if let Some(reason) = reset {
+        body.send_reset(reason);
+        while connection.accept().await.is_some() {}
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_client_hears_why_a_stream_broke_off_too() {
+    use tonic::Code;
+    for (net, reset, code, word) in [
+        (222, None, Code::Unavailable, "reset the tunnel"),
+        // What the peer says itself.
+        (
+            223,
+            Some(Reason::ENHANCE_YOUR_CALM),
+            Code::ResourceExhausted,
+            "",
+        ),
+    ] {
+        let world = World::new(net);
+        let (client, server) = world.pair().await;
+        let mut listener = server.listen(PORT).await.unwrap();
+        let read = Arc::new(Notify::new());
+        let was_read = Arc::clone(&read);
+        tokio::spawn(async move {
+            let stream = listener.accept().await.unwrap();
+            break_off(stream, was_read, reset).await;
+        });
+        let origin = format!("http://server:{PORT}").parse().unwrap();
+        let mut grpc = tonic::client::Grpc::with_origin(client.http_client(), origin);
+        grpc.ready().await.unwrap();
+        let call = tonic::Request::new("hello".to_owned());
+        let path = http::uri::PathAndQuery::from_static("/greeter/greet");
+        let text = crate::testing_tonic::Text;
+        let answer = grpc.server_streaming(call, path, text).await;
+        let mut answers = answer.unwrap().into_inner();
+        assert_eq!(answers.message().await.unwrap().unwrap(), "hello");
+        read.notify_one();
+        let broken = answers.message().await.unwrap_err();
+        assert_eq!(broken.code(), code, "{broken:?}");
+        assert!(broken.message().contains(word), "{broken:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_the_server_may_have_acted_on_is_sent_once() {
     for (net, first) in [
