@@ -228,19 +228,10 @@ impl HttpPool {
     }
 
     fn take_idle(&self, hop: &Hop) -> Option<Exclusive> {
-        let mut state = self.state();
-        let state = &mut *state;
-        let idle = state.http1.get_mut(hop)?;
-        let before = idle.len();
-        // The newest first: the others may end by age.
-        let connection = std::iter::from_fn(|| idle.pop())
-            .find(|idle| idle.connection.is_lasting() && idle.since.elapsed() < self.idle_timeout)
-            .map(|idle| idle.connection);
-        state.idle -= before - idle.len();
-        if idle.is_empty() {
-            state.http1.remove(hop);
-        }
-        connection
+        // Each is looked at when it is taken out: that takes its carrier's lock.
+        std::iter::from_fn(|| self.state().take_newest(hop))
+            .find(|idle| idle.since.elapsed() < self.idle_timeout && idle.connection.is_lasting())
+            .map(|idle| idle.connection)
     }
 
     /// A dial that fails fails for all who wait for it, each of whom may try another endpoint.
@@ -392,6 +383,17 @@ async fn dial(mesh: &Arc<MeshInner>, route: &Route) -> Result<Multiplexed, Error
 }
 
 impl State {
+    /// The newest first: the others may end by age.
+    fn take_newest(&mut self, hop: &Hop) -> Option<Idle> {
+        let idle = self.http1.get_mut(hop)?;
+        let newest = idle.pop();
+        self.idle -= usize::from(newest.is_some());
+        if idle.is_empty() {
+            self.http1.remove(hop);
+        }
+        newest
+    }
+
     /// Keeps, of the connections that no request has, those that are open and that `keep` wants by when
     /// they were used last.
     fn retain(&mut self, mut keep: impl FnMut(Instant) -> bool) {
