@@ -136,6 +136,9 @@ impl Builder<WorkloadId, crate::config::Xds, crate::identity::Istiod> {
             self.config = self.config.addresses([own]);
         }
         self.config = self.config.state_dir(path.clone());
+        if let Some(host) = &self.settings.registering {
+            self.config = self.config.registering(host.clone());
+        }
         self.identity = self.identity.state_dir(path);
         self
     }

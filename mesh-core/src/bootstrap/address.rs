@@ -28,7 +28,7 @@ pub(super) fn entry_name(group: &str, own: IpAddr, network: &str) -> String {
 }
 
 /// A host that registers with a group. Its entry has its address in its name, and so nobody knows who it is
-/// before that is found.
+/// before that is said or found.
 #[derive(Debug, Clone)]
 pub(crate) struct Registering {
     pub(super) namespace: String,
@@ -43,6 +43,8 @@ pub(crate) struct Registering {
 /// What is known of the address.
 #[derive(Debug, Clone)]
 pub(super) enum Found {
+    /// The files say it.
+    Said(IpAddr),
     /// Packets to the control plane come from it.
     Towards(IpAddr),
     /// Packets to most come from it.
@@ -80,7 +82,9 @@ fn is_here(address: IpAddr) -> bool {
 impl Registering {
     pub(super) fn address(&self) -> Option<IpAddr> {
         match self.found {
-            Found::Towards(own) | Found::Default(own) | Found::Kept(own) => Some(own),
+            Found::Said(own) | Found::Towards(own) | Found::Default(own) | Found::Kept(own) => {
+                Some(own)
+            }
             Found::None(_) => None,
         }
     }
@@ -97,7 +101,7 @@ impl Registering {
     /// Takes the address that the last process with this state directory had, unless the route to the control
     /// plane says another: whether the host still has it, or has none. Blocking.
     pub(crate) fn restore(&mut self, state: &Path) -> Option<(WorkloadId, IpAddr)> {
-        if matches!(self.found, Found::Towards(_)) {
+        if matches!(self.found, Found::Said(_) | Found::Towards(_)) {
             return None;
         }
         let names = Xds::kept_names(state, &self.namespace);
@@ -114,6 +118,16 @@ impl Registering {
         let own = *here.or(last)?;
         self.found = Found::Kept(own);
         Some((self.workload(), own))
+    }
+
+    /// Whether this is the name that the host had by an address that it does not have any more.
+    pub(crate) fn had(&self, name: &str) -> bool {
+        let address = self.address_in(name);
+        address.is_some_and(|address| self.address() != Some(address) && !is_here(address))
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// The address in an entry's name.

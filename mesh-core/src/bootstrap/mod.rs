@@ -14,7 +14,7 @@ use mesh_xds::ads::NodeValue;
 use crate::config::Xds;
 use crate::health::Probe;
 use crate::{ControlPlane, Error, ErrorKind, WorkloadId};
-use address::{Found, entry_name};
+use address::Found;
 
 pub(crate) use address::Registering;
 
@@ -31,7 +31,7 @@ pub(crate) struct Host {
     pub(crate) probe: Option<Probe>,
     /// Where certificates come from.
     pub(crate) authority: ControlPlane,
-    /// A host whose files do not say by which address, and so under which name, it registers.
+    /// A host that registers: by which address, and so under which name.
     pub(crate) registering: Option<Registering>,
 }
 
@@ -171,20 +171,20 @@ impl Host {
         };
         let service_account = settings.get("SERVICE_ACCOUNT").unwrap_or("default");
         let group = settings.get("ISTIO_META_AUTO_REGISTER_GROUP");
-        let registering = group.filter(|_| own.is_none()).map(|group| Registering {
+        let registering = group.map(|group| Registering {
             namespace: namespace.to_owned(),
             group: group.to_owned(),
             network: network.to_owned(),
             service_account: service_account.to_owned(),
             file: settings.file().to_owned(),
-            found: Found::by_route(known_at(&hosts, address)),
+            found: match own {
+                Some(own) => Found::Said(own),
+                None => Found::by_route(known_at(&hosts, address)),
+            },
         });
-        let workload = match (&registering, group.zip(own)) {
-            (Some(registering), _) => registering.workload(),
-            (None, Some((group, own))) => {
-                WorkloadId::new(namespace, entry_name(group, own, network), service_account)
-            }
-            (None, None) => WorkloadId::new(namespace, settings.entry()?, service_account),
+        let workload = match &registering {
+            Some(registering) => registering.workload(),
+            None => WorkloadId::new(namespace, settings.entry()?, service_account),
         };
         let address = registering.as_ref().and_then(Registering::address);
         let authority = match settings.get("ISTIO_META_CLUSTER_ID") {

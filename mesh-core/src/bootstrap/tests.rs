@@ -1,5 +1,6 @@
 use std::fs;
 
+use super::address::entry_name;
 use super::*;
 
 /// As istioctl writes them: nearly every value in quotes, what it does not know empty.

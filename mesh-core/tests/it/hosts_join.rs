@@ -422,6 +422,47 @@ async fn a_host_with_an_entry_reboots_without_token_network_or_control_plane_and
     reboots(false, [11, 12]).await;
 }
 
+/// The name has the address: what was kept by one that the host had is of no use any more.
+#[tokio::test]
+async fn what_was_kept_by_an_address_that_the_host_had_goes_when_there_is_another() {
+    let (istiod, port) = istiod().await;
+    let own = [127, 95, 1, 17];
+    say_hosts(&istiod, "cluster.local", "1", &[own]);
+    let state = tempfile::tempdir().unwrap();
+    let kept = |name: &str| state.path().join(format!("discovery/{name}.snapshot"));
+    // The documentation's addresses are no host's. All of 127.0.0.0/8 is this one's.
+    let former = [
+        "default_forum-192.0.2.7-vm-net",
+        "default_forum-2001-db8--c8-vm-net",
+    ];
+    let others = [
+        "default_forum-127.95.1.18-vm-net",
+        "default_another-192.0.2.7-vm-net",
+        "other_forum-192.0.2.7-vm-net",
+        "default_forum-192.0.2.7",
+    ];
+    fs::create_dir(state.path().join("discovery")).unwrap();
+    for name in former.iter().chain(&others) {
+        fs::write(kept(name), "").unwrap();
+    }
+    let identity = "spiffe://cluster.local/ns/default/sa/forum-sa";
+    let files = host_of(&istiod, port, "127.95.1.17", identity, "");
+    let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+    let mesh = builder.state_dir(state.path()).build().unwrap();
+    mesh.ready().await.unwrap();
+    until("what was kept before is gone", || {
+        former.iter().all(|name| !kept(name).exists())
+    })
+    .await;
+    assert!(
+        kept("default_forum-127.95.1.17-vm-net").exists(),
+        "not before"
+    );
+    for name in others {
+        assert!(kept(name).exists(), "{name}");
+    }
+}
+
 /// V004, the other way round: what somebody says is compared, and so is all of it but the trust domain.
 #[tokio::test]
 async fn a_trust_domain_that_somebody_says_is_the_only_one() {

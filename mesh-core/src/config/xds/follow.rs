@@ -186,7 +186,7 @@ impl Xds {
             false => "whole",
         };
         let whose = format!("{name}, {mode}, at {}", self.control_plane.address());
-        keep::open(folder, &name, whose).await
+        keep::open(folder, &name, whose, self.registering.clone()).await
     }
 
     /// The addresses that were given, or the one from which the control plane is reached; where none

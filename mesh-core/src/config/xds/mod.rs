@@ -18,6 +18,7 @@ use mesh_authz::policy::ztunnel::EmptyMatch;
 use mesh_xds::ads::NodeValue;
 
 use super::{ConfigLink, ConfigSource};
+use crate::bootstrap::Registering;
 use crate::{ControlPlane, Error};
 
 /// Configuration from istiod over one stream of aggregated discovery.
@@ -75,6 +76,8 @@ pub struct Xds {
     pause: Duration,
     max_initial_versions: Option<usize>,
     state_dir: Option<Arc<Path>>,
+    /// A host that had other names by other addresses.
+    registering: Option<Registering>,
     empty_match: EmptyMatch,
 }
 
@@ -104,6 +107,7 @@ impl Xds {
             pause: Duration::from_millis(1),
             max_initial_versions: None,
             state_dir: None,
+            registering: None,
             empty_match: EmptyMatch::default(),
         }
     }
@@ -239,9 +243,18 @@ impl Xds {
     /// What is kept is also in memory, as it came: some 300 bytes a workload. It is written whole, a second
     /// after a change and at most every ten. A file that is damaged, of another version, of another
     /// workload or control plane, writable by others or larger than 256 MiB is not used, and a warning says why.
+    ///
+    /// Of a host that registers ([`Builder::bootstrap_dir`](crate::Builder::bootstrap_dir)), whose name has its address,
+    /// what was kept by an address that it does not have any more is removed once there is something by the new one.
     #[must_use]
     pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.state_dir = Some(path.into().into());
+        self
+    }
+
+    /// Does not keep what the state directory has of this host by addresses that it does not have any more.
+    pub(crate) fn registering(mut self, host: Registering) -> Self {
+        self.registering = Some(host);
         self
     }
 

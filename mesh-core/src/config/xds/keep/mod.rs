@@ -18,6 +18,7 @@ use rpds::HashTrieMapSync;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::bootstrap::Registering;
 use crate::identity::private_files::{Owner, make_folder, open_if_there, put};
 use crate::identity::{Error, ErrorKind};
 use form::Content;
@@ -45,6 +46,8 @@ pub(super) struct Found {
 /// What is in effect, as it came, and what of that is in the file.
 pub(super) struct Keeper {
     path: Arc<Path>,
+    /// Whose files by other addresses go when there is one by this.
+    host: Option<Registering>,
     content: Content,
     /// Whether this is all that is in effect: part of it could allow what the whole does not.
     whole: bool,
@@ -54,7 +57,12 @@ pub(super) struct Keeper {
 }
 
 /// The file of `whose`, a text that says for whom the stream speaks and with whom.
-pub(super) async fn open(folder: &Path, name: &str, whose: String) -> (Keeper, Option<Found>) {
+pub(super) async fn open(
+    folder: &Path,
+    name: &str,
+    whose: String,
+    host: Option<Registering>,
+) -> (Keeper, Option<Found>) {
     let path: Arc<Path> = path_of(folder, name).into();
     let (file, owner) = (Arc::clone(&path), whose.clone());
     let loading = spawn_blocking(move || load(&file, &owner));
@@ -76,6 +84,7 @@ pub(super) async fn open(folder: &Path, name: &str, whose: String) -> (Keeper, O
     });
     let keeper = Keeper {
         path,
+        host,
         content: Content {
             whose,
             addresses: Vec::new(),
@@ -200,6 +209,25 @@ fn store(path: &Path, content: &Content) -> Result<(), Error> {
     put(path, &bytes)
 }
 
+/// Removes what was kept of a host by addresses that it does not have any more. Blocking.
+fn forget_former(path: &Path, host: &Registering) {
+    let Some(folder) = path.parent().and_then(Path::parent) else {
+        return;
+    };
+    let names = names(folder, host.namespace()).into_iter();
+    for name in names.filter(|name| host.had(name)) {
+        let former = path_of(folder, &format!("{}/{name}", host.namespace()));
+        match std::fs::remove_file(&former) {
+            Ok(()) => {
+                tracing::info!(target: "mesh::config", file = %former.display(), "removed: it was kept by an address that this host does not have any more");
+            }
+            Err(error) => {
+                tracing::debug!(target: "mesh::config", file = %former.display(), %error, "cannot be removed");
+            }
+        }
+    }
+}
+
 impl Keeper {
     pub(super) fn addresses(&mut self, own: &[IpAddr]) {
         self.content.addresses = own.to_vec();
@@ -266,7 +294,14 @@ impl Keeper {
             self.due = None;
             self.content.saved = now();
             let (path, content) = (Arc::clone(&self.path), self.content.clone());
-            self.writing = Some(spawn_blocking(move || store(&path, &content)));
+            let host = self.host.clone();
+            self.writing = Some(spawn_blocking(move || {
+                store(&path, &content)?;
+                if let Some(host) = host {
+                    forget_former(&path, &host);
+                }
+                Ok(())
+            }));
         }
     }
 }

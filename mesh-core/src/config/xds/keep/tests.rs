@@ -60,7 +60,11 @@ const MARK_END: usize = b"mesh discovery snapshot\n".len();
 #[tokio::test]
 async fn only_its_owner_may_have_written_it_and_for_the_same() {
     let dir = tempfile::tempdir().unwrap();
-    let found = async |whose: &str| open(dir.path(), "default/client", whose.to_owned()).await.1;
+    let found = async |whose: &str| {
+        open(dir.path(), "default/client", whose.to_owned(), None)
+            .await
+            .1
+    };
     let whose = content().whose;
     assert!(found(&whose).await.is_none(), "nothing is there yet");
     let path = path_of(dir.path(), "default/client");
