@@ -26,6 +26,10 @@ use crate::settings::WallClock;
 use crate::snapshot::{self, InboundRefusal, WorkloadRecord};
 use crate::{ConnectionContext, Error, ErrorKind};
 
+/// By what the port of tunnels is another.
+const SETTING: &str =
+    "tunnels come there; `Builder::hbone_port` sets another port, `Builder::bind` another address";
+
 /// The bound HBONE port of a workload.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
@@ -44,7 +48,7 @@ impl Acceptor {
             let socket = mesh
                 .node
                 .inner
-                .listen(SocketAddr::new(address, port))
+                .listen(SocketAddr::new(address, port), SETTING)
                 .await?;
             local.push(socket.local_addr());
             sockets.push(socket);

@@ -21,6 +21,9 @@ pub(super) struct Sockets {
     local: SocketAddr,
 }
 
+/// By what an application's address is another.
+const SETTING: &str = "`Builder::bind` sets another address";
+
 /// Binds `port` on each address.
 pub(super) async fn bind(
     mesh: &MeshInner,
@@ -33,7 +36,7 @@ pub(super) async fn bind(
         let socket = mesh
             .node
             .inner
-            .listen(SocketAddr::new(address, port))
+            .listen(SocketAddr::new(address, port), SETTING)
             .await?;
         // Port 0 is chosen by the first socket and shared by the others.
         port = socket.local_addr().port();
@@ -166,11 +169,15 @@ async fn admit(
 }
 
 impl NodeInner {
-    /// Binds an address.
-    pub(crate) async fn listen(&self, on: SocketAddr) -> Result<Box<dyn Incoming>, Error> {
+    /// Binds an address. If it cannot, the error says by which setting it is another.
+    pub(crate) async fn listen(
+        &self,
+        on: SocketAddr,
+        setting: &'static str,
+    ) -> Result<Box<dyn Incoming>, Error> {
         self.transport.listen(on).await.map_err(|error| {
             Error::new(ErrorKind::Bind)
-                .with_detail(on.to_string())
+                .with_detail(format!("{on} ({setting})"))
                 .with_source(error)
         })
     }

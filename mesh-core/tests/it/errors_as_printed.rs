@@ -111,7 +111,18 @@ async fn a_port_that_is_taken() {
     let error = server.listen(PORT).await.unwrap_err();
     assert_eq!(
         printed(Path::new("/nowhere"), &error),
-        "Error: binding failed: 127.166.0.2:9080: Address already in use (os error 98)"
+        "Error: binding failed: 127.166.0.2:9080 (`Builder::bind` sets another address): \
+         Address already in use (os error 98)"
+    );
+    let client = world.mesh("client");
+    let _taken = tokio::net::TcpListener::bind((world.ip(1), 15008))
+        .await
+        .unwrap();
+    let error = client.listen(PORT).await.unwrap_err();
+    assert_eq!(
+        printed(Path::new("/nowhere"), &error),
+        "Error: binding failed: 127.166.0.1:15008 (tunnels come there; `Builder::hbone_port` sets another port, \
+         `Builder::bind` another address): Address already in use (os error 98)"
     );
 }
 
