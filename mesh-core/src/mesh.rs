@@ -1,6 +1,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mesh_authz::Identity;
@@ -63,6 +64,8 @@ pub(crate) struct MeshInner {
     pub(crate) outbound: Arc<crate::outbound::Live>,
     /// Hosts outside the mesh that were logged.
     passthrough: Mutex<HashSet<String>>,
+    /// Whether it was logged that its record is somebody else's.
+    pub(crate) told_misnamed: AtomicBool,
 }
 
 /// How many hosts outside the mesh are remembered as logged; beyond, they are no longer announced.
@@ -242,6 +245,7 @@ impl MeshInner {
             #[cfg(feature = "admin")]
             outbound: Arc::default(),
             passthrough: Mutex::default(),
+            told_misnamed: AtomicBool::new(false),
         })
     }
 

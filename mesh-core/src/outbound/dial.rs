@@ -1,6 +1,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::Guard;
@@ -359,6 +360,12 @@ impl MeshInner {
         tunnelled: &Tunnelled,
     ) -> Result<(MeshStream, Sender), Error> {
         let credentials = self.ready().await?;
+        let misnamed = self.misnamed();
+        if let Some(misnamed) = &misnamed
+            && !self.told_misnamed.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(target: "mesh::identity", %misnamed, "peers and their policies see the former");
+        }
         let next_hop = tunnelled.next_hop();
         let to = authority(tunnelled)?;
         let request = ConnectRequest::new(to.clone(), account::connect_headers(self, route));
@@ -377,16 +384,35 @@ impl MeshInner {
         };
         let carrier = lease.sender().clone();
         let peer = carrier.peer().map(|peer| peer.identity().clone());
-        let (tunnel, _) = lease
-            .connect(request)
-            .await
-            .map_err(|error| Error::from(error).with_detail(format!("{to} by {next_hop}")))?;
+        let (tunnel, _) = lease.connect(request).await.map_err(|error| {
+            let error = Error::from(error);
+            let to = format!("{to} by {next_hop}");
+            // Whose name that is, the peer cannot tell.
+            match misnamed.filter(|_| error.is_denied()) {
+                Some(misnamed) => error.with_detail(format!("{to}; {misnamed}")),
+                None => error.with_detail(to),
+            }
+        })?;
         let own = account::own_address(self);
         let context = match peer {
             Some(peer) => ConnectionContext::tunnel(own, next_hop, peer),
             None => ConnectionContext::plaintext(own, next_hop),
         };
         Ok((MeshStream::tunnel(tunnel, context), carrier))
+    }
+
+    /// What is wrong where this workload's own record has another identity than its certificate proves.
+    fn misnamed(&self) -> Option<String> {
+        let snapshot = self.node.inner.snapshot.load();
+        let expected = self.record(&snapshot)?.identity()?;
+        let proven = self.identity();
+        (*expected != proven).then(|| {
+            format!(
+                "the certificate of {} proves {proven}, its record in the mesh is of {expected}: \
+                 give the builder the record's service account and trust domain",
+                self.id
+            )
+        })
     }
 
     /// A place on a connection to the next hop. The dial holds no handle: it may outlive the node.

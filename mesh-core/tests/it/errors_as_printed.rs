@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use mesh_core::authz::policy::Action;
 use mesh_core::config::File;
 use mesh_core::identity::{DevCa, Files};
 use mesh_core::{Error, Mesh};
 
-use crate::mesh_world::{PORT, World};
+use crate::layers_logs::capture;
+use crate::mesh_world::{PORT, World, caller, policy};
 
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: reviews-v1}\n\
                    spec: {serviceAccountName: reviews}\nstatus: {podIP: 127.91.0.1}\n";
@@ -124,6 +126,32 @@ async fn a_port_that_is_taken() {
         "Error: binding failed: 127.166.0.1:15008 (tunnels come there; `Builder::hbone_port` sets another port, \
          `Builder::bind` another address): Address already in use (os error 98)"
     );
+}
+
+/// The peer refuses somebody of whom nobody has heard. Who has is the one who gave the builder that name.
+#[tokio::test]
+async fn a_service_account_that_is_misspelt() {
+    let (lines, _guard) = capture("mesh=warn");
+    let world = World::new(224);
+    let (_, server) = world.pair().await;
+    let _listener = server.listen(PORT).await.unwrap();
+    let allow = policy("allow", Action::Allow, vec![caller("client")]);
+    world.control.set(vec![allow]).await;
+    let client = world.node.workload("default", "client", "cleint").unwrap();
+    let error = client.connect(format!("server:{PORT}")).await.unwrap_err();
+    let text = printed(Path::new("/nowhere"), &error);
+    let says = "the certificate of default/client proves spiffe://cluster.local/ns/default/sa/cleint, its record in the \
+                mesh is of spiffe://cluster.local/ns/default/sa/client: give the builder the record's service account";
+    assert!(
+        text.starts_with("Error: tunnel denied by policy with 401 ") && text.contains(says),
+        "{text}"
+    );
+    lines.has(&["WARN", "sa/cleint", "sa/client"]);
+    let told = lines.text().matches("policies see the former").count();
+    assert_eq!(told, 1, "{}", lines.text());
+    client.connect(format!("server:{PORT}")).await.unwrap_err();
+    let again = lines.text().matches("policies see the former").count();
+    assert_eq!(again, 1, "once");
 }
 
 #[tokio::test]

@@ -571,6 +571,16 @@ async fn refusals_of_the_stream_are_told_and_overcome() {
         pending(&client).contains("request rate limit exceeded")
     })
     .await;
+    // It may be the wrong account that is said, or another's token.
+    let forbidden = Some((Code::PermissionDenied, "authorization failed"));
+    place.istiod.discovery.refuse(forbidden);
+    until("it says as whom", || {
+        let told = pending(&client);
+        told.contains(
+            "authorization failed (said to be spiffe://cluster.local/ns/default/sa/client)",
+        )
+    })
+    .await;
     place.istiod.discovery.refuse(None);
     until("it is ready", || client.readiness().is_ready()).await;
 }

@@ -494,6 +494,12 @@ impl Follow {
             true => reason,
             false => format!("{}: {reason}", self.address),
         };
+        // The token may be another account's.
+        let refused = error.is_some_and(XdsError::is_refused);
+        let reason = match self.prover.identity().filter(|_| refused) {
+            Some(identity) => format!("{reason} (said to be {identity})"),
+            None => reason,
+        };
         if self.missing.is_empty() || self.restored.is_some() {
             // Streams end: istiod ends each after half an hour.
             if answered {

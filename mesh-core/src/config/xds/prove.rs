@@ -41,6 +41,11 @@ impl Prover {
         &self.control_plane
     }
 
+    /// Who is said to ask, of a workload's stream.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
     pub(super) fn channel(self: &Arc<Self>) -> Result<Channel, Error> {
         let prover = Arc::clone(self);
         let channel = self.control_plane.channel(move || prover.proof());
