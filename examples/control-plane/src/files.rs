@@ -211,8 +211,8 @@ impl Source {
         let mut wrong: Vec<_> = loaded.warnings().iter().map(ToString::to_string).collect();
         let is_whole = loaded.is_complete();
         let (batch, problems, skipped) = loaded.into_parts();
-        for kind in skipped {
-            tracing::info!(kind, "a kind that has nothing to say");
+        for what in skipped {
+            tracing::info!(%what, "nothing is made of it");
         }
         let mut problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
         let groups: Vec<_> = self.loader.workload_groups().cloned().collect();

@@ -186,8 +186,8 @@ impl Work {
         let complete = loaded.is_complete();
         link.set_warnings(loaded.warnings().iter().map(ToString::to_string).collect())?;
         let (batch, problems, skipped) = loaded.into_parts();
-        for kind in skipped {
-            tracing::info!(target: "mesh::config", %kind, "says nothing to the mesh: skipped");
+        for what in skipped {
+            tracing::info!(target: "mesh::config", %what, "nothing is made of it");
         }
         let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         if !complete {

@@ -55,7 +55,7 @@ pub struct Loaded {
     batch: Batch,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
-    skipped: Vec<String>,
+    skipped: Vec<Problem>,
     complete: bool,
 }
 
@@ -76,8 +76,10 @@ impl Loaded {
         &self.warnings
     }
 
-    /// Kinds that were skipped and objects that make nothing yet, each said once in a loader's life.
-    pub fn skipped(&self) -> &[String] {
+    /// Kinds that were skipped, where they were first, objects that make nothing yet, and Services whose selector chooses
+    /// no workload of these files, in the order of files and lines. Each is said once in a loader's life: nothing is wrong
+    /// with it.
+    pub fn skipped(&self) -> &[Problem] {
         &self.skipped
     }
 
@@ -88,7 +90,7 @@ impl Loaded {
     }
 
     /// Takes the load apart: the batch, the problems, and what was skipped.
-    pub fn into_parts(self) -> (Batch, Vec<Problem>, Vec<String>) {
+    pub fn into_parts(self) -> (Batch, Vec<Problem>, Vec<Problem>) {
         (self.batch, self.problems, self.skipped)
     }
 }
@@ -118,7 +120,7 @@ impl Loader {
             taken: BTreeMap::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
-            skipped: BTreeSet::new(),
+            skipped: BTreeMap::new(),
         };
         let mut fresh = BTreeMap::new();
         let mut refused = Vec::new();
@@ -139,7 +141,7 @@ impl Loader {
         self.complete |= refused.is_empty();
         if !self.complete {
             let (problems, skipped) = (load.problems, load.skipped);
-            return self.finish(Batch::default(), problems, load.warnings, &skipped);
+            return self.finish(Batch::default(), problems, load.warnings, skipped);
         }
         // A refused file keeps what it had, except what moved to a file that was read.
         for path in refused {
@@ -158,7 +160,7 @@ impl Loader {
         let before = mem::replace(&mut self.resources, resources);
         self.files = fresh;
         let batch = difference(&before, &self.resources);
-        self.finish(batch, problems, warnings, &skipped)
+        self.finish(batch, problems, warnings, skipped)
     }
 
     fn finish(
@@ -166,13 +168,15 @@ impl Loader {
         batch: Batch,
         mut problems: Vec<Problem>,
         mut warnings: Vec<Problem>,
-        skipped: &BTreeSet<String>,
+        skipped: Skipped,
     ) -> Loaded {
-        for list in [&mut problems, &mut warnings] {
+        let news = skipped
+            .into_iter()
+            .filter(|(what, _)| self.named.insert(what.clone()));
+        let mut skipped: Vec<Problem> = news.map(|(_, first)| first).collect();
+        for list in [&mut problems, &mut warnings, &mut skipped] {
             list.sort_by(|a, b| (a.file(), a.line()).cmp(&(b.file(), b.line())));
         }
-        let skipped = skipped.difference(&self.named).cloned().collect::<Vec<_>>();
-        self.named.extend(skipped.iter().cloned());
         Loaded {
             batch,
             problems,
@@ -226,6 +230,9 @@ fn last_good(files: &BTreeMap<PathBuf, Vec<Entry>>) -> BTreeMap<&str, &Object> {
         .collect()
 }
 
+/// What was skipped, by what is said of it, and where that is first.
+type Skipped = BTreeMap<String, Problem>;
+
 /// One load, while its files are read.
 struct Load<'a> {
     settings: &'a Settings,
@@ -234,7 +241,7 @@ struct Load<'a> {
     taken: BTreeMap<String, (PathBuf, u32)>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
-    skipped: BTreeSet<String>,
+    skipped: Skipped,
 }
 
 /// How many fields that were passed over are named.
@@ -269,7 +276,7 @@ impl Load<'_> {
             for node in tree::parse(before, document, left)? {
                 is_empty = false;
                 left = left.saturating_sub(node.count());
-                self.document(&node, &mut pending)?;
+                self.document(path, &node, &mut pending)?;
             }
         }
         if is_empty && had {
@@ -286,6 +293,7 @@ impl Load<'_> {
     /// Reads the objects of a document; fails when it cannot be told what they are.
     fn document(
         &mut self,
+        path: &Path,
         document: &tree::Node,
         pending: &mut Vec<Pending>,
     ) -> Result<(), Invalid> {
@@ -309,9 +317,7 @@ impl Load<'_> {
         manifest::find(&at, &mut found)?;
         for found in found {
             match found {
-                manifest::Found::Skipped(kind) => {
-                    self.skipped.insert(format!("kind {kind}"));
-                }
+                manifest::Found::Skipped(what) => skip(&mut self.skipped, path, what),
                 manifest::Found::Item(item) => {
                     let wrap = |object| Object::Manifest(Arc::new(object));
                     let read = item.read(self.settings).map(wrap);
@@ -378,7 +384,13 @@ impl Load<'_> {
 struct Found<'a> {
     problems: &'a mut Vec<Problem>,
     warnings: &'a mut Vec<Problem>,
-    skipped: &'a mut BTreeSet<String>,
+    skipped: &'a mut Skipped,
+}
+
+fn skip(skipped: &mut Skipped, file: &Path, what: Invalid) {
+    let said = format!("{}: {}", what.field, what.message);
+    let entry = skipped.entry(said);
+    entry.or_insert_with(|| Problem::new(file, what));
 }
 
 /// Makes resources of all objects. Of several with one name the first counts, by file and line.
@@ -429,7 +441,11 @@ fn join(
         let invalid = Invalid::new(*line, "spec.selector".into(), message.to_owned());
         found.warnings.push(Problem::new(file, invalid));
     }
-    found.skipped.extend(assembled.idle);
+    for (object, field, message) in assembled.idle {
+        let (file, line) = &origins[object];
+        let invalid = Invalid::new(*line, field.to_owned(), message);
+        skip(found.skipped, file, invalid);
+    }
     for (object, update) in assembled.resources {
         let (file, line) = &origins[object];
         made.push((Arc::clone(file), *line, update));

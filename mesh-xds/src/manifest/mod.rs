@@ -54,8 +54,8 @@ pub(crate) struct Item<'a> {
 /// What a document turned out to be.
 pub(crate) enum Found<'a> {
     Item(Item<'a>),
-    /// A kind that has nothing to say, or not yet.
-    Skipped(Arc<str>),
+    /// Of a kind that has nothing to say, or not yet: what is said of that.
+    Skipped(Invalid),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,8 @@ pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Res
                  expected {SECURITY}/v1"
             )));
         }
-        found.push(Found::Skipped(kind));
+        let message = format_args!("{kind} says nothing to the mesh: passed over");
+        found.push(Found::Skipped(document.invalid_below("kind", message)));
         return Ok(());
     };
     let wrong_version = (!versions.contains(&version)).then(|| {

@@ -80,9 +80,14 @@ metadata: {name: details}
 ---
 "#,
     );
+    let skipped: Vec<_> = loaded.skipped().iter().map(ToString::to_string).collect();
     assert_eq!(
-        loaded.skipped(),
-        ["kind Deployment", "kind DestinationRule"]
+        skipped,
+        [
+            "mesh.yaml:2: spec.selector: chooses no workload of these files: Service default/details has no endpoint",
+            "mesh.yaml:20: kind: Deployment says nothing to the mesh: passed over",
+            "mesh.yaml:31: kind: DestinationRule says nothing to the mesh: passed over",
+        ]
     );
     let details = service(&loader, "details.default.svc.cluster.local");
     assert!(details.addresses().is_empty());
@@ -99,7 +104,9 @@ metadata: {name: details}
 fn kinds_are_named_once() {
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
     let (mut loader, first) = load(text);
-    assert_eq!(first.skipped(), ["kind ConfigMap"]);
+    assert_eq!(first.skipped()[0].line(), 1);
+    let said = first.skipped()[0].message();
+    assert_eq!(said, "ConfigMap says nothing to the mesh: passed over");
     let again = loader.load(vec![("mesh.yaml".into(), text.into())]);
     assert!(again.skipped().is_empty());
 }

@@ -319,3 +319,47 @@ fn a_policy_that_binds_nobody_is_named_with_its_line() {
     let text = format!("{group}{}", policy("AuthorizationPolicy", "shop", "ordres"));
     assert_eq!(load(&text), (vec![], vec![]));
 }
+
+/// A Service that has nobody to serve is told of with its line, as what may well be right.
+#[test]
+fn a_service_that_chooses_nobody_is_named_with_its_line() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop}\n\
+                   spec: {selector: {app: orders}, ports: [{port: 80}]}\n---\n";
+    let meta = |kind: &str, app: &str| {
+        format!("kind: {kind}\nmetadata: {{name: x, namespace: shop, labels: {{app: {app}}}}}\n")
+    };
+    let pod = |app: &str| {
+        format!(
+            "apiVersion: v1\n{}status: {{podIP: 10.0.0.1}}\n",
+            meta("Pod", app)
+        )
+    };
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                 metadata: {name: orders-1, namespace: shop, labels: {kubernetes.io/service-name: orders}}\n\
+                 addressType: IPv4\nendpoints: [{addresses: [10.0.0.9]}]\nports: [{port: 80}]\n";
+    let entry = format!(
+        "apiVersion: networking.istio.io/v1\n{}spec: {{address: 10.0.0.2, labels: {{app: orders}}}}\n",
+        meta("WorkloadEntry", "orders")
+    );
+    let group = "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\n\
+                 metadata: {name: orders, namespace: shop}\n\
+                 spec: {metadata: {labels: {app: orders}}, template: {serviceAccount: orders}}\n";
+    for (beside, told) in [
+        (pod("orders"), false),
+        (slice.to_owned(), false),
+        (entry, false),
+        (group.to_owned(), false),
+        (pod("ordres"), true),
+        (String::new(), true),
+    ] {
+        let text = format!("# Orders.\n{service}{beside}");
+        let (mut loader, loaded) = crate::manifests::load(&text);
+        assert!(loaded.problems().is_empty(), "{:?}", loaded.problems());
+        assert!(loaded.warnings().is_empty(), "{:?}", loaded.warnings());
+        let said: Vec<_> = loaded.skipped().iter().map(ToString::to_string).collect();
+        let expected = "mesh.yaml:2: spec.selector: chooses no workload of these files: Service shop/orders has no endpoint";
+        assert_eq!(said, [expected][..usize::from(told)], "{text}");
+        let again = loader.load(vec![("mesh.yaml".into(), text.into())]);
+        assert!(again.skipped().is_empty(), "once");
+    }
+}

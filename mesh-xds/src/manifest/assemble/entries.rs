@@ -29,7 +29,7 @@ impl World<'_> {
             .service_selectors
             .choosing(&meta.namespace, &meta.labels)
             .into_iter()
-            .map(|service| self.entry_membership(service, &entry.spec))
+            .map(|(_, service)| self.entry_membership(service, &entry.spec))
             .collect();
         for chosen in self.entry_selectors.choosing(&meta.namespace, &meta.labels) {
             services.extend(self.entry_memberships(chosen, Some(&entry.spec)));

@@ -25,8 +25,8 @@ use selectors::Selectors;
 #[derive(Default)]
 pub(crate) struct Assembled {
     pub(crate) resources: Vec<(usize, Update)>,
-    /// Objects that are right and still make nothing, each with the reason.
-    pub(crate) idle: Vec<String>,
+    /// Objects that are right and still make nothing, or nothing of use: the index, the field and the reason.
+    pub(crate) idle: Vec<(usize, &'static str, String)>,
     /// Policies whose selector chooses nobody, and what to say of them.
     pub(crate) binds_nobody: Vec<(usize, &'static str)>,
     /// What an object asks for that does not exist: its index, the field and the message.
@@ -54,7 +54,7 @@ struct World<'a> {
     request_authentication: Vec<Numbered<'a, RequestAuthentication>>,
     gateways: BTreeMap<(&'a str, &'a str), Numbered<'a, Gateway>>,
     network_gateways: BTreeMap<Arc<str>, GatewayAddress>,
-    service_selectors: Selectors<'a, &'a Service>,
+    service_selectors: Selectors<'a, Numbered<'a, Service>>,
     entry_selectors: Selectors<'a, &'a ServiceEntry>,
     policy_selectors: Selectors<'a, Numbered<'a, Meta>>,
     request_selectors: Selectors<'a, Numbered<'a, Meta>>,
@@ -73,7 +73,7 @@ pub(crate) fn assemble(objects: &[&Object], settings: &Settings) -> Assembled {
     world.make_slices(&mut made);
     world.make_policies(&mut made);
     world.name_missing_waypoints(&mut made);
-    world.name_idle_policies(objects, &mut made);
+    world.name_idle(objects, &mut made);
     made
 }
 
@@ -150,10 +150,10 @@ impl<'a> World<'a> {
         self.service_entries.sort_by_key(|(_, it)| age(&it.meta));
         self.peer_authentication
             .sort_by_key(|(_, it)| age(&it.meta));
-        for (_, it) in &self.services {
+        for (at, it) in &self.services {
             if !it.external {
                 self.service_selectors
-                    .insert(Some(&it.meta.namespace), &it.selector, it);
+                    .insert(Some(&it.meta.namespace), &it.selector, (*at, it));
             }
         }
         for (_, it) in &self.service_entries {
@@ -178,15 +178,30 @@ impl<'a> World<'a> {
         self.peer_modes = PeerModes::new(&self.peer_authentication, root);
     }
 
-    /// Policies that bind nobody: with a slip in a selector all is open that it was to close.
-    fn name_idle_policies(&self, objects: &[&Object], made: &mut Assembled) {
+    /// Policies that bind nobody: with a slip in a selector all is open that it was to close. And Services that have
+    /// nobody to serve, as where a slip, or Deployments alone, is all that they could choose.
+    fn name_idle(&self, objects: &[&Object], made: &mut Assembled) {
         for object in objects {
             if let Object::WorkloadGroup(group) = object {
                 let (namespace, labels) = (group.name().namespace(), group.labels());
                 self.policy_selectors.choosing(namespace, labels);
                 self.request_selectors.choosing(namespace, labels);
                 self.peer_modes.selectors.choosing(namespace, labels);
+                self.service_selectors.choosing(namespace, labels);
             }
+        }
+        let has_slice = |service: &Service| {
+            let (namespace, name) = (&service.meta.namespace, &service.meta.name);
+            let mut slices = self.slices.iter().map(|(_, slice)| slice);
+            slices.any(|slice| slice.service == *name && slice.meta.namespace == *namespace)
+        };
+        let services = self.service_selectors.idle();
+        for (at, service) in services.filter(|(_, service)| !has_slice(service)) {
+            let message = format!(
+                "chooses no workload of these files: Service {}/{} has no endpoint",
+                service.meta.namespace, service.meta.name
+            );
+            made.idle.push((at, "spec.selector", message));
         }
         let peers = self.peer_modes.selectors.idle();
         let peers = peers.map(|(age, _)| self.peer_authentication[age].0);

@@ -23,10 +23,11 @@ impl World<'_> {
         for (at, service) in &self.services {
             let meta = &service.meta;
             if service.external {
-                made.idle.push(format!(
-                    "Service {}/{} of type ExternalName: the host it stands for is asked for by its own name",
+                let message = format!(
+                    "ExternalName: the host that Service {}/{} stands for is asked for by its own name",
                     meta.namespace, meta.name
-                ));
+                );
+                made.idle.push((*at, "spec.type", message));
                 continue;
             }
             let addresses = service.addresses.iter();

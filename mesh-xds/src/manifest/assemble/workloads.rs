@@ -22,10 +22,11 @@ impl World<'_> {
                 continue;
             }
             if pod.addresses.is_empty() {
-                made.idle.push(format!(
-                    "Pod {}/{}: has no address in status.podIPs or status.podIP",
+                let message = format!(
+                    "Pod {}/{} has no address in podIPs or podIP",
                     meta.namespace, meta.name
-                ));
+                );
+                made.idle.push((*at, "status", message));
                 continue;
             }
             made.resources.push((*at, self.pod(pod).into()));
@@ -45,7 +46,7 @@ impl World<'_> {
             .service_selectors
             .choosing(&meta.namespace, &meta.labels)
             .into_iter()
-            .map(|service| self.pod_membership(service, pod))
+            .map(|(_, service)| self.pod_membership(service, pod))
             .collect();
         for entry in self.entry_selectors.choosing(&meta.namespace, &meta.labels) {
             services.extend(self.entry_memberships(entry, None));
