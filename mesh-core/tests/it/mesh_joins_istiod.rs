@@ -558,6 +558,17 @@ async fn a_port_waits_five_seconds_for_a_listener_of_which_nothing_is_said() {
     until("it is asked for no more", || asks(false)).await;
 }
 
+/// What comes by itself is no reason to look at anything.
+#[tokio::test(start_paused = true)]
+async fn a_healthy_start_warns_of_nothing() {
+    let (lines, _guard) = crate::layers_logs::capture("warn");
+    let place = Place::new();
+    let _server = place.server().await;
+    let client = place.client();
+    greet(&client).await;
+    assert_eq!(lines.text(), "");
+}
+
 /// V031.
 #[tokio::test(start_paused = true)]
 async fn refusals_of_the_stream_are_told_and_overcome() {
