@@ -109,7 +109,11 @@ async fn carry(mut client: TcpStream, mut said: watch::Receiver<(SocketAddr, Mod
                 Mode::Open | Mode::Garbled(_) | Mode::Closed => {}
             }
             passed += read;
-            if read == 0 || to_client.write_all(&piece[..read]).await.is_err() {
+            if to_client.write_all(&piece[..read]).await.is_err() {
+                return;
+            }
+            // Not when there is more to say: that may be never.
+            if matches!(mode, Mode::Cut(most) if passed >= most) {
                 return;
             }
         }
