@@ -8,6 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mesh_benches::floods::FLOODS;
 use mesh_benches::mesh::{EVEN, Mesh, NEAR};
 use mesh_benches::policies;
 use mesh_core::snapshot::{Resolution, Target};
@@ -72,9 +73,10 @@ fn main() {
         ("control", []) => control(),
         ("authorization", [count]) => authorization(*count),
         ("mesh", [workloads, endpoints]) => mesh(*workloads, *endpoints),
+        ("flood", [steps]) => floods(*steps),
         ("pick", [endpoints]) => picks(&Mesh::new(*endpoints, *endpoints)),
         _ => panic!(
-            "expected control, authorization <policies>, mesh <workloads> <endpoints> or pick <endpoints>"
+            "expected control, authorization <policies>, flood <steps>, mesh <workloads> <endpoints> or pick <endpoints>"
         ),
     }
 }
@@ -113,6 +115,23 @@ fn authorization(count: u32) {
                 black_box(set.evaluate_l4(black_box(&attributes)).is_allowed());
             }
         });
+    }
+}
+
+/// After so many steps buffers have their sizes.
+const FIRST_STEPS: u32 = 100;
+
+fn floods(steps: u32) {
+    for flood in FLOODS {
+        let mut server = flood.server();
+        let steps = flood.steps(steps);
+        server.take(flood.bytes(0..FIRST_STEPS));
+        let mut bytes = flood.bytes(FIRST_STEPS..FIRST_STEPS + steps);
+        case(flood.name, steps, || {
+            server.take(std::mem::take(&mut bytes));
+        });
+        // What was cut off would not have cost anything.
+        assert!(server.goes_on(), "{}", flood.name);
     }
 }
 

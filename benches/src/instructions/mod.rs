@@ -71,13 +71,15 @@ impl Run {
 }
 
 /// The largest first, so that they do not come last alone.
-const RUNS: [Run; 8] = [
+const RUNS: [Run; 10] = [
     Run::of(&["mesh", "100000", "10000"]),
     Run::of(&["authorization", "10000"]),
+    Run::of(&["flood", "2000"]),
     Run::choice(&["pick", "10000"]),
     Run::of(&["authorization", "1000"]),
     Run::of(&["mesh", "1000", "100"]),
     Run::choice(&["pick", "100"]),
+    Run::of(&["flood", "200"]),
     Run::of(&["authorization", "10"]),
     Run::of(&["control"]),
 ];
