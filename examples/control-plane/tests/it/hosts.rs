@@ -232,7 +232,9 @@ async fn a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone() {
 /// V031: GOAWAY is nothing out of the ordinary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_is_too_old_is_replaced_and_nothing_is_lost() {
-    let arguments = ["--max-connection-age", "1", "--registration-grace", "5"];
+    // No host was here before it.
+    let mut arguments = vec!["--host-return", "0"];
+    arguments.extend(["--max-connection-age", "1", "--registration-grace", "5"]);
     let plane = Plane::start(6, MANIFESTS, &arguments).await;
     let caller = join(&plane.configure("caller", plane.ip(3)));
     let files = plane.configure_as("forum", "forum", plane.ip(2), &["--autoregister"]);
