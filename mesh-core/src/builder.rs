@@ -485,7 +485,8 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
-    /// Sets the trust domain of this workload's identity: `cluster.local` unless set.
+    /// Sets the trust domain of this workload's identity: `cluster.local` unless set. Of a host whose files have none,
+    /// it is the certificate's unless set, and changes with that: see [`Mesh::identity`].
     #[must_use]
     pub fn trust_domain(mut self, trust_domain: impl Into<String>) -> Self {
         self.settings.trust_domain = Some(trust_domain.into());

@@ -1,7 +1,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mesh_authz::Identity;
@@ -64,8 +63,8 @@ pub(crate) struct MeshInner {
     pub(crate) outbound: Arc<crate::outbound::Live>,
     /// Hosts outside the mesh that were logged.
     passthrough: Mutex<HashSet<String>>,
-    /// Whether it was logged that its record is somebody else's.
-    pub(crate) told_misnamed: AtomicBool,
+    /// Who it is and who its record says that it is, as logged last.
+    pub(crate) told_misnamed: Mutex<Option<(Identity, Identity)>>,
 }
 
 /// How many hosts outside the mesh are remembered as logged; beyond, they are no longer announced.
@@ -136,7 +135,16 @@ impl Mesh {
     /// The identity that its certificates prove.
     ///
     /// Of a host whose files have no trust domain (`Builder::bootstrap_dir`) it is in that of the certificate
-    /// in use, which another certificate can change; before the first one, it is in `cluster.local`.
+    /// in use; before the first one, it is in `cluster.local`. Whoever issues its certificates may change it at any
+    /// renewal, as where a mesh is renamed. From then on:
+    ///
+    /// - Only clients of the new trust domain are accepted. Members that have not renewed yet are refused, for up
+    ///   to half of a certificate's life, unless [`trust_domain_aliases`](crate::Builder::trust_domain_aliases) has theirs.
+    /// - What is opened is opened as who we are now. Inbound connections of clients of the old one, and outbound
+    ///   tunnels that are open, go on.
+    ///
+    /// A trust domain that is said ([`trust_domain`](crate::Builder::trust_domain)) stays, and certificates of another one
+    /// are refused.
     pub fn identity(&self) -> Identity {
         self.inner.identity()
     }
@@ -245,7 +253,7 @@ impl MeshInner {
             #[cfg(feature = "admin")]
             outbound: Arc::default(),
             passthrough: Mutex::default(),
-            told_misnamed: AtomicBool::new(false),
+            told_misnamed: Mutex::default(),
         })
     }
 

@@ -537,7 +537,7 @@ impl NodeInner {
         credentials.replace(bundle)?;
         if *before.identity() != now {
             tracing::warn!(target: "mesh::identity", before = %before.identity(), %now, "the trust domain is another: nobody has set one, so it is the certificate's");
-            // What is opened from now on is opened as who we are now.
+            // What is opened from now on is opened as who we are now; who dials looks again when it has dialled.
             for (key, sender) in self.pool.senders() {
                 if key.source() == asked {
                     sender.retire();

@@ -1,7 +1,7 @@
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::Guard;
@@ -16,7 +16,7 @@ use tokio::time::{timeout, timeout_at};
 use super::target::Destination;
 use super::{account, seek};
 use crate::inbound::{Phase, reaches};
-use crate::mesh::MeshInner;
+use crate::mesh::{MeshInner, WorkloadId};
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
 use crate::settings::{OutboundPolicy, deadline};
@@ -30,12 +30,14 @@ use crate::{ConnectionContext, Error, ErrorKind, Mesh};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct PoolKey {
     source: Identity,
+    /// Who the certificate says that we are: of another trust domain than `source` at times.
+    shown: Identity,
     expected: Vec<Identity>,
     next_hop: SocketAddr,
 }
 
 impl PoolKey {
-    /// Whose certificate the connection shows.
+    /// Whose certificate the connection shows, as it was asked for.
     pub(crate) fn source(&self) -> &Identity {
         &self.source
     }
@@ -54,6 +56,28 @@ impl Tried {
         self.endpoints.extend(route.endpoint());
         self.addresses
             .extend(account::next_hop(route).map(|address| address.ip()));
+    }
+}
+
+/// A workload whose certificate proves another identity than its record has.
+struct Misnamed<'a> {
+    id: &'a WorkloadId,
+    proven: Identity,
+    expected: Identity,
+}
+
+impl fmt::Display for Misnamed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            id,
+            proven,
+            expected,
+        } = self;
+        write!(
+            f,
+            "the certificate of {id} proves {proven}, its record in the mesh is of {expected}: \
+             give the builder the record's service account and trust domain"
+        )
     }
 }
 
@@ -307,7 +331,7 @@ impl MeshInner {
     }
 }
 
-fn over(what: impl std::fmt::Display) -> Error {
+fn over(what: impl fmt::Display) -> Error {
     Error::new(ErrorKind::Draining)
         .with_detail(format!("{what}: nothing goes out after the shutdown"))
 }
@@ -362,7 +386,7 @@ impl MeshInner {
         let credentials = self.ready().await?;
         let misnamed = self.misnamed();
         if let Some(misnamed) = &misnamed
-            && !self.told_misnamed.swap(true, Ordering::Relaxed)
+            && self.is_new(misnamed)
         {
             tracing::warn!(target: "mesh::identity", %misnamed, "peers and their policies see the former");
         }
@@ -370,16 +394,21 @@ impl MeshInner {
         let to = authority(tunnelled)?;
         let request = ConnectRequest::new(to.clone(), account::connect_headers(self, route));
         let lease = loop {
-            let lease = self
-                .lease(tunnelled, &credentials)
-                .await
-                .map_err(|error| Error::from(error).with_detail(next_hop.to_string()))?;
+            let shown = credentials.current().identity().clone();
+            let leased = self.lease(tunnelled, &credentials, &shown).await;
+            // Since then we may have become another.
+            let stands = *credentials.current().identity() == shown;
+            let lease = match leased {
+                Ok(lease) => lease,
+                Err(_) if !stands => continue,
+                Err(error) => return Err(Error::from(error).with_detail(next_hop.to_string())),
+            };
             let sender = lease.sender();
             let now = self.settings().wall_clock.now();
-            if sender.peer().is_none_or(|peer| peer.not_after() >= now) {
+            if stands && sender.peer().is_none_or(|peer| peer.not_after() >= now) {
                 break lease;
             }
-            // A new connection will show the certificate that the peer has now.
+            // A new connection will show the certificates that the peer and we have now.
             sender.retire();
         };
         let carrier = lease.sender().clone();
@@ -388,7 +417,7 @@ impl MeshInner {
             let error = Error::from(error);
             let to = format!("{to} by {next_hop}");
             // Whose name that is, the peer cannot tell.
-            match misnamed.filter(|_| error.is_denied()) {
+            match misnamed.as_ref().filter(|_| error.is_denied()) {
                 Some(misnamed) => error.with_detail(format!("{to}; {misnamed}")),
                 None => error.with_detail(to),
             }
@@ -401,18 +430,28 @@ impl MeshInner {
         Ok((MeshStream::tunnel(tunnel, context), carrier))
     }
 
-    /// What is wrong where this workload's own record has another identity than its certificate proves.
-    fn misnamed(&self) -> Option<String> {
+    /// What is wrong where this workload's own record has another identity than its certificate proves. Where nobody
+    /// said the trust domain it is no slip: records and certificates come at different times.
+    fn misnamed(&self) -> Option<Misnamed<'_>> {
         let snapshot = self.node.inner.snapshot.load();
         let expected = self.record(&snapshot)?.identity()?;
         let proven = self.identity();
-        (*expected != proven).then(|| {
-            format!(
-                "the certificate of {} proves {proven}, its record in the mesh is of {expected}: \
-                 give the builder the record's service account and trust domain",
-                self.id
-            )
+        let fits = (self.settings().trust_domain_of).permits(expected, &proven);
+        (!fits).then(|| Misnamed {
+            id: &self.id,
+            proven,
+            expected: expected.clone(),
         })
+    }
+
+    /// Whether it was not told before.
+    fn is_new(&self, misnamed: &Misnamed<'_>) -> bool {
+        let pair = (misnamed.proven.clone(), misnamed.expected.clone());
+        let told = self.told_misnamed.lock();
+        let mut told = told.unwrap_or_else(PoisonError::into_inner);
+        let is_new = told.as_ref() != Some(&pair);
+        *told = Some(pair);
+        is_new
     }
 
     /// A place on a connection to the next hop. The dial holds no handle: it may outlive the node.
@@ -420,9 +459,11 @@ impl MeshInner {
         &self,
         tunnelled: &Tunnelled,
         credentials: &Credentials,
+        shown: &Identity,
     ) -> Result<Lease, mesh_hbone::Error> {
         let key = PoolKey {
             source: self.asked.clone(),
+            shown: shown.clone(),
             expected: tunnelled.identities().to_vec(),
             next_hop: tunnelled.next_hop(),
         };
@@ -431,6 +472,7 @@ impl MeshInner {
         let transport = node.transport.clone();
         let credentials = credentials.clone();
         let (expected, next_hop) = (key.expected.clone(), key.next_hop);
+        let shown = key.shown.clone();
         let limit = node.settings.connect_timeout;
         let hbone = node.settings.hbone.clone();
         let dial = move || async move {
@@ -438,6 +480,10 @@ impl MeshInner {
                 .await
                 .map_err(mesh_hbone::Error::dial)?;
             let stream = tls::connect_unflushed(io, &credentials, &expected).await?;
+            // Whoever waits asks again as who we are now.
+            if *credentials.current().identity() != shown {
+                return Err(mesh_hbone::Error::dial(another_now()));
+            }
             let peer = stream.peer().clone();
             let (connection, sender) = client::start(stream, &hbone).await?;
             if let Some(node) = weak.upgrade() {
@@ -462,6 +508,11 @@ impl MeshInner {
         #[cfg(not(feature = "http"))]
         node.pool.checkout(key, dial).await
     }
+}
+
+/// The certificate says now that we are somebody else than when the connection was asked for.
+fn another_now() -> io::Error {
+    io::Error::other("our identity is another since")
 }
 
 /// Whether the pool refuses. Where it is full as well, the end of an idle connection may be of use.

@@ -181,6 +181,10 @@ impl Peer {
 
     /// Sets the identity. Of a source, only one that a certificate proved; of a destination, the
     /// workload's, in plaintext too.
+    ///
+    /// What a mesh reports as its own is that of its certificate in use when the stream or request begins. Clients may
+    /// have come before, and have seen another trust domain where that has changed since
+    /// ([`Mesh::identity`](crate::Mesh::identity)).
     pub fn with_principal(mut self, principal: Identity) -> Self {
         self.principal = Some(principal);
         self

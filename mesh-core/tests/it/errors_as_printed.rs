@@ -152,6 +152,10 @@ async fn a_service_account_that_is_misspelt() {
     client.connect(format!("server:{PORT}")).await.unwrap_err();
     let again = lines.text().matches("policies see the former").count();
     assert_eq!(again, 1, "once");
+    let another = world.workload("client", 1).with_service_account("another");
+    world.control.set(vec![another.into()]).await;
+    client.connect(format!("server:{PORT}")).await.unwrap_err();
+    lines.has(&["WARN", "sa/cleint", "sa/another"]);
 }
 
 #[tokio::test]

@@ -16,17 +16,16 @@ use crate::istiod::{self, Istiod};
 use crate::istiod_place::{
     HOUR, Place, addresses, dump, pending, until, workload, workload_in, workload_of,
 };
-use crate::layers_logs::capture;
 
 const NAME: &str = istiod::NAME;
 
 /// An istiod on a port of this machine.
-async fn istiod() -> (Arc<Istiod>, u16) {
+pub(crate) async fn istiod() -> (Arc<Istiod>, u16) {
     istiod_for(24 * HOUR).await
 }
 
 /// One whose certificates live that long.
-async fn istiod_for(life: Duration) -> (Arc<Istiod>, u16) {
+pub(crate) async fn istiod_for(life: Duration) -> (Arc<Istiod>, u16) {
     let istiod = Istiod::start(life, SystemTime::now);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -40,7 +39,7 @@ async fn istiod_for(life: Duration) -> (Arc<Istiod>, u16) {
     (istiod, port)
 }
 
-fn write(dir: &Path, name: &str, content: &str) {
+pub(crate) fn write(dir: &Path, name: &str, content: &str) {
     let path = dir.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, content).unwrap();
@@ -170,7 +169,13 @@ async fn mesh_yaml_token_and_root_are_enough() {
 }
 
 /// A folder of a host at `own` whose token is of `identity`, as of a mesh that says this of its trust domain.
-fn host_of(istiod: &Istiod, port: u16, own: &str, identity: &str, said: &str) -> tempfile::TempDir {
+pub(crate) fn host_of(
+    istiod: &Istiod,
+    port: u16,
+    own: &str,
+    identity: &str,
+    said: &str,
+) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mesh = format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n");
     let env = cluster_env(own).replace("TRUST_DOMAIN=''", &format!("TRUST_DOMAIN='{said}'"));
@@ -226,113 +231,14 @@ async fn a_trust_domain_that_nobody_says_is_that_of_the_certificate() {
     assert_eq!(istiod.calls().len(), issued);
 }
 
-const BEFORE: &str = "spiffe://old.example/ns/default/sa/forum-sa";
-const AFTER: &str = "spiffe://new.example/ns/default/sa/forum-sa";
-
-/// Two hosts at these addresses, each with a record of the trust domain.
-fn say_hosts(istiod: &Istiod, trust_domain: &str, version: &str, hosts: &[[u8; 4]]) {
+/// Hosts at these addresses, each with a record of the trust domain.
+pub(crate) fn say_hosts(istiod: &Istiod, trust_domain: &str, version: &str, hosts: &[[u8; 4]]) {
     let entry = |own: &[u8; 4]| {
         let name = format!("forum-{}-vm-net", std::net::IpAddr::from(*own));
         workload_in(trust_domain, &name, "forum-sa", *own, version)
     };
     let entries = hosts.iter().map(entry).collect();
     istiod.discovery.say(&addresses(entries, &[]));
-}
-
-/// V004, later: the mesh gets another trust domain while the host runs, and the next certificate is of that one.
-#[tokio::test]
-async fn a_trust_domain_that_nobody_says_changes_with_the_certificate() {
-    let (lines, _guard) = capture("mesh::identity=warn");
-    let (istiod, port) = istiod_for(Duration::from_secs(6)).await;
-    let both = [[127, 95, 1, 13], [127, 95, 1, 14]];
-    say_hosts(&istiod, "old.example", "1", &both);
-    let texts = both.map(|own| std::net::IpAddr::from(own).to_string());
-    let files = texts
-        .each_ref()
-        .map(|own| host_of(&istiod, port, own, BEFORE, ""));
-    let join = |files: &tempfile::TempDir| {
-        let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
-        builder.build().unwrap()
-    };
-    let [server, client] = files.each_ref().map(join);
-    let mut listener = server.listen(7000).await.unwrap();
-    client.ready().await.unwrap();
-    let at = format!("{}:7000", texts[0]);
-    let mut met = async |expected: &str| {
-        let (near, far) = tokio::join!(client.connect(&at), listener.accept());
-        for stream in [near.unwrap(), far.unwrap()] {
-            let peer = stream.context().identity().unwrap().to_string();
-            assert_eq!(peer, expected);
-        }
-    };
-    met(BEFORE).await;
-
-    say_hosts(&istiod, "new.example", "2", &both);
-    for files in &files {
-        let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
-        write(files.path(), "istio-token", &token);
-    }
-    for mesh in [&server, &client] {
-        until("its next certificate", || {
-            mesh.identity().to_string() == AFTER
-        })
-        .await;
-    }
-    // What was opened before is of before; nobody goes on by it.
-    met(AFTER).await;
-    lines.has(&[
-        "WARN",
-        BEFORE,
-        AFTER,
-        "the trust domain is another: nobody has set one",
-    ]);
-}
-
-/// V004, after a move: what is kept is of the mesh that the host was in.
-#[tokio::test]
-async fn a_host_that_moves_to_another_mesh_with_its_state_is_of_that_mesh() {
-    let own = [127, 95, 1, 15];
-    let text = std::net::IpAddr::from(own).to_string();
-    let state = tempfile::tempdir().unwrap();
-    for (domain, identity) in [("old.example", BEFORE), ("new.example", AFTER)] {
-        let (istiod, port) = istiod().await;
-        say_hosts(&istiod, domain, "1", &[own]);
-        let files = host_of(&istiod, port, &text, identity, "");
-        let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
-        let mesh = builder.state_dir(state.path()).build().unwrap();
-        mesh.ready().await.unwrap();
-        until("a certificate of this mesh", || {
-            mesh.identity().to_string() == identity
-        })
-        .await;
-        mesh.listen(7000).await.unwrap();
-        let key = state.path().join("cluster.local/default/forum-sa");
-        until("it is kept", || key.exists()).await;
-        mesh.shutdown(Duration::ZERO).await;
-    }
-}
-
-/// The other way round: what somebody has said stays, and the certificate with it until it expires.
-#[tokio::test]
-async fn a_trust_domain_that_somebody_says_stays_whatever_is_issued_later() {
-    let (lines, _guard) = capture("mesh::identity=warn");
-    let (istiod, port) = istiod_for(Duration::from_secs(6)).await;
-    let own = [127, 95, 1, 16];
-    let text = std::net::IpAddr::from(own).to_string();
-    say_hosts(&istiod, "old.example", "1", &[own]);
-    let files = host_of(&istiod, port, &text, BEFORE, "old.example");
-    let mesh = Mesh::builder().bootstrap_dir(files.path()).unwrap();
-    let mesh = mesh.build().unwrap();
-    mesh.ready().await.unwrap();
-    let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
-    write(files.path(), "istio-token", &token);
-    until("it says so", || lines.text().contains(AFTER)).await;
-    lines.has(&["WARN", "no new certificate", BEFORE, AFTER]);
-    assert_eq!(mesh.identity().to_string(), BEFORE);
-    until("it has expired", || !mesh.readiness().is_ready()).await;
-    let error = mesh.connect("127.95.1.16:7000").await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Identity);
-    assert_eq!(mesh.identity().to_string(), BEFORE);
 }
 
 /// `cluster.env` of a host that registers with its group, or that has an entry of the same name.

@@ -89,7 +89,8 @@ pub(crate) struct Istiod {
     root: CertifiedIssuer<'static, KeyPair>,
     /// Further roots to trust.
     extra_roots: Mutex<String>,
-    life: Duration,
+    /// Of the next certificate.
+    life: Mutex<Duration>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     /// Whose a token is, and until when.
     tokens: Mutex<Vec<(String, Identity, SystemTime)>>,
@@ -131,7 +132,7 @@ impl Istiod {
         let this = Arc::new(Self {
             root,
             extra_roots: Mutex::default(),
-            life,
+            life: Mutex::new(life),
             clock: Arc::new(clock),
             tokens: Mutex::default(),
             mood: Mutex::default(),
@@ -158,6 +159,11 @@ impl Istiod {
 
     pub(crate) fn trust_too(&self, pem: &str) {
         pem.clone_into(&mut self.extra_roots.lock().unwrap());
+    }
+
+    /// So long live certificates from now on.
+    pub(crate) fn issue_for(&self, life: Duration) {
+        *self.life.lock().unwrap() = life;
     }
 
     /// A token of `account`, good for `life`.
@@ -277,7 +283,7 @@ impl Istiod {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         csr.params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
         csr.params.not_before = now.into();
-        csr.params.not_after = (now + self.life).into();
+        csr.params.not_after = (now + *self.life.lock().unwrap()).into();
         csr.params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,

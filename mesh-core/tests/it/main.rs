@@ -126,6 +126,13 @@ mod handler;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod hosts_join;
+#[cfg(all(
+    feature = "admin",
+    feature = "dev-ca",
+    feature = "istiod",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod hosts_renamed;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_dev_ca;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]

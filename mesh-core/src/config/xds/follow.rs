@@ -496,7 +496,7 @@ impl Follow {
         };
         // The token may be another account's.
         let refused = error.is_some_and(XdsError::is_refused);
-        let reason = match self.prover.identity().filter(|_| refused) {
+        let reason = match refused.then(|| self.prover.said()).flatten() {
             Some(identity) => format!("{reason} (said to be {identity})"),
             None => reason,
         };

@@ -11,6 +11,7 @@ use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
 use super::follow::settings_error;
 use crate::config::ConfigLink;
 use crate::control_plane::{Proof, own_error};
+use crate::identity::TrustDomain;
 use crate::{ControlPlane, Error};
 
 /// Proves to the control plane who we are: by the token, or else by the certificate.
@@ -41,9 +42,17 @@ impl Prover {
         &self.control_plane
     }
 
-    /// Who is said to ask, of a workload's stream.
-    pub(super) fn identity(&self) -> Option<&Identity> {
-        self.identity.as_ref()
+    /// Who is said to ask, of a workload's stream: without a trust domain where nobody said one.
+    pub(super) fn said(&self) -> Option<String> {
+        let identity = self.identity.as_ref()?;
+        let node = self.link.node().ok()?;
+        Some(match node.settings.trust_domain_of {
+            TrustDomain::Asked => identity.to_string(),
+            TrustDomain::Issued => {
+                let (namespace, account) = (identity.namespace(), identity.service_account());
+                format!("ns/{namespace}/sa/{account}")
+            }
+        })
     }
 
     pub(super) fn channel(self: &Arc<Self>) -> Result<Channel, Error> {

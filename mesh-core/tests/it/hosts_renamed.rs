@@ -1,0 +1,290 @@
+//! Hosts whose files have no trust domain, in a mesh that gets another one: from the files that istioctl writes, on
+//! real sockets.
+
+use std::convert::Infallible;
+use std::fs;
+use std::future::ready;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use mesh_core::{BoxedIo, ConnectionContext, Error, ErrorKind, Mesh, MeshListener, Transport};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, duplex};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tonic::Code;
+use tower::service_fn;
+
+use crate::hosts_join::{host_of, istiod, istiod_for, say_hosts, write};
+use crate::istiod_place::{HOUR, pending, until};
+use crate::layers_logs::capture;
+
+const BEFORE: &str = "spiffe://old.example/ns/default/sa/forum-sa";
+const AFTER: &str = "spiffe://new.example/ns/default/sa/forum-sa";
+
+/// So long does a certificate live that is to be renewed soon, at half of it.
+const SHORT: Duration = Duration::from_secs(6);
+
+/// Tries again while it fails: a machine that stalls for long has certificates expire that live so short.
+async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, Error>) -> T {
+    let begin = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(error) => assert!(begin.elapsed() < Duration::from_secs(60), "{error:?}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn seen(context: &ConnectionContext) -> String {
+    context.identity().map(ToString::to_string).unwrap()
+}
+
+/// Tells everybody who connects whom it sees.
+fn tells(mut listener: MeshListener) {
+    tokio::spawn(async move {
+        while let Ok(mut stream) = listener.accept().await {
+            tokio::spawn(async move {
+                let who = seen(stream.context());
+                stream.write_all(who.as_bytes()).await?;
+                stream.shutdown().await
+            });
+        }
+    });
+}
+
+/// Tells it everybody who asks, in HTTP.
+fn tells_requests(mut listener: MeshListener) {
+    tokio::spawn(async move {
+        while let Ok(stream) = listener.accept().await {
+            let who = Bytes::from(seen(stream.context()));
+            let service = service_fn(move |_: Request<Incoming>| {
+                ready(Ok::<_, Infallible>(Response::new(Full::new(who.clone()))))
+            });
+            let service = TowerToHyperService::new(service);
+            tokio::spawn(async move {
+                let serving = auto::Builder::new(TokioExecutor::new());
+                let serving = serving.serve_connection(TokioIo::new(stream), service);
+                let _ = serving.await;
+            });
+        }
+    });
+}
+
+/// Whom both ends of a connection see, the server first.
+async fn connects(client: &Mesh, to: &str) -> [String; 2] {
+    patiently(async || {
+        let mut stream = client.connect(to).await?;
+        let mut who = String::new();
+        stream.read_to_string(&mut who).await.unwrap();
+        Ok([seen(stream.context()), who])
+    })
+    .await
+}
+
+/// Whom the server of a request sees.
+async fn requests(client: &Mesh, to: &str, version: Version) -> String {
+    patiently(async || {
+        let request = Request::get(format!("http://{to}/")).version(version);
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let response = client.http_client().request(request).await?;
+        assert_eq!(response.version(), version);
+        let who = response.into_body().collect().await?.to_bytes();
+        Ok(String::from_utf8(who.to_vec()).unwrap())
+    })
+    .await
+}
+
+/// V004, later: the mesh gets another trust domain while the host runs, and the next certificate is of that one.
+#[tokio::test]
+async fn a_trust_domain_that_nobody_says_changes_with_the_certificate() {
+    let (lines, _guard) = capture("mesh::identity=warn");
+    let (istiod, port) = istiod_for(SHORT).await;
+    let both = [[127, 95, 1, 13], [127, 95, 1, 14]];
+    say_hosts(&istiod, "old.example", "1", &both);
+    let texts = both.map(|own| std::net::IpAddr::from(own).to_string());
+    let files = texts
+        .each_ref()
+        .map(|own| host_of(&istiod, port, own, BEFORE, ""));
+    let join = |files: &tempfile::TempDir| {
+        let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+        builder.build().unwrap()
+    };
+    let [server, client] = files.each_ref().map(join);
+    tells(patiently(async || server.listen(7000).await).await);
+    tells_requests(patiently(async || server.listen(7001).await).await);
+    let [stream, http] = [7000, 7001].map(|port| format!("{}:{port}", texts[0]));
+    let met = async |expected: &str| {
+        assert_eq!(connects(&client, &stream).await, [expected; 2]);
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            assert_eq!(requests(&client, &http, version).await, expected);
+        }
+    };
+    met(BEFORE).await;
+
+    istiod.issue_for(24 * HOUR);
+    say_hosts(&istiod, "new.example", "2", &both);
+    for files in &files {
+        let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
+        write(files.path(), "istio-token", &token);
+    }
+    for mesh in [&server, &client] {
+        until("its next certificate", || {
+            mesh.identity().to_string() == AFTER
+        })
+        .await;
+    }
+    // What was opened before is of before; nobody goes on by it.
+    met(AFTER).await;
+    lines.has(&[
+        "WARN",
+        BEFORE,
+        AFTER,
+        "the trust domain is another: nobody has set one",
+    ]);
+}
+
+/// A network on which what is said first waits until it may go on, and who is told that something was said.
+fn held() -> (Transport, watch::Receiver<bool>, watch::Sender<bool>) {
+    let (begin, begun) = watch::channel(false);
+    let (open, opened) = watch::channel(false);
+    let transport = Transport::new(
+        move |to| {
+            let (begin, mut opened) = (begin.clone(), opened.clone());
+            async move {
+                let mut socket = TcpStream::connect(to).await?;
+                let (near, mut far) = duplex(64 * 1024);
+                tokio::spawn(async move {
+                    let mut first = vec![0; 16 * 1024];
+                    let count = far.read(&mut first).await?;
+                    begin.send_replace(true);
+                    let _ = opened.wait_for(|opened| *opened).await;
+                    socket.write_all(&first[..count]).await?;
+                    copy_bidirectional(&mut far, &mut socket).await
+                });
+                Ok(BoxedIo::new(near))
+            }
+        },
+        |_| ready(Err(io::ErrorKind::Unsupported.into())),
+    );
+    (transport, begun, open)
+}
+
+/// V004, in the middle of a handshake, which began by the certificate of before.
+#[tokio::test]
+async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_one() {
+    let (lines, _guard) = capture("mesh::identity=warn");
+    let (istiod, port) = istiod_for(SHORT).await;
+    let both = [[127, 95, 1, 19], [127, 95, 1, 20]];
+    // Records come later.
+    say_hosts(&istiod, "old.example", "1", &both);
+    let texts = both.map(|own| std::net::IpAddr::from(own).to_string());
+    let files = texts
+        .each_ref()
+        .map(|own| host_of(&istiod, port, own, BEFORE, ""));
+    let join = |files: &tempfile::TempDir| Mesh::builder().bootstrap_dir(files.path()).unwrap();
+    // The server is not renamed yet. It would have both.
+    let server = join(&files[0]).trust_domain_aliases(["new.example"]);
+    let server = server.build().unwrap();
+    tells(patiently(async || server.listen(7000).await).await);
+    let (transport, mut begun, open) = held();
+    let client = join(&files[1]).transport(transport).build().unwrap();
+    patiently(async || client.ready().await).await;
+
+    let to = format!("{}:7000", texts[0]);
+    let meanwhile = async {
+        begun.wait_for(|begun| *begun).await.unwrap();
+        assert_eq!(client.identity().to_string(), BEFORE);
+        istiod.issue_for(24 * HOUR);
+        let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
+        write(files[1].path(), "istio-token", &token);
+        until("its next certificate", || {
+            client.identity().to_string() == AFTER
+        })
+        .await;
+        open.send_replace(true);
+    };
+    let (met, ()) = tokio::join!(connects(&client, &to), meanwhile);
+    assert_eq!(met, [BEFORE, AFTER]);
+    assert_eq!(connects(&client, &to).await, [BEFORE, AFTER]);
+    // Nobody has made a mistake.
+    assert!(!lines.text().contains("its record"), "{}", lines.text());
+}
+
+/// What nobody has said is not told as if somebody had.
+#[tokio::test]
+async fn who_is_refused_is_told_without_a_trust_domain_that_nobody_says() {
+    let (istiod, port) = istiod().await;
+    istiod
+        .discovery
+        .refuse(Some((Code::PermissionDenied, "authorization failed")));
+    let identity = "spiffe://td.example/ns/default/sa/forum-sa";
+    let files = host_of(&istiod, port, "127.95.1.21", identity, "");
+    let mesh = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+    let mesh = mesh.build().unwrap();
+    until("it says as whom", || {
+        pending(&mesh).contains("authorization failed (said to be ns/default/sa/forum-sa)")
+    })
+    .await;
+}
+
+/// V004, after a move: what is kept is of the mesh that the host was in.
+#[tokio::test]
+async fn a_host_that_moves_to_another_mesh_with_its_state_is_of_that_mesh() {
+    let own = [127, 95, 1, 15];
+    let text = std::net::IpAddr::from(own).to_string();
+    let state = tempfile::tempdir().unwrap();
+    let roots = state.path();
+    let roots = roots.join("cluster.local/default/forum-sa/roots.pem");
+    let kept = || fs::read(&roots).ok();
+    for (domain, identity) in [("old.example", BEFORE), ("new.example", AFTER)] {
+        let before = kept();
+        let (istiod, port) = istiod().await;
+        say_hosts(&istiod, domain, "1", &[own]);
+        let files = host_of(&istiod, port, &text, identity, "");
+        let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+        let mesh = builder.state_dir(state.path()).build().unwrap();
+        mesh.ready().await.unwrap();
+        until("a certificate of this mesh", || {
+            mesh.identity().to_string() == identity
+        })
+        .await;
+        mesh.listen(7000).await.unwrap();
+        until("it is kept", || {
+            kept().is_some_and(|now| Some(now) != before)
+        })
+        .await;
+        mesh.shutdown(Duration::ZERO).await;
+    }
+}
+
+/// The other way round: what somebody has said stays, and the certificate with it until it expires.
+#[tokio::test]
+async fn a_trust_domain_that_somebody_says_stays_whatever_is_issued_later() {
+    let (lines, _guard) = capture("mesh::identity=warn");
+    let (istiod, port) = istiod_for(SHORT).await;
+    let own = [127, 95, 1, 16];
+    let text = std::net::IpAddr::from(own).to_string();
+    say_hosts(&istiod, "old.example", "1", &[own]);
+    let files = host_of(&istiod, port, &text, BEFORE, "old.example");
+    let mesh = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+    let mesh = mesh.build().unwrap();
+    patiently(async || mesh.ready().await).await;
+    let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
+    write(files.path(), "istio-token", &token);
+    until("it says so", || lines.text().contains(AFTER)).await;
+    lines.has(&["WARN", "no new certificate", BEFORE, AFTER]);
+    assert_eq!(mesh.identity().to_string(), BEFORE);
+    until("it has expired", || !mesh.readiness().is_ready()).await;
+    let error = mesh.connect("127.95.1.16:7000").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Identity);
+    assert_eq!(mesh.identity().to_string(), BEFORE);
+}
