@@ -79,6 +79,12 @@ fn is_here(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
+/// Whether this host has it not. Where that cannot be told, as without descriptors, it may have it.
+fn is_absent(address: IpAddr) -> bool {
+    let bound = UdpSocket::bind((address, 0));
+    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
+}
+
 impl Registering {
     pub(super) fn address(&self) -> Option<IpAddr> {
         match self.found {
@@ -120,10 +126,13 @@ impl Registering {
         Some((self.workload(), own))
     }
 
-    /// Whether this is the name that the host had by an address that it does not have any more.
+    /// Whether this is the name that the host had by an address that it does not have any more. Not where its own is
+    /// on none of its interfaces either, as behind NAT: others' would be on none, too.
     pub(crate) fn had(&self, name: &str) -> bool {
-        let address = self.address_in(name);
-        address.is_some_and(|address| self.address() != Some(address) && !is_here(address))
+        let (Some(own), Some(former)) = (self.address(), self.address_in(name)) else {
+            return false;
+        };
+        former != own && is_absent(former) && is_here(own)
     }
 
     pub(crate) fn namespace(&self) -> &str {

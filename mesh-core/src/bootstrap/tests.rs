@@ -275,6 +275,19 @@ fn by_its_default_route_a_host_keeps_an_address_only_if_it_still_has_it() {
     assert_eq!(id.name(), "forum-127.0.0.2-vm-network");
 }
 
+/// Behind NAT two of a group may share a directory, and no interface has the address of either.
+#[test]
+fn a_host_whose_own_address_is_not_here_has_had_none() {
+    let former = "forum-192.0.2.7-vm-network";
+    let mut host = registering("");
+    for (own, had) in [("127.0.0.1", true), ("192.0.2.8", false)] {
+        host.found = Found::Said(own.parse().unwrap());
+        assert_eq!(host.had(former), had, "{own}");
+        assert!(!host.had("forum-127.0.0.2-vm-network"), "it is here");
+        assert!(!host.had(host.workload().name()));
+    }
+}
+
 #[test]
 fn errors_name_file_and_key() {
     let with = |env: &str| {

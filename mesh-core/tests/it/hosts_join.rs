@@ -328,6 +328,26 @@ async fn a_host_with_an_entry_reboots_without_token_network_or_control_plane_and
     reboots(false, [11, 12]).await;
 }
 
+const DAY: Duration = HOUR.saturating_mul(24);
+
+/// Writes the head of what is kept of `default_<name>` by somebody who speaks so, so long ago.
+fn keep(path: &Path, name: &str, how: &str, ago: Duration) {
+    let whose = format!("{}, {how}", name.replacen('_', "/", 1));
+    let numbers = [1, u32::try_from(whose.len()).unwrap()].map(u32::to_be_bytes);
+    let head = [
+        b"mesh discovery snapshot\n",
+        numbers.as_flattened(),
+        whose.as_bytes(),
+    ];
+    fs::write(path, head.concat()).unwrap();
+    age(path, ago);
+}
+
+fn age(path: &Path, ago: Duration) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - ago).unwrap();
+}
+
 /// The name has the address: what was kept by one that the host had is of no use any more.
 #[tokio::test]
 async fn what_was_kept_by_an_address_that_the_host_had_goes_when_there_is_another() {
@@ -348,9 +368,23 @@ async fn what_was_kept_by_an_address_that_the_host_had_goes_when_there_is_anothe
         "default_forum-192.0.2.7",
     ];
     fs::create_dir(state.path().join("discovery")).unwrap();
+    let at = format!("whole, at {NAME}:{port}");
     for name in former.iter().chain(&others) {
-        fs::write(kept(name), "").unwrap();
+        keep(&kept(name), name, &at, DAY);
     }
+    // These may be somebody's.
+    let foreign = [20, 21, 22, 23].map(|host| format!("default_forum-192.0.2.{host}-vm-net"));
+    let [recent, by_name, elsewhere, unknown] = &foreign;
+    keep(&kept(recent), recent, &at, DAY - HOUR);
+    keep(
+        &kept(by_name),
+        by_name,
+        &at.replace("whole", "on demand"),
+        DAY,
+    );
+    keep(&kept(elsewhere), elsewhere, "whole, at another:15012", DAY);
+    fs::write(kept(unknown), "").unwrap();
+    age(&kept(unknown), DAY);
     let identity = "spiffe://cluster.local/ns/default/sa/forum-sa";
     let files = host_of(&istiod, port, "127.95.1.17", identity, "");
     let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
@@ -364,7 +398,7 @@ async fn what_was_kept_by_an_address_that_the_host_had_goes_when_there_is_anothe
         kept("default_forum-127.95.1.17-vm-net").exists(),
         "not before"
     );
-    for name in others {
+    for name in others.into_iter().chain(foreign.iter().map(|name| &**name)) {
         assert!(kept(name).exists(), "{name}");
     }
 }

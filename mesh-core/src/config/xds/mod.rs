@@ -245,7 +245,9 @@ impl Xds {
     /// workload or control plane, writable by others or larger than 256 MiB is not used, and a warning says why.
     ///
     /// Of a host that registers ([`Builder::bootstrap_dir`](crate::Builder::bootstrap_dir)), whose name has its address,
-    /// what was kept by an address that it does not have any more is removed once there is something by the new one.
+    /// what was kept by an address that none of its interfaces has any more is removed once there is something by the new
+    /// one, if that is on an interface: for the same control plane, and not written for a day. The directory is one
+    /// host's, in one network namespace: to another, the addresses here are on no interface.
     #[must_use]
     pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.state_dir = Some(path.into().into());

@@ -70,6 +70,13 @@ impl Content {
         out
     }
 
+    /// Whose a file is that begins with this; `None` if it is not such a file, or that is not in it.
+    pub(super) fn whose(head: &[u8]) -> Option<&str> {
+        let mut rest = head.strip_prefix(MARK)?;
+        (take_number(&mut rest)? == VERSION).then_some(())?;
+        take_text(&mut rest)
+    }
+
     /// # Errors
     ///
     /// It is not such a file, or damaged.

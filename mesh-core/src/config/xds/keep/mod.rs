@@ -35,6 +35,13 @@ const LOAD: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(1);
 const BETWEEN: Duration = Duration::from_secs(10);
 
+/// By how much a file has to be older than what was just written, to be a former one. What a process uses is written at
+/// every change, and with every stream that brings policies anew: istiod ends a stream after half an hour.
+const FORMER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Within so many bytes of a file it is said whose it is: three names and the control plane's take less.
+const MAX_HEAD: u64 = 4096;
+
 /// What was read at the start.
 pub(super) struct Found {
     pub(super) kept: Vec<Kept>,
@@ -210,13 +217,17 @@ fn store(path: &Path, content: &Content) -> Result<(), Error> {
 }
 
 /// Removes what was kept of a host by addresses that it does not have any more. Blocking.
-fn forget_former(path: &Path, host: &Registering) {
+fn forget_former(path: &Path, whose: &str, host: &Registering) {
     let Some(folder) = path.parent().and_then(Path::parent) else {
         return;
     };
     let names = names(folder, host.namespace()).into_iter();
     for name in names.filter(|name| host.had(name)) {
-        let former = path_of(folder, &format!("{}/{name}", host.namespace()));
+        let name = format!("{}/{name}", host.namespace());
+        let former = path_of(folder, &name);
+        if !is_former(&former, &name, path, whose).unwrap_or(false) {
+            continue;
+        }
         match std::fs::remove_file(&former) {
             Ok(()) => {
                 tracing::info!(target: "mesh::config", file = %former.display(), "removed: it was kept by an address that this host does not have any more");
@@ -226,6 +237,21 @@ fn forget_former(path: &Path, host: &Registering) {
             }
         }
     }
+}
+
+/// Whether `former` is of `name` as the file that was just written is of its own, which is for the same mode and control
+/// plane, and nobody has written it for long. Blocking.
+fn is_former(former: &Path, name: &str, path: &Path, whose: &str) -> std::io::Result<bool> {
+    let file = File::open(former)?;
+    let written = path.metadata()?.modified()?;
+    let age = written.duration_since(file.metadata()?.modified()?);
+    if !age.is_ok_and(|age| age >= FORMER) {
+        return Ok(false);
+    }
+    let mut head = Vec::new();
+    file.take(MAX_HEAD).read_to_end(&mut head)?;
+    let (_, rest) = whose.split_once(", ").unwrap_or_default();
+    Ok(Content::whose(&head) == Some(&*format!("{name}, {rest}")))
 }
 
 impl Keeper {
@@ -298,7 +324,7 @@ impl Keeper {
             self.writing = Some(spawn_blocking(move || {
                 store(&path, &content)?;
                 if let Some(host) = host {
-                    forget_former(&path, &host);
+                    forget_former(&path, &content.whose, &host);
                 }
                 Ok(())
             }));
