@@ -219,6 +219,38 @@ async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_
     assert!(!lines.text().contains("its record"), "{}", lines.text());
 }
 
+/// V004, where records come later: all that a request could go on by is there still, but as who the host was.
+#[tokio::test]
+async fn no_request_goes_on_by_a_connection_of_the_trust_domain_before() {
+    let (istiod, port) = istiod_for(SHORT).await;
+    let both = [[127, 95, 1, 22], [127, 95, 1, 23]];
+    say_hosts(&istiod, "old.example", "1", &both);
+    let texts = both.map(|own| std::net::IpAddr::from(own).to_string());
+    let files = texts
+        .each_ref()
+        .map(|own| host_of(&istiod, port, own, BEFORE, ""));
+    let join = |files: &tempfile::TempDir| Mesh::builder().bootstrap_dir(files.path()).unwrap();
+    let server = join(&files[0]).trust_domain_aliases(["new.example"]);
+    let server = server.build().unwrap();
+    tells_requests(patiently(async || server.listen(7001).await).await);
+    let client = join(&files[1]).build().unwrap();
+    let to = format!("{}:7001", texts[0]);
+    let met = async |expected: &str| {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            assert_eq!(requests(&client, &to, version).await, expected);
+        }
+    };
+    met(BEFORE).await;
+    istiod.issue_for(24 * HOUR);
+    let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
+    write(files[1].path(), "istio-token", &token);
+    until("its next certificate", || {
+        client.identity().to_string() == AFTER
+    })
+    .await;
+    met(AFTER).await;
+}
+
 /// What nobody has said is not told as if somebody had.
 #[tokio::test]
 async fn who_is_refused_is_told_without_a_trust_domain_that_nobody_says() {
