@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -374,10 +374,8 @@ impl NodeInner {
     pub(crate) fn report_problems(&self, problems: Vec<String>) {
         let nothing = self.gate.current().start_failure().is_some();
         let mut standing = lock(&self.problems);
-        for problem in problems
-            .iter()
-            .filter(|problem| !standing.contains(problem))
-        {
+        let known: HashSet<&String> = standing.iter().collect();
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
             if nothing {
                 tracing::warn!(target: "mesh::config", %problem, "refused; there is no configuration before it is right");
             } else {
@@ -393,10 +391,8 @@ impl NodeInner {
 
     pub(crate) fn report_warnings(&self, warnings: Vec<String>) {
         let mut standing = lock(&self.warnings);
-        for warning in warnings
-            .iter()
-            .filter(|warning| !standing.contains(warning))
-        {
+        let known: HashSet<&String> = standing.iter().collect();
+        for warning in warnings.iter().filter(|warning| !known.contains(warning)) {
             tracing::warn!(target: "mesh::config", %warning, "most likely a slip");
         }
         *standing = warnings;

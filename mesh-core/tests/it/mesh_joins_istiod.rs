@@ -334,6 +334,29 @@ async fn what_cannot_be_read_is_refused_by_name_and_the_rest_applies() {
     greet(&client).await;
 }
 
+/// Of one response 64 are named.
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_is_a_problem_though_there_is_no_room_for_its_name() {
+    let place = Place::new();
+    let client = place.client();
+    client.ready().await.unwrap();
+    let names: Vec<String> = (0..100).map(|n| format!("bad-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+    let bad = |name: &&str| resource(&uid(name), "1", b"\x0a\xff".to_vec());
+    let problems = || client.node().problems();
+    let others = "36 more of istio.workload.Address stand refused";
+    let bad = names.iter().map(bad).collect();
+    place.say(&addresses(bad, &[])).await;
+    until("they are told of", || problems().len() == 65).await;
+    assert!(problems()[64].contains(others), "{:?}", problems());
+
+    place.say(&addresses(Vec::new(), &names[..64])).await;
+    until("those that are named are gone", || problems().len() == 1).await;
+    assert!(problems()[0].contains(others), "{:?}", problems());
+    place.say(&addresses(Vec::new(), &names[64..])).await;
+    until("all are", || problems().is_empty()).await;
+}
+
 /// What was never good, and goes: while there is a stream, or while there is none.
 #[tokio::test(start_paused = true)]
 async fn what_was_refused_is_no_problem_any_more_when_it_is_removed() {

@@ -67,8 +67,8 @@ pub enum Event {
     Refused {
         /// The type of resources.
         type_url: Arc<str>,
-        /// Their names, each with the reason; at most 64 of a response, and none beyond the 1 000 of a type that
-        /// stand refused. A name longer than 4 KiB is given as an empty one.
+        /// Their names, each with the first KiB of the reason; at most 64 of a response, and none beyond the 1 000 of a
+        /// type that are remembered. A name longer than 4 KiB is given as an empty one.
         resources: Vec<(String, String)>,
     },
     /// These stood refused, and do not any more: what the control plane says of them was accepted, or there is no such
@@ -79,6 +79,18 @@ pub enum Event {
         type_url: Arc<str>,
         /// Their names, as they were refused by.
         names: Vec<Box<str>>,
+    },
+    /// So much of a type stands refused, told of or not: after each batch that something was refused of, or that came while
+    /// something stood refused. It comes after [`Mended`](Self::Mended) and [`Refused`](Self::Refused), and before
+    /// [`Synced`](Self::Synced).
+    #[non_exhaustive]
+    Standing {
+        /// The type of resources.
+        type_url: Arc<str>,
+        /// How many of them are remembered to stand refused, at most 1 000.
+        resources: usize,
+        /// Whether there were others, too, that are not remembered: until a new stream's first answer.
+        and_more: bool,
     },
     /// These are in effect now, and these are gone: with [`Settings::with_changes`]. It comes after the
     /// verdicts, and after [`Synced`](Self::Synced) where that comes too.

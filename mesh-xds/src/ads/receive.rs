@@ -209,7 +209,7 @@ impl Session {
             Err(reason) => {
                 pending.refusal.add(&resource.name, &reason);
                 pending.nameless |= resource.name.is_empty();
-                pending.refused(&resource.name);
+                pending.refused(&resource.name, &subscription.bad);
                 // Its last good version stays.
                 if let Some(known) = subscription.known.get_mut(&*resource.name) {
                     // It may be here by this response, and is there twice then.
@@ -252,7 +252,7 @@ impl Session {
         };
         if let Some(reason) = reason {
             pending.refusal.add(&name, &reason);
-            pending.refused(&name);
+            pending.refused(&name, &subscription.bad);
             return;
         }
         if !subscription.wanted.is_empty() {

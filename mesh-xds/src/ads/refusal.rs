@@ -21,25 +21,32 @@ pub(super) struct Refusal {
 /// How many of a response's refused resources the caller is told.
 const MAX_NAMED: usize = 64;
 
+/// How many bytes of a reason: it may repeat what the server said.
+const MAX_REASON: usize = 1024;
+
 /// A name by which it can be remembered that it was refused: none, if it is too long for that.
 pub(super) fn short(name: &str) -> &str {
     if name.len() > MAX_NAME { "" } else { name }
 }
 
+/// As much of a text as there is room for.
+fn cut(text: &str, room: usize) -> &str {
+    let mut ends = (0..=room.min(text.len())).rev();
+    let end = ends.find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or_default()]
+}
+
 impl Refusal {
     pub(super) fn add(&mut self, name: &str, reason: &str) {
         let room = MAX_TEXT - ROOM_FOR_COUNT;
+        let reason = cut(reason, MAX_REASON);
         if self.named.len() < MAX_NAMED {
             self.named.push((short(name).to_owned(), reason.to_owned()));
         }
         let first = self.text.is_empty();
         if first {
-            self.text = format!("{name}: {reason}");
-            if self.text.len() > room {
-                let ends = (0..=room).rev();
-                let end = ends.into_iter().find(|at| self.text.is_char_boundary(*at));
-                self.text.truncate(end.unwrap_or_default());
-            }
+            let text = format!("{name}: {reason}");
+            cut(&text, room).clone_into(&mut self.text);
         } else if self.others == 0 && self.text.len() + name.len() + reason.len() + 4 <= room {
             self.text.push_str("; ");
             self.text.push_str(name);

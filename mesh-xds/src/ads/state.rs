@@ -116,6 +116,14 @@ pub(crate) struct Mended {
     pub(crate) names: Vec<Box<str>>,
 }
 
+/// How much of a type stands refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) type_url: Arc<str>,
+    pub(crate) resources: usize,
+    pub(crate) and_more: bool,
+}
+
 /// What a host says of its application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -176,7 +184,9 @@ pub(super) struct Pending {
     /// Whether it did not come from a stream.
     pub(super) restored: bool,
     pub(super) gone: Vec<Box<str>>,
+    /// What was refused and had not been before, as much as can be remembered and one more, and what had been.
     pub(super) bad: Vec<Box<str>>,
+    pub(super) bad_again: BTreeSet<Box<str>>,
     /// Whether this is all that there is.
     pub(super) complete: bool,
     /// Whether this is all that there is but for what the stream's first request said is here.
@@ -201,6 +211,7 @@ impl Pending {
             restored: false,
             gone: Vec::new(),
             bad: Vec::new(),
+            bad_again: BTreeSet::new(),
             complete: false,
             first: false,
             refusal: Refusal::default(),
@@ -221,9 +232,13 @@ impl Pending {
         }
     }
 
-    pub(super) fn refused(&mut self, name: &str) {
-        if self.bad.len() <= MAX_BAD {
-            self.bad.push(short(name).into());
+    /// `before` is what stood refused.
+    pub(super) fn refused(&mut self, name: &str, before: &BTreeSet<Box<str>>) {
+        let name = short(name);
+        if before.contains(name) {
+            self.bad_again.insert(name.into());
+        } else if self.bad.len() <= MAX_BAD {
+            self.bad.push(name.into());
         }
     }
 }
@@ -361,6 +376,8 @@ impl Session {
             subscription.surplus |= last.started && last.complete && !last.answered;
             if !subscription.has_interest() {
                 subscription.surplus = false;
+                let stood = !subscription.bad.is_empty() || subscription.more_bad;
+                subscription.standing_due |= stood;
                 subscription.more_bad = false;
                 let bad = std::mem::take(&mut subscription.bad);
                 self.mended.extend(Mended::of(&subscription.url, bad));
@@ -509,7 +526,8 @@ impl Session {
         for (resource, reason) in rejected {
             let name = self.decoder.name(&resource);
             pending.refusal.add(&name, &reason);
-            pending.refused(&name);
+            let before = &self.subscriptions[pending.subscription].bad;
+            pending.refused(&name, before);
             rejected_names.insert(name);
         }
         let subscription = &mut self.subscriptions[pending.subscription];
@@ -531,6 +549,7 @@ impl Session {
             let gone = gone.map(|name| (Arc::clone(&subscription.url), name));
             self.changed.gone.extend(gone);
         }
+        let stood = !subscription.bad.is_empty() || subscription.more_bad;
         let mut mended = BTreeSet::new();
         if pending.first {
             // What was refused and is not among it is gone, or as the last good version is.
@@ -548,14 +567,16 @@ impl Session {
             let known = known.get(&**name);
             // Not where a response refused it and an older version is still here.
             let seen = known.is_some_and(|known| known.seen == pending.number);
-            let stands = !seen || pending.bad.contains(name);
+            let stands = !seen || pending.bad_again.contains(name);
             if !stands {
                 mended.insert(name.clone());
             }
             stands
         });
         subscription.more_bad |= pending.bad.len() > MAX_BAD;
-        for name in pending.bad.into_iter().take(MAX_BAD) {
+        // First those of which it was told that they are refused.
+        let bad = pending.bad_again.into_iter().chain(pending.bad);
+        for name in bad {
             if subscription.bad.len() < MAX_BAD {
                 subscription.bad.insert(name);
             } else {
@@ -575,6 +596,7 @@ impl Session {
         });
         pending.reply.refusal = pending.refusal.into_text();
         let accepted = pending.reply.refusal.is_none();
+        subscription.standing_due |= stood || !accepted;
         if pending.stream == self.streams {
             subscription.stream.reply = Some(pending.reply);
         }
@@ -588,6 +610,18 @@ impl Session {
     /// What is not refused any more, since it was asked last.
     pub(crate) fn take_mended(&mut self) -> Vec<Mended> {
         std::mem::take(&mut self.mended)
+    }
+
+    /// How much stands refused of the types of which that may have changed since it was asked last.
+    pub(crate) fn take_standing(&mut self) -> Vec<Standing> {
+        let due = self.subscriptions.iter_mut();
+        let due = due.filter_map(|s| std::mem::take(&mut s.standing_due).then_some(s));
+        due.map(|subscription| Standing {
+            type_url: Arc::clone(&subscription.url),
+            resources: subscription.bad.len(),
+            and_more: subscription.more_bad,
+        })
+        .collect()
     }
 
     /// What was refused of the response that was judged last.

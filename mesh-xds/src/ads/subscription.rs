@@ -100,6 +100,8 @@ pub(super) struct Subscription {
     /// is remembered.
     pub(super) bad: BTreeSet<Box<str>>,
     pub(super) more_bad: bool,
+    /// Whether that is to be told.
+    pub(super) standing_due: bool,
     /// Whether what is here has more than what is wanted: the next stream asks for everything anew.
     pub(super) surplus: bool,
     pub(super) stream: OnStream,
@@ -143,6 +145,7 @@ impl Subscription {
             synced: false,
             bad: BTreeSet::new(),
             more_bad: false,
+            standing_due: false,
             surplus: false,
             stream: OnStream::default(),
         }

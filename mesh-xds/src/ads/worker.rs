@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::client::{Command, Event};
 use super::kept::{Kept, Restoring};
 use super::reading::Reading;
-use super::state::{Mended, Outgoing, Protocol, Session};
+use super::state::{Mended, Outgoing, Protocol, Session, Standing};
 use crate::error::{Error, ErrorKind};
 use crate::model::{Batch, Verdict};
 use crate::transport::Channel;
@@ -256,6 +256,7 @@ impl Worker {
                     self.deliver(Batch::new(Vec::new(), removed));
                 }
                 self.mended();
+                self.standing();
             }
             Progress::Called(responses) => {
                 if let Link::Calling(requests, _) = mem::replace(&mut self.link, Link::Down) {
@@ -345,14 +346,15 @@ impl Worker {
         self.restoring.judged(verdicts.is_empty());
         let synced = self.session.judged(rejected);
         self.mended();
-        if let Some(type_url) = synced {
-            self.outbox.push_back(Event::Synced(type_url));
-        }
         if let Some(refused) = self.session.take_refused() {
             self.outbox.push_back(Event::Refused {
                 type_url: refused.type_url,
                 resources: refused.resources,
             });
+        }
+        self.standing();
+        if let Some(type_url) = synced {
+            self.outbox.push_back(Event::Synced(type_url));
         }
         if let Some(changed) = self.session.take_changed() {
             self.outbox.push_back(Event::Changed {
@@ -365,6 +367,21 @@ impl Worker {
     fn mended(&mut self) {
         for Mended { type_url, names } in self.session.take_mended() {
             self.outbox.push_back(Event::Mended { type_url, names });
+        }
+    }
+
+    fn standing(&mut self) {
+        for standing in self.session.take_standing() {
+            let Standing {
+                type_url,
+                resources,
+                and_more,
+            } = standing;
+            self.outbox.push_back(Event::Standing {
+                type_url,
+                resources,
+                and_more,
+            });
         }
     }
 

@@ -99,6 +99,7 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         link: link.clone(),
         missing: needed().collect(),
         refused: BTreeMap::new(),
+        standing: BTreeMap::new(),
         rejected: Vec::new(),
         pause: xds.pause,
         connected: false,
@@ -236,6 +237,8 @@ struct Follow {
     missing: BTreeSet<&'static str>,
     /// What stands refused, by type and name, and why.
     refused: BTreeMap<(Arc<str>, Box<str>), String>,
+    /// How much of a type stands refused, and whether there is more than was counted.
+    standing: BTreeMap<Arc<str>, (usize, bool)>,
     /// Of the parts of a response that is still on its way these were refused.
     rejected: Vec<Verdict>,
     /// After some of what a push takes.
@@ -316,10 +319,16 @@ impl Follow {
                     type_url,
                     resources,
                     ..
-                } => self.refused(&type_url, resources)?,
+                } => self.refused(&type_url, resources),
                 Event::Mended {
                     type_url, names, ..
-                } => self.mended(&type_url, names)?,
+                } => self.mended(&type_url, names),
+                Event::Standing {
+                    type_url,
+                    resources,
+                    and_more,
+                    ..
+                } => self.stands(type_url, resources, and_more)?,
                 Event::Absent { type_url, name, .. } => self.absent(&type_url, &name)?,
                 Event::Disconnected(error) => self.disconnected(error.as_ref())?,
                 Event::Changed { put, gone, .. } => {
@@ -404,36 +413,38 @@ impl Follow {
     }
 
     /// Of a response these were refused.
-    fn refused(
-        &mut self,
-        type_url: &Arc<str>,
-        resources: Vec<(String, String)>,
-    ) -> Result<(), Error> {
+    fn refused(&mut self, type_url: &Arc<str>, resources: Vec<(String, String)>) {
         for (name, reason) in resources {
             let key = (Arc::clone(type_url), name.into());
             if self.refused.len() < MAX_PROBLEMS || self.refused.contains_key(&key) {
                 self.refused.insert(key, reason);
             }
         }
-        self.report()?;
-        // A workload that nobody can read is one that nobody can reach. Without some policy, though, more
-        // might be allowed than the mesh wants.
-        if **type_url == *ResourceType::Address.url() {
-            self.here(type_url)?;
-        }
-        Ok(())
     }
 
     /// These are not refused any more.
-    fn mended(&mut self, type_url: &Arc<str>, names: Vec<Box<str>>) -> Result<(), Error> {
-        let before = self.refused.len();
+    fn mended(&mut self, type_url: &Arc<str>, names: Vec<Box<str>>) {
         for name in names {
             self.refused.remove(&(Arc::clone(type_url), name));
         }
-        if self.refused.len() == before {
-            return Ok(());
+    }
+
+    /// So much of a type stands refused after that.
+    fn stands(&mut self, type_url: Arc<str>, count: usize, and_more: bool) -> Result<(), Error> {
+        let is_address = *type_url == *ResourceType::Address.url();
+        let stands = count > 0 || and_more;
+        if stands {
+            self.standing.insert(type_url, (count, and_more));
+        } else {
+            self.standing.remove(&type_url);
         }
-        self.report()
+        self.report()?;
+        // A workload that nobody can read is one that nobody can reach. Without some policy, though, more
+        // might be allowed than the mesh wants.
+        if is_address && stands {
+            self.here(ResourceType::Address.url())?;
+        }
+        Ok(())
     }
 
     /// The first answer of a type is here.
@@ -452,7 +463,18 @@ impl Follow {
         let problems = self.refused.iter();
         let problems =
             problems.map(|((_, name), reason)| format!("{}: {name}: {reason}", self.address));
-        self.link.report(problems.collect())
+        let others = self.standing.iter().filter_map(|(url, standing)| {
+            let named = self.refused.keys().filter(|(of, _)| of == url).count();
+            let many = match (standing.0.saturating_sub(named), standing.1) {
+                (0, false) => return None,
+                (0, true) => "others".to_owned(),
+                (others, false) => format!("{others} more"),
+                (others, true) => format!("more than {others} others"),
+            };
+            let kind = short(url);
+            Some(format!("{}: {many} of {kind} stand refused", self.address))
+        });
+        self.link.report(problems.chain(others).collect())
     }
 
     fn absent(&self, type_url: &str, name: &str) -> Result<(), Error> {
@@ -476,7 +498,7 @@ impl Follow {
             )
         });
         // What was refused stands refused until the control plane says something else; the rest is on its way.
-        let rights_itself = self.refused.is_empty();
+        let rights_itself = self.standing.is_empty();
         self.link
             .source_problem(NAME, problem.map(|problem| (problem, rights_itself)))
     }

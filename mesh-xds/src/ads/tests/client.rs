@@ -222,6 +222,15 @@ async fn verdicts_are_acknowledgements_and_streams_come_and_go() {
         }
         other => panic!("{other:?}"),
     }
+    let stands = async |events: &mut _| match next(events).await {
+        Event::Standing {
+            type_url,
+            resources,
+            and_more,
+        } => (type_url, resources, and_more),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(stands(&mut events).await, (URL.into(), 1, false));
     let (updated, removed) = apply(batch(&mut events).await);
     assert_eq!(
         (updated, removed),
@@ -233,6 +242,7 @@ async fn verdicts_are_acknowledgements_and_streams_come_and_go() {
         }
         other => panic!("{other:?}"),
     }
+    assert_eq!(stands(&mut events).await, (URL.into(), 0, false));
     assert!(matches!(next(&mut events).await, Event::Synced(url) if *url == *URL));
     let request = peer.request().await;
     assert_eq!(

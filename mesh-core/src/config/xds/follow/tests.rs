@@ -33,6 +33,7 @@ async fn follow() -> (Node, Follow) {
         link,
         missing: needed().collect(),
         refused: BTreeMap::new(),
+        standing: BTreeMap::new(),
         rejected: Vec::new(),
         pause: Duration::from_millis(1),
         connected: true,
