@@ -212,7 +212,7 @@ impl Source {
         let is_whole = loaded.is_complete();
         let (batch, problems, skipped) = loaded.into_parts();
         for what in skipped {
-            tracing::info!(%what, "nothing is made of it");
+            tracing::info!(%what, "of no use as it is");
         }
         let mut problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
         let groups: Vec<_> = self.loader.workload_groups().cloned().collect();

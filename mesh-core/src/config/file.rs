@@ -187,7 +187,7 @@ impl Work {
         link.set_warnings(loaded.warnings().iter().map(ToString::to_string).collect())?;
         let (batch, problems, skipped) = loaded.into_parts();
         for what in skipped {
-            tracing::info!(target: "mesh::config", %what, "nothing is made of it");
+            tracing::info!(target: "mesh::config", %what, "of no use as it is");
         }
         let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         if !complete {

@@ -22,7 +22,7 @@ pub struct Loader {
     /// The objects of each file as they are in effect.
     files: BTreeMap<PathBuf, Vec<Entry>>,
     resources: BTreeMap<ResourceName, Resource>,
-    /// What was already said to be skipped.
+    /// What the last load said to be skipped, or would have said again.
     named: BTreeSet<String>,
     /// Whether all files could be read at once, ever.
     complete: bool,
@@ -77,8 +77,8 @@ impl Loaded {
     }
 
     /// Kinds that were skipped, where they were first, objects that make nothing yet, and Services whose selector chooses
-    /// no workload of these files, in the order of files and lines. Each is said once in a loader's life: nothing is wrong
-    /// with it.
+    /// no workload of these files, in the order of files and lines. Nothing is wrong with it: what was so at the load before
+    /// is not said again.
     pub fn skipped(&self) -> &[Problem] {
         &self.skipped
     }
@@ -170,9 +170,11 @@ impl Loader {
         mut warnings: Vec<Problem>,
         skipped: Skipped,
     ) -> Loaded {
+        let now = skipped.keys().cloned().collect();
+        let named = mem::replace(&mut self.named, now);
         let news = skipped
             .into_iter()
-            .filter(|(what, _)| self.named.insert(what.clone()));
+            .filter(|(what, _)| !named.contains(what));
         let mut skipped: Vec<Problem> = news.map(|(_, first)| first).collect();
         for list in [&mut problems, &mut warnings, &mut skipped] {
             list.sort_by(|a, b| (a.file(), a.line()).cmp(&(b.file(), b.line())));

@@ -363,3 +363,21 @@ fn a_service_that_chooses_nobody_is_named_with_its_line() {
         assert!(again.skipped().is_empty(), "once");
     }
 }
+
+/// A Service that loses its last Pod is told of each time, and a load that says it again says nothing.
+#[test]
+fn what_has_been_of_use_meanwhile_is_told_again() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop}\n\
+                   spec: {selector: {app: orders}, ports: [{port: 80}]}\n";
+    let pod = "---\napiVersion: v1\nkind: Pod\n\
+               metadata: {name: orders-1, namespace: shop, labels: {app: orders}}\n\
+               status: {podIP: 10.0.0.1}\n";
+    let (mut loader, first) = crate::manifests::load(service);
+    assert_eq!(first.skipped().len(), 1);
+    for (beside, told) in [(pod, 0), ("", 1), ("", 0), (pod, 0), ("", 1)] {
+        let text = format!("{service}{beside}");
+        let loaded = loader.load(vec![("mesh.yaml".into(), text.into())]);
+        assert_eq!(loaded.problems(), []);
+        assert_eq!(loaded.skipped().len(), told, "{:?}", loaded.skipped());
+    }
+}

@@ -7,7 +7,7 @@ mod services;
 mod waypoints;
 mod workloads;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Object;
@@ -190,13 +190,15 @@ impl<'a> World<'a> {
                 self.service_selectors.choosing(namespace, labels);
             }
         }
-        let has_slice = |service: &Service| {
-            let (namespace, name) = (&service.meta.namespace, &service.meta.name);
-            let mut slices = self.slices.iter().map(|(_, slice)| slice);
-            slices.any(|slice| slice.service == *name && slice.meta.namespace == *namespace)
-        };
-        let services = self.service_selectors.idle();
-        for (at, service) in services.filter(|(_, service)| !has_slice(service)) {
+        let slices = self.slices.iter();
+        let with_slice: HashSet<(&str, &str)> = slices
+            .map(|(_, slice)| (&*slice.meta.namespace, &*slice.service))
+            .collect();
+        for (at, service) in self.service_selectors.idle() {
+            let name = (&*service.meta.namespace, &*service.meta.name);
+            if with_slice.contains(&name) {
+                continue;
+            }
             let message = format!(
                 "chooses no workload of these files: Service {}/{} has no endpoint",
                 service.meta.namespace, service.meta.name
