@@ -152,10 +152,27 @@ async fn connections_that_are_reset_give_their_places_back() {
     };
     let filled = tokio::time::timeout(Duration::from_secs(60), fill).await;
     assert!(filled.is_ok(), "{} and {}", plain.len(), tunnels.len());
-    for to in [server.plain, server.hbone] {
-        // Its end may be seen already while it connects.
-        if let Ok(mut beyond) = TcpStream::connect(to).await {
-            assert!(!matches!(beyond.read(&mut [0]).await, Ok(1..)), "{to}");
-        }
+    // The end of one beyond may be seen already while it connects.
+    let beyond = async {
+        let plain = match TcpStream::connect(server.plain).await {
+            Ok(mut io) => hears(&mut io).await,
+            Err(_) => false,
+        };
+        let tunnel = match TcpStream::connect(server.hbone).await {
+            Ok(io) => match tunnel(io, &server).await {
+                Ok((mut tunnel, _moves)) => hears(&mut tunnel).await,
+                Err(_) => false,
+            },
+            Err(_) => false,
+        };
+        (plain, tunnel)
+    };
+    let beyond = tokio::time::timeout(Duration::from_secs(60), beyond).await;
+    assert_eq!(beyond, Ok((false, false)), "in plaintext, and in a tunnel");
+    for io in &mut plain {
+        assert!(hears(io).await, "a place is taken from nobody");
+    }
+    for (tunnel, _) in &mut tunnels {
+        assert!(hears(tunnel).await, "a place is taken from nobody");
     }
 }
