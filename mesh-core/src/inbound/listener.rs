@@ -171,8 +171,8 @@ impl Mesh {
     ///
     /// As [`ready`](Mesh::ready); [`ErrorKind::NoRecord`] after the start time-out, or at once where the
     /// configuration is in files or in code, which are all there is;
-    /// [`ErrorKind::Identity`] also when the record has another identity than the builder was given,
-    /// [`ErrorKind::Bind`] when a port cannot be bound, with the address.
+    /// [`ErrorKind::Identity`] also when the record has another identity than the builder was given (of a host
+    /// whose trust domain nobody set, another namespace or service account), [`ErrorKind::Bind`] when a port cannot be bound, with the address.
     ///
     /// # Cancel safety
     ///
@@ -191,8 +191,9 @@ impl Mesh {
         mesh.ready().await?;
         let record = mesh.record_to_listen().await?;
         let proven = mesh.identity();
+        // Where nobody said the trust domain, records and certificates come by another one at different times.
         if let Some(expected) = record.identity()
-            && *expected != proven
+            && !(mesh.settings().trust_domain_of).permits(expected, &proven)
         {
             return Err(Error::new(ErrorKind::Identity).with_detail(format!(
                 "the certificate of {} would prove {proven}, but clients expect {expected} of its record: \

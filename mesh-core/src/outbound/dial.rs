@@ -384,44 +384,50 @@ impl MeshInner {
         tunnelled: &Tunnelled,
     ) -> Result<(MeshStream, Sender), Error> {
         let credentials = self.ready().await?;
-        let misnamed = self.misnamed();
-        if let Some(misnamed) = &misnamed
-            && self.is_new(misnamed)
-        {
-            tracing::warn!(target: "mesh::identity", %misnamed, "peers and their policies see the former");
-        }
         let next_hop = tunnelled.next_hop();
         let to = authority(tunnelled)?;
         let request = ConnectRequest::new(to.clone(), account::connect_headers(self, route));
-        let lease = loop {
+        let (tunnel, carrier) = loop {
+            let misnamed = self.misnamed();
+            if let Some(misnamed) = &misnamed
+                && self.is_new(misnamed)
+            {
+                tracing::warn!(target: "mesh::identity", %misnamed, "peers and their policies see the former");
+            }
             let shown = credentials.current().identity().clone();
             let leased = self.lease(tunnelled, &credentials, &shown).await;
             // Since then we may have become another.
-            let stands = *credentials.current().identity() == shown;
+            let stands = || *credentials.current().identity() == shown;
             let lease = match leased {
                 Ok(lease) => lease,
-                Err(_) if !stands => continue,
+                Err(_) if !stands() => continue,
                 Err(error) => return Err(Error::from(error).with_detail(next_hop.to_string())),
             };
-            let sender = lease.sender();
+            let sender = lease.sender().clone();
             let now = self.settings().wall_clock.now();
-            if stands && sender.peer().is_none_or(|peer| peer.not_after() >= now) {
-                break lease;
+            if !stands() || sender.peer().is_some_and(|peer| peer.not_after() < now) {
+                // A new connection will show the certificates that the peer and we have now.
+                sender.retire();
+                continue;
             }
-            // A new connection will show the certificates that the peer and we have now.
-            sender.retire();
+            let answer = lease.connect(request.clone()).await;
+            // The peer may have taken its time. Whatever it said, it said to who we were.
+            if !stands() {
+                sender.retire();
+                continue;
+            }
+            let (tunnel, _) = answer.map_err(|error| {
+                let error = Error::from(error);
+                let to = format!("{to} by {next_hop}");
+                // Whose name that is, the peer cannot tell.
+                match misnamed.as_ref().filter(|_| error.is_denied()) {
+                    Some(misnamed) => error.with_detail(format!("{to}; {misnamed}")),
+                    None => error.with_detail(to),
+                }
+            })?;
+            break (tunnel, sender);
         };
-        let carrier = lease.sender().clone();
         let peer = carrier.peer().map(|peer| peer.identity().clone());
-        let (tunnel, _) = lease.connect(request).await.map_err(|error| {
-            let error = Error::from(error);
-            let to = format!("{to} by {next_hop}");
-            // Whose name that is, the peer cannot tell.
-            match misnamed.as_ref().filter(|_| error.is_denied()) {
-                Some(misnamed) => error.with_detail(format!("{to}; {misnamed}")),
-                None => error.with_detail(to),
-            }
-        })?;
         let own = account::own_address(self);
         let context = match peer {
             Some(peer) => ConnectionContext::tunnel(own, next_hop, peer),

@@ -212,6 +212,8 @@ async fn starve(scene: &str, net: u8) {
     let mut process = Limited::start(folder.path(), scene);
     let admin: SocketAddr = process.says("admin on ").await.parse().unwrap();
     let mut kept = Kept::open(&client, server, admin).await;
+    let tunnels = SocketAddr::from((server, TUNNELS));
+    assert!(!is_shed(tunnels, &credentials).await, "there is room");
     kept.go_on(&client).await;
 
     let begin = Instant::now();

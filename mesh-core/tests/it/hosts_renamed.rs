@@ -130,7 +130,7 @@ async fn a_trust_domain_that_nobody_says_changes_with_the_certificate() {
     };
     met(BEFORE).await;
 
-    istiod.issue_for(24 * HOUR);
+    istiod.issue_for(AFTER, 24 * HOUR);
     say_hosts(&istiod, "new.example", "2", &both);
     for files in &files {
         let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
@@ -203,7 +203,7 @@ async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_
     let meanwhile = async {
         begun.wait_for(|begun| *begun).await.unwrap();
         assert_eq!(client.identity().to_string(), BEFORE);
-        istiod.issue_for(24 * HOUR);
+        istiod.issue_for(AFTER, 24 * HOUR);
         let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
         write(files[1].path(), "istio-token", &token);
         until("its next certificate", || {
@@ -241,7 +241,7 @@ async fn no_request_goes_on_by_a_connection_of_the_trust_domain_before() {
         }
     };
     met(BEFORE).await;
-    istiod.issue_for(24 * HOUR);
+    istiod.issue_for(AFTER, 24 * HOUR);
     let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
     write(files[1].path(), "istio-token", &token);
     until("its next certificate", || {

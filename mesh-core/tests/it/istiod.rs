@@ -90,7 +90,9 @@ pub(crate) struct Istiod {
     /// Further roots to trust.
     extra_roots: Mutex<String>,
     /// Of the next certificate.
-    life: Mutex<Duration>,
+    life: Duration,
+    /// Whose certificates live for another time.
+    of: Mutex<Option<(Identity, Duration)>>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     /// Whose a token is, and until when.
     tokens: Mutex<Vec<(String, Identity, SystemTime)>>,
@@ -132,7 +134,8 @@ impl Istiod {
         let this = Arc::new(Self {
             root,
             extra_roots: Mutex::default(),
-            life: Mutex::new(life),
+            life,
+            of: Mutex::new(None),
             clock: Arc::new(clock),
             tokens: Mutex::default(),
             mood: Mutex::default(),
@@ -161,9 +164,9 @@ impl Istiod {
         pem.clone_into(&mut self.extra_roots.lock().unwrap());
     }
 
-    /// So long live certificates from now on.
-    pub(crate) fn issue_for(&self, life: Duration) {
-        *self.life.lock().unwrap() = life;
+    /// So long live the certificates of this one.
+    pub(crate) fn issue_for(&self, identity: &str, life: Duration) {
+        *self.of.lock().unwrap() = Some((identity.parse().unwrap(), life));
     }
 
     /// A token of `account`, good for `life`.
@@ -283,7 +286,9 @@ impl Istiod {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         csr.params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
         csr.params.not_before = now.into();
-        csr.params.not_after = (now + *self.life.lock().unwrap()).into();
+        let of = self.of.lock().unwrap().clone();
+        let life = of.filter(|(of, _)| *of == identity);
+        csr.params.not_after = (now + life.map_or(self.life, |(_, life)| life)).into();
         csr.params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,

@@ -442,9 +442,13 @@ impl Follow {
         // A workload that nobody can read is one that nobody can reach. Without some policy, though, more
         // might be allowed than the mesh wants.
         if is_address && stands {
-            self.here(ResourceType::Address.url())?;
+            return self.here(ResourceType::Address.url());
         }
-        Ok(())
+        // What was on its way may be refused now.
+        match self.missing.is_empty() {
+            true => Ok(()),
+            false => self.say_what_is_missing(),
+        }
     }
 
     /// The first answer of a type is here.
