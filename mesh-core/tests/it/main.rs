@@ -133,6 +133,13 @@ mod hosts_join;
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
 mod hosts_renamed;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod http1_smuggling;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
 mod identity_dev_ca;
 #[cfg(all(feature = "dev-ca", any(feature = "aws-lc-rs", feature = "ring")))]
