@@ -450,6 +450,7 @@ mod testing_tonic;
 ))]
 mod worker_blocked;
 mod workspace;
+mod workspace_lock;
 mod workspace_sources;
 #[cfg(all(
     feature = "dev-ca",
