@@ -6,15 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use http::{Method, Request, StatusCode};
 use mesh_core::authz::policy::Action;
 use mesh_core::authz::policy::PolicyName;
+use mesh_core::hbone::tls;
 use mesh_core::xds::model::{ResourceName, Scope};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::handler::to;
 use crate::mesh_world::{
-    PORT, World, caller, connect_to, echo, ping, policy, refusal, scoped_policy, until,
+    PORT, World, caller, connect_to, echo, identity, ping, policy, refusal, scoped_policy, until,
 };
 
 /// S-18, CVE-2021-31921: a tunnel leads to the workload itself, and nowhere else.
@@ -85,6 +87,72 @@ async fn an_application_that_is_only_partly_ours_is_forwarded_to() {
         .set(vec![policy("none", Action::Allow, vec![])])
         .await;
     assert!(client.connect(&target).await.unwrap_err().is_denied());
+}
+
+/// A client that says `early` behind its CONNECT, without waiting for an answer: its status, and what comes back.
+async fn hasty(world: &World, target: SocketAddr) -> (StatusCode, Vec<u8>) {
+    let credentials = world.credentials("client").await;
+    let io = TcpStream::connect(SocketAddr::new(target.ip(), 15008));
+    let expected = [identity("server")];
+    let stream = tls::connect(io.await.unwrap(), &credentials, &expected)
+        .await
+        .unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(target.to_string());
+    let (response, mut body) = sender
+        .send_request(request.body(()).unwrap(), false)
+        .unwrap();
+    body.send_data("early".into(), true).unwrap();
+    let response = response.await.unwrap();
+    let (status, mut said) = (response.status(), Vec::new());
+    let mut answer = response.into_body();
+    // Of a refusal, a reset may be all that follows.
+    while let Some(Ok(data)) = answer.data().await {
+        said.extend_from_slice(&data);
+    }
+    connection.abort();
+    (status, said)
+}
+
+/// S-09, CVE-2025-64763, CVE-2024-23326, CVE-2026-2833.
+#[tokio::test]
+async fn nothing_reaches_an_application_before_policy_has_let_it() {
+    let world = World::with(226, |node| node.forward_unlistened(true));
+    let (_, server) = world.pair().await;
+    let mut listener = server.listen(PORT).await.unwrap();
+    let ours = SocketAddr::new(world.ip(2), PORT);
+    // Of an application that does not know the mesh. The kernel takes connections for it, whether it looks or not.
+    let elsewhere = SocketAddr::new(world.ip(2), 9999);
+    let application = std::net::TcpListener::bind(elsewhere).unwrap();
+    application.set_nonblocking(true).unwrap();
+    let denies = |account| policy("deny", Action::Deny, vec![caller(account)]);
+
+    world.control.set(vec![denies("client")]).await;
+    for target in [ours, elsewhere] {
+        let (status, said) = hasty(&world, target).await;
+        assert_eq!((status.as_u16(), said), (401, Vec::new()), "{target}");
+    }
+    let connected = application.accept().unwrap_err();
+    assert_eq!(connected.kind(), std::io::ErrorKind::WouldBlock);
+    assert!(listener.accept().now_or_never().is_none());
+
+    // The same bytes come through where policy lets them.
+    world.control.set(vec![denies("nobody")]).await;
+    let application = TcpListener::from_std(application).unwrap();
+    let forwarded = async {
+        let mut stream = application.accept().await.unwrap().0;
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).await.unwrap();
+        stream.write_all(&said).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(hasty(&world, elsewhere), forwarded);
+    assert_eq!(answer, (StatusCode::OK, b"early".to_vec()));
+    echo(listener);
+    let answer = hasty(&world, ours).await;
+    assert_eq!(answer, (StatusCode::OK, b"early".to_vec()));
 }
 
 #[tokio::test]
