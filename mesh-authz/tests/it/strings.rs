@@ -138,7 +138,7 @@ fn expressions_have_a_size() {
     assert!(StringMatch::regex("a{1000}").is_ok());
 }
 
-/// S-16, CVE-2021-39155, CVE-2023-35944. Comparison of hosts: letter case and port, nothing else.
+/// S-16, CVE-2021-39155, CVE-2024-12224. Comparison of hosts: letter case and port, nothing else.
 #[test]
 fn hosts() {
     let set = |host: &str| {
@@ -163,6 +163,19 @@ fn hosts() {
         ("*", "a", true),
         ("a.c*", "a", false),
         ("*aa.com", "a.com", false),
+        // International names are compared as they are sent: no label is one that decodes to it.
+        ("example.org", "xn--example-.org", false),
+        ("xn--example-.org", "example.org", false),
+        ("xn--example-.org", "XN--Example-.org", true),
+        ("*example.org", "xn--example-.org", false),
+        ("example.org", "xn--.example.org", false),
+        ("m\u{fc}nchen.example", "xn--mnchen-3ya.example", false),
+        ("xn--mnchen-3ya.example", "m\u{fc}nchen.example", false),
+        ("m\u{fc}nchen.example", "M\u{dc}NCHEN.example", false),
+        // Full-width letters and dots that a mapping would make ASCII.
+        ("a.com", "\u{ff41}.com", false),
+        ("a.com", "a\u{3002}com", false),
+        ("k.com", "\u{212a}.com", false),
     ] {
         let (method, headers) = (Method::GET, HeaderMap::new());
         let request = RequestAttributes::new(&method, Some(host), "/", &headers);

@@ -225,6 +225,37 @@ async fn a_request_has_one_host() {
     assert_eq!(ask(old).await, 200);
 }
 
+/// CVE-2023-35944: of a target with a scheme, only host and path are judged.
+#[tokio::test]
+async fn the_case_of_a_scheme_hides_nothing() {
+    let rule = to(|operation| {
+        operation.hosts = vec!["admin.example.com".into()];
+        operation.paths = vec!["/secret*".into()];
+    });
+    let handler = Handler::default();
+    let caller = Caller::new(handler.clone()).policies(policy(Action::Deny, vec![rule]));
+    for scheme in [
+        "http",
+        "HTTP",
+        "hTtP",
+        "https",
+        "HTTPS",
+        "HtTpS",
+        "ws",
+        "x-unknown",
+    ] {
+        for (rest, status) in [
+            ("://admin.example.com/secret/a", 403),
+            ("://ADMIN.example.com/public/../secret", 403),
+            ("://admin.example.com/public", 200),
+        ] {
+            let answer = caller.call(get(&format!("{scheme}{rest}"))).await.unwrap();
+            assert_eq!(answer.status(), status, "{scheme}{rest}");
+        }
+    }
+    assert_eq!(handler.count(), 8);
+}
+
 #[tokio::test]
 async fn every_value_of_a_header_counts() {
     let header = |action| {
