@@ -1,5 +1,6 @@
 use std::error::Error as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use mesh_hbone::tls::{Credentials, Fingerprint, Options, VerifyError, accept, connect};
@@ -12,6 +13,7 @@ use crate::authority::{
     Authority, CLIENT, Leaf, SERVER, distribution_point, id, leaf_params, provider, shake,
 };
 use crate::foreign;
+use crate::tls_remembered::counting;
 
 /// What our server says of a client with this certificate.
 pub(crate) async fn judge_client(server: &Credentials, leaf: &Leaf) -> Result<(), Error> {
@@ -348,18 +350,29 @@ async fn a_list_for_one_of_several_distribution_points_revokes() {
 /// S-13, RUSTSEC-2023-0053.
 #[tokio::test]
 async fn a_chain_made_to_be_searched_is_given_up() {
-    let root = Authority::root("root");
-    // Fifty issuers of the right name, none of which has the right key.
-    let real = Authority::root("real").intermediate("issuer", 1);
-    let mut leaf = real.leaf(CLIENT);
-    leaf.chain.truncate(1);
-    for _ in 0..50 {
-        leaf.chain.push(Authority::root("issuer").der());
+    const MOST: usize = 100;
+    // All issuers have one name, so that each leads to each other; and to a root only if it has that name too.
+    let (root, elsewhere) = (Authority::root("issuer"), Authority::root("root"));
+    let unknown = || Authority::root("issuer");
+    let below_root = || root.intermediate("issuer", 1);
+    let cases: [(&Authority, &dyn Fn() -> Authority, usize); 3] = [
+        (&elsewhere, &unknown, 0),
+        (&root, &unknown, MOST),
+        (&root, &below_root, MOST),
+    ];
+    for (root, above, verified) in cases {
+        let mut leaf = unknown().leaf(CLIENT);
+        for _ in 0..MOST {
+            leaf.chain.push(above().der());
+        }
+        let (provider, count) = counting();
+        let bundle = root.leaf(SERVER).bundle(&[root]).unwrap();
+        let options = Options::default().remembered_certificates(0);
+        let server = Credentials::new(provider, bundle, options).unwrap();
+        let error = judge_client(&server, &leaf).await.unwrap_err();
+        assert!(error.is_authentication(), "{error:?}");
+        assert_eq!(count.load(Ordering::Relaxed), verified);
     }
-    let error = judge_client(&root.credentials(SERVER), &leaf)
-        .await
-        .unwrap_err();
-    assert!(error.is_authentication(), "{error:?}");
 }
 
 #[tokio::test]
