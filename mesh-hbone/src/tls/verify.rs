@@ -190,6 +190,10 @@ impl Rules {
     }
 }
 
+/// As many as webpki puts into a path. More would only be more orders of issuers of one name in which it
+/// looks for a path, up to 200 000 of them: for whoever has no certificate of ours, too.
+const MOST_INTERMEDIATES: usize = 6;
+
 /// Whom to believe.
 #[derive(Debug)]
 pub(super) struct Trust<'a> {
@@ -209,11 +213,25 @@ impl Trust<'_> {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), VerifyError> {
+        let intermediates = match presented.1 {
+            few if few.len() <= MOST_INTERMEDIATES => few,
+            // A root that is sent along is in no path.
+            [few @ .., root]
+                if few.len() == MOST_INTERMEDIATES
+                    && self.roots.contains(&Fingerprint::of(root)) =>
+            {
+                few
+            }
+            _ => {
+                let error = webpki::Error::MaximumPathDepthExceeded;
+                return Err(VerifyError::certificate(&error));
+            }
+        };
         let crls: Vec<_> = self.crls.iter().collect();
         leaf.verify_for_usage(
             self.algorithms,
             self.anchors,
-            presented.1,
+            intermediates,
             now,
             usage,
             crl::options(&crls),

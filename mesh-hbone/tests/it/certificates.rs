@@ -445,6 +445,19 @@ async fn chains() {
     bench
         .both("six intermediates", &issuer.leaf(PEER), Ok(()))
         .await;
+    let mut leaf = issuer.leaf(PEER);
+    leaf.chain.push(root.der());
+    bench
+        .both("six intermediates and the root", &leaf, Ok(()))
+        .await;
+    leaf.chain.push(root.der());
+    bench
+        .both(
+            "six intermediates and the root twice",
+            &leaf,
+            bad("MaximumPathDepthExceeded"),
+        )
+        .await;
     let seven = issuer.intermediate("7", 7);
     bench
         .both(

@@ -355,14 +355,17 @@ async fn a_chain_made_to_be_searched_is_given_up() {
     let (root, elsewhere) = (Authority::root("issuer"), Authority::root("root"));
     let unknown = || Authority::root("issuer");
     let below_root = || root.intermediate("issuer", 1);
-    let cases: [(&Authority, &dyn Fn() -> Authority, usize); 3] = [
-        (&elsewhere, &unknown, 0),
-        (&root, &unknown, MOST),
-        (&root, &below_root, MOST),
+    let cases: [(&Authority, &dyn Fn() -> Authority, usize, usize); 5] = [
+        (&elsewhere, &unknown, 6, 0),
+        (&root, &unknown, 6, MOST),
+        (&root, &below_root, 6, MOST),
+        // More than any path has: not searched.
+        (&root, &below_root, 7, 0),
+        (&elsewhere, &unknown, MOST, 0),
     ];
-    for (root, above, verified) in cases {
+    for (root, above, presented, verified) in cases {
         let mut leaf = unknown().leaf(CLIENT);
-        for _ in 0..MOST {
+        for _ in 0..presented {
             leaf.chain.push(above().der());
         }
         let (provider, count) = counting();
