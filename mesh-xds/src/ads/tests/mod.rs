@@ -6,6 +6,7 @@ mod client;
 mod converges;
 mod parts;
 mod protocol;
+mod refusals;
 
 use std::sync::Arc;
 use std::time::Duration;
