@@ -249,6 +249,8 @@ async fn no_request_goes_on_by_a_connection_of_the_trust_domain_before() {
     })
     .await;
     met(AFTER).await;
+    // Its record is of before: that is no mistake of who runs it.
+    client.listen(7002).await.unwrap();
 }
 
 /// What nobody has said is not told as if somebody had.
