@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
@@ -56,10 +56,11 @@ pub(crate) enum Refused {
 /// The live inbound connections of one workload, through which they are judged again.
 ///
 /// Split in shards, each locked for the length of one insertion or removal, or of copying a shard's
-/// entries out: judging itself holds no lock.
+/// entries out: judging itself holds no lock. In order of their sources: when many connections lose their
+/// tunnels at once, none looks through those of all others.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    shards: Box<[Mutex<HashMap<u64, Entry>>]>,
+    shards: Box<[Mutex<Shard>]>,
     next: AtomicU64,
     live: AtomicUsize,
     left: AtomicUsize,
@@ -76,6 +77,11 @@ struct Entry {
 
 const SHARDS: u64 = 16;
 
+type Shard = BTreeMap<Key, Entry>;
+
+/// The peer's address, and a number of its own.
+type Key = (SocketAddr, u64);
+
 impl Registry {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
@@ -88,7 +94,7 @@ impl Registry {
         }
     }
 
-    fn shard(&self, id: u64) -> MutexGuard<'_, HashMap<u64, Entry>> {
+    fn shard(&self, id: u64) -> MutexGuard<'_, Shard> {
         self.shards[(id % SHARDS) as usize]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -125,17 +131,17 @@ impl Registry {
             self.leave_count();
             return None;
         }
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let key = (context.source(), self.next.fetch_add(1, Ordering::Relaxed));
         let cut = Arc::new(Cut::default());
         let entry = Entry {
             context,
             judgement,
             cut: Arc::clone(&cut),
         };
-        self.shard(id).insert(id, entry);
+        self.shard(key.1).insert(key, entry);
         Some(Registered {
             registry: Arc::clone(self),
-            id,
+            key,
             cut,
             _place: None,
         })
@@ -184,7 +190,12 @@ impl Registry {
 
     /// Cuts whatever is left. Returns how many.
     pub(crate) fn cut_all(&self, reason: CutReason) -> usize {
-        self.cut_where(reason, |_| true)
+        let mut cut = 0;
+        for entry in self.entries() {
+            entry.cut.cut(reason);
+            cut += 1;
+        }
+        cut
     }
 
     /// The addresses of peers that have live tunnels.
@@ -195,16 +206,18 @@ impl Registry {
 
     /// Cuts what came in tunnels from this address, which is one connection's. Returns how many.
     pub(crate) fn cut_tunnels_of(&self, source: SocketAddr, reason: CutReason) -> usize {
-        self.cut_where(reason, |context| {
-            context.is_mutual_tls() && context.source() == source
-        })
-    }
-
-    fn cut_where(&self, reason: CutReason, which: impl Fn(&ConnectionContext) -> bool) -> usize {
         let mut cut = 0;
-        for entry in self.entries().filter(|entry| which(&entry.context)) {
-            entry.cut.cut(reason);
-            cut += 1;
+        for shard in 0..SHARDS {
+            let of_source: Vec<_> = self
+                .shard(shard)
+                .range((source, 0)..=(source, u64::MAX))
+                .filter(|(_, entry)| entry.context.is_mutual_tls())
+                .map(|(_, entry)| Arc::clone(&entry.cut))
+                .collect();
+            cut += of_source.len();
+            for tunnel in of_source {
+                tunnel.cut(reason);
+            }
         }
         cut
     }
@@ -237,7 +250,7 @@ impl Registry {
 #[derive(Debug)]
 pub(crate) struct Registered {
     registry: Arc<Registry>,
-    id: u64,
+    key: Key,
     cut: Arc<Cut>,
     _place: Option<Place>,
 }
@@ -256,7 +269,7 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.registry.shard(self.id).remove(&self.id);
+        self.registry.shard(self.key.1).remove(&self.key);
         self.registry.left.fetch_add(1, Ordering::AcqRel);
         self.registry.leave_count();
     }
