@@ -22,7 +22,7 @@ pub(crate) enum Command {
     Handshakes(Handshakes),
     /// A mesh of any size: what a member and a ztunnel need to be ready, and to stay current. Takes root.
     Scale(Scale),
-    /// Live tunnels that a policy refuses from now on: how long until each is cut.
+    /// Live tunnels that policy or a CRL refuses from now on: how long until each is cut.
     Revocation(Revocation),
     /// New tunnels while handshakes are held half open.
     HalfOpen(HalfOpen),
@@ -65,6 +65,10 @@ pub(crate) struct Revocation {
     /// How many TLS connections they are on.
     #[arg(long, default_value_t = 100)]
     pub(crate) connections: usize,
+
+    /// Only changes whose name has this in it.
+    #[arg(long, default_value = "")]
+    pub(crate) only: String,
 }
 
 #[derive(Debug, Clone, clap::Args)]

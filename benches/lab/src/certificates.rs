@@ -5,8 +5,9 @@ use std::path::Path;
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -28,6 +29,7 @@ pub(crate) struct Root {
 pub(crate) struct Leaf {
     pub(crate) certificate: rcgen::Certificate,
     pub(crate) key: KeyPair,
+    serial: SerialNumber,
 }
 
 impl Root {
@@ -58,12 +60,37 @@ impl Root {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         let key = KeyPair::generate()?;
+        // Random enough: of a point on a curve, after the byte that says how it is written.
+        let serial = SerialNumber::from_slice(&key.public_key_raw()[1..17]);
+        params.serial_number = Some(serial.clone());
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Leaf { certificate, key })
+        Ok(Leaf {
+            certificate,
+            key,
+            serial,
+        })
+    }
+
+    /// A list in PEM that revokes what was issued.
+    pub(crate) fn revoke(&self, leaf: &Leaf) -> Result<String, BoxError> {
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2040, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: leaf.serial.clone(),
+                revocation_time: date_time_ymd(2020, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
     /// Writes `<account>.crt` and `<account>.key`.
-    pub(crate) fn write_member(&self, folder: &Path, account: &str) -> Done {
+    pub(crate) fn write_member(&self, folder: &Path, account: &str) -> Result<Leaf, BoxError> {
         let leaf = self.issue(vec![SanType::URI(Ia5String::try_from(identity(account))?)])?;
         fs::write(
             folder.join(format!("{account}.crt")),
@@ -73,7 +100,7 @@ impl Root {
             folder.join(format!("{account}.key")),
             leaf.key.serialize_pem(),
         )?;
-        Ok(())
+        Ok(leaf)
     }
 
     /// Writes `root.pem` and `root.key`, and a server certificate for `address` and [`CONTROL`] as `control.crt`

@@ -1,34 +1,34 @@
 //! The server: a member of the mesh that echoes on every tunnel, and whose policies change as it is told.
 //!
-//! On standard input: `deny` and `allow` add and remove a policy of the namespace that refuses the client `refused`;
-//! `attach` and `detach` change the server's own record, so that it has a policy that is there already, or has not.
-//! Each is answered by the time at which the change began and the milliseconds until it was in effect.
+//! On standard input: a change of [`changes`], or `revoke` and `restore`, after which a CRL lists the certificate of the
+//! client `refused`, or does not. Each is answered by the time at which the change began and the milliseconds until it
+//! was in effect, which of a CRL nobody is told: `NaN`.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh_authz::policy::istio::{AuthorizationPolicy, Rule, Source};
-use mesh_authz::policy::{Action, PolicyName, TrustDomains};
+use futures_util::stream::unfold;
+use mesh_authz::Identity;
 use mesh_core::config::{ConfigLink, ConfigSource};
+use mesh_core::identity::{CertificateSource, CertificateStream, Error as SourceError, ErrorKind};
 use mesh_core::{Error, Mesh, MeshStream};
 use mesh_hbone::client::{self, ConnectRequest, Sender};
 use mesh_hbone::config::Config;
 use mesh_hbone::headers::ConnectHeaders;
-use mesh_hbone::tls::{self, Credentials};
+use mesh_hbone::tls::{self, Bundle, Credentials};
 use mesh_hbone::{Error as HboneError, Tunnel};
-use mesh_xds::model::{
-    AttachedPolicy, Batch, ResourceName, Scope, TunnelProtocol, Update, Workload,
-};
+use mesh_xds::model::Batch;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::args::{Echo, say};
 use crate::certificates::{Root, identity};
-use crate::{BoxError, Done, member};
+use crate::changes::{Change, first};
+use crate::{BoxError, Done};
 
 /// Where the server is.
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 77, 2);
@@ -39,13 +39,18 @@ const PORT: u16 = 7070;
 pub(crate) const REFUSED: &str = "refused";
 pub(crate) const ADMITTED: &str = "admitted";
 
+/// The list that revokes the certificate of [`REFUSED`].
+const CRL: &str = "refused.crl";
+
 /// Writes the files of all members.
 pub(crate) fn prepare(folder: &Path) -> Done {
     let root = Root::new()?;
     root.write(folder, SERVER.into())?;
-    for account in ["server", REFUSED, ADMITTED] {
+    for account in ["server", ADMITTED] {
         root.write_member(folder, account)?;
     }
+    let refused = root.write_member(folder, REFUSED)?;
+    fs::write(folder.join(CRL), root.revoke(&refused)?)?;
     Ok(())
 }
 
@@ -66,39 +71,50 @@ impl ConfigSource for Told {
     }
 }
 
-fn server(policies: Vec<PolicyName>) -> Update {
-    let workload = Workload::new("uid/server", "default", "server")
-        .with_addresses(vec![SERVER.into()])
-        .with_service_account("server")
-        .with_protocol(TunnelProtocol::Hbone)
-        .with_authorization_policies(policies);
-    workload.into()
+/// The member's files, with a list that is told: no file is polled, so that times are of the change and not of that.
+struct Listing {
+    folder: PathBuf,
+    revoked: watch::Receiver<bool>,
 }
 
-/// A DENY for the client that is refused.
-fn deny(name: &str, scope: Scope) -> Result<Update, BoxError> {
-    let mut source = Source::default();
-    source.principals = vec![format!("cluster.local/ns/default/sa/{REFUSED}")];
-    let mut policy = AuthorizationPolicy::new("default", name);
-    policy.action = Action::Deny;
-    let mut rule = Rule::default();
-    rule.from = vec![source];
-    policy.rules = vec![rule];
-    let policy = policy.lower(&TrustDomains::default())?;
-    Ok(AttachedPolicy::new(Arc::new(policy), scope).into())
+impl Listing {
+    fn bundle(folder: &Path, revoked: bool) -> Result<Bundle, BoxError> {
+        let read = |name: &str| fs::read(folder.join(name));
+        let list = if revoked { read(CRL)? } else { Vec::new() };
+        let (chain, key) = (read("server.crt")?, read("server.key")?);
+        Ok(Bundle::from_pem(&chain, &key, &read("root.pem")?, &list)?)
+    }
+}
+
+impl CertificateSource for Listing {
+    fn watch(&self, _: Identity) -> CertificateStream {
+        let mut revoked = self.revoked.clone();
+        revoked.mark_changed();
+        let begin = (self.folder.clone(), revoked);
+        Box::pin(unfold(begin, async |(folder, mut revoked)| {
+            revoked.changed().await.ok()?;
+            let listed = *revoked.borrow_and_update();
+            let bundle = Self::bundle(&folder, listed);
+            let bundle =
+                bundle.map_err(|error| SourceError::new(ErrorKind::Invalid, error.to_string()));
+            Some((bundle, (folder, revoked)))
+        }))
+    }
 }
 
 pub(crate) async fn run(of: Echo) -> Done {
     let (changes, told) = mpsc::unbounded_channel();
+    let (revoke, revoked) = watch::channel(false);
     let mesh = Mesh::builder()
         .workload("default", "server", "server")
         .config(Told(told))
-        .identity(member::files(&of.folder, "server"))
+        .identity(Listing {
+            folder: of.folder,
+            revoked,
+        })
         .max_connections(30_000)
         .build()?;
-    let attached = PolicyName::new("default", "attached");
-    let namespace = || Scope::Namespace("default".into());
-    let apply = async |updates: Vec<Update>, removed| -> Result<u64, BoxError> {
+    let apply = async |Change { updates, removed }| -> Result<u64, BoxError> {
         let (answer, answered) = oneshot::channel();
         let batch = Batch::new(updates, removed).with_reply(|verdicts| {
             let _ = answer.send(verdicts);
@@ -112,8 +128,7 @@ pub(crate) async fn run(of: Echo) -> Done {
         }
         Ok(begin)
     };
-    let first = vec![server(Vec::new()), deny("attached", Scope::Workload)?];
-    apply(first, Vec::new()).await?;
+    apply(first()?).await?;
     let mut listener = mesh.listen(PORT).await?;
     tokio::spawn(async move {
         while let Ok(stream) = listener.accept().await {
@@ -123,21 +138,17 @@ pub(crate) async fn run(of: Echo) -> Done {
     say("ready");
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
+        if let Some(listed) = ["restore", "revoke"].iter().position(|told| *told == line) {
+            let begin = now();
+            revoke.send_replace(listed == 1);
+            say(&format!("{begin} NaN"));
+            continue;
+        }
+        let change = Change::named(&line)?;
         let since = Instant::now();
-        let begin = match line.as_str() {
-            "deny" => apply(vec![deny("added", namespace())?], Vec::new()).await?,
-            "allow" => {
-                let name = PolicyName::new("default", "added");
-                apply(Vec::new(), vec![ResourceName::Policy(name)]).await?
-            }
-            "attach" => apply(vec![server(vec![attached.clone()])], Vec::new()).await?,
-            "detach" => apply(vec![server(Vec::new())], Vec::new()).await?,
-            other => return Err(format!("no change {other:?}").into()),
-        };
-        say(&format!(
-            "{begin} {:.3}",
-            since.elapsed().as_secs_f64() * 1e3
-        ));
+        let begin = apply(change).await?;
+        let applied = since.elapsed().as_secs_f64() * 1e3;
+        say(&format!("{begin} {applied:.3}"));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Clients whose tunnels live: one that policies will refuse, and one that they will not.
 //!
-//! On standard input: `open` opens what is not open; `count <time>` says what came of a change that began then.
+//! On standard input: `open` opens what is not open; `count <time>` says what came of a change that began then; `alive` how
+//! many tunnels of each of the two still echo.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,9 +55,16 @@ impl Client {
         })
     }
 
-    /// All tunnels, on new connections.
+    /// All tunnels, on new connections, once there is one: that the server admits it again may take a moment.
     async fn open(&mut self) -> Done {
         self.senders.clear();
+        let one = async || tunnel(&connect(&self.credentials).await?).await;
+        let admitted = async {
+            while one().await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, admitted).await?;
         let (mut opening, mut begun) = (JoinSet::new(), 0);
         let each = self.tunnels / self.connections;
         loop {
@@ -132,9 +140,15 @@ pub(crate) async fn run(of: Held) -> Done {
             say("open");
             continue;
         }
+        if line == "alive" {
+            sleep(AFTER).await;
+            let alive = (refused.alive().await, admitted.alive().await);
+            say(&format!("{} {}", alive.0, alive.1));
+            continue;
+        }
         let begin = line
             .strip_prefix("count ")
-            .ok_or("neither open nor count")?;
+            .ok_or("neither open, alive nor count")?;
         let begin: u64 = begin.parse()?;
         let mut times = Vec::with_capacity(refused.tunnels);
         let all = async {

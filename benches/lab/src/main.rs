@@ -8,6 +8,7 @@
 mod app;
 mod args;
 mod certificates;
+mod changes;
 mod control;
 mod echo;
 mod fleet;

@@ -1,5 +1,5 @@
-//! Live tunnels of which a policy refuses half: how long until each client knows, in both ways in which a policy
-//! comes to bind a workload.
+//! Live tunnels of which half are refused from now on: how long until each client knows, in all ways in which
+//! permission is taken.
 //!
 //! The server and its clients are processes of their own, over the loopback. Times are those from the beginning of the
 //! change in the server's process to the moment in which a client's read fails.
@@ -9,12 +9,25 @@ use crate::processes::Process;
 use crate::spread::Spread;
 use crate::{BoxError, Done, echo, machine};
 
-/// A change, what undoes it, and what it is.
-const CHANGES: [(&str, &str, &str); 2] = [
+/// What takes permission, what gives it back, and what it is.
+const CHANGES: [(&str, &str, &str); 7] = [
     ("deny", "allow", "a DENY is added"),
     ("attach", "detach", "a DENY is attached"),
+    ("forbid", "permit", "an ALLOW is removed"),
+    ("replace", "permit", "an ALLOW names another"),
+    ("move", "move away", "a DENY changes namespace"),
+    (
+        "deny in the mesh",
+        "allow in the mesh",
+        "a DENY of the root",
+    ),
+    ("revoke", "restore", "a CRL lists the client"),
 ];
 
+/// What takes nobody's, and what undoes it.
+const DRY: (&str, &str) = ("try", "leave off");
+
+#[derive(Clone)]
 struct Sample {
     /// Milliseconds until the change was in effect.
     applied: f64,
@@ -46,17 +59,22 @@ pub(crate) fn run(of: &Revocation) -> Done {
         ],
     )?;
     let affected: usize = tunnels.parse()?;
-    let mut samples = CHANGES.map(|_| Vec::new());
+    let changes: Vec<_> = CHANGES
+        .into_iter()
+        .filter(|(_, _, name)| name.contains(&of.only))
+        .collect();
+    let mut samples = vec![Vec::new(); changes.len()];
     // The first round warms up.
     for round in 0..=of.rounds {
-        for ((change, undo, _), samples) in CHANGES.into_iter().zip(&mut samples) {
+        for ((change, undo, _), samples) in changes.iter().zip(&mut samples) {
             held.tell("open")?;
             held.line()?;
             server.tell(change)?;
             let answer = server.line()?;
             let (begin, applied) = answer.split_once(' ').ok_or("no time")?;
             held.tell(&format!("count {begin}"))?;
-            let sample = read(&held.line()?, affected, applied.parse()?)?;
+            let sample = read(&held.line()?, affected, applied.parse()?)
+                .map_err(|error| format!("{change}: {error}"))?;
             if round > 0 {
                 samples.push(sample);
             }
@@ -64,19 +82,32 @@ pub(crate) fn run(of: &Revocation) -> Done {
             server.line()?;
         }
     }
+    // Nobody is touched by a policy that only says what it would do, nor by a policy that goes and refused nobody.
+    held.tell("open")?;
+    held.line()?;
+    for change in [DRY.0, DRY.1] {
+        server.tell(change)?;
+        server.line()?;
+        held.tell("alive")?;
+        let answer = held.line()?;
+        if answer != format!("{affected} {affected}") {
+            return Err(format!("{change}: of {affected} each {answer} still echo").into());
+        }
+    }
     machine::print();
     say(&format!(
-        "{} rounds, {} tunnels on {} connections, half of them affected: each was cut, no other; milliseconds",
+        "{} rounds, {} tunnels on {} connections, half of them affected: each was cut, no other, and none by a dry run; \
+         milliseconds",
         of.rounds, of.tunnels, of.connections
     ));
     say(&format!(
-        "{:<22}{:>24}{:>24}{:>24}{:>24}",
+        "{:<26}{:>24}{:>24}{:>24}{:>24}",
         "", "in effect", "p50", "p99", "the last"
     ));
-    for ((_, _, name), samples) in CHANGES.into_iter().zip(&samples) {
+    for ((_, _, name), samples) in changes.iter().zip(&samples) {
         let of = |value: fn(&Sample) -> f64| Spread::of(samples.iter().map(value)).to_string();
         say(&format!(
-            "{name:<22}{:>24}{:>24}{:>24}{:>24}",
+            "{name:<26}{:>24}{:>24}{:>24}{:>24}",
             of(|sample| sample.applied),
             of(|sample| sample.p50),
             of(|sample| sample.p99),

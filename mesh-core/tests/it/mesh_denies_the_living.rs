@@ -1,11 +1,13 @@
 //! A policy that comes to bind a workload ends the tunnels that it refuses, all of them and no others.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
-use mesh_core::authz::policy::{Action, PolicyName};
+use mesh_core::authz::policy::istio::AuthorizationPolicy;
+use mesh_core::authz::policy::{Action, PolicyName, TrustDomains};
 use mesh_core::hbone::Tunnel;
 use mesh_core::hbone::client::Sender;
-use mesh_core::xds::model::{ResourceName, Scope, Update};
+use mesh_core::xds::model::{AttachedPolicy, ResourceName, Scope, Update};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::mesh_world::{PORT, World, caller, connect_to, echo, policy, refusal, scoped_policy};
@@ -61,11 +63,21 @@ fn server(world: &World, policies: Vec<PolicyName>) -> Update {
 async fn tunnels_are_refused_by(
     world: &World,
     change: Vec<Update>,
+    undo: (Vec<Update>, Vec<ResourceName>),
+) {
+    tunnels_are_refused_after(world, (change, Vec::new()), undo).await;
+}
+
+async fn tunnels_are_refused_after(
+    world: &World,
+    (change, removed): (Vec<Update>, Vec<ResourceName>),
     (undo, gone): (Vec<Update>, Vec<ResourceName>),
 ) {
     let mut refused = Live::open(world, "refused").await;
     let mut admitted = Live::open(world, "admitted").await;
-    world.control.set(change).await;
+    for verdict in world.control.apply(change, removed).await {
+        verdict.result().unwrap();
+    }
     refused.all_are_reset().await;
     admitted.all_echo().await;
     // Their connections live, for what policy may permit again.
@@ -97,7 +109,7 @@ async fn a_policy_that_is_added_cuts_all_that_it_refuses_and_nothing_else() {
 /// permission is taken from those who live.
 #[tokio::test]
 async fn a_policy_that_is_attached_cuts_all_that_it_refuses_and_nothing_else() {
-    let world = World::new(176);
+    let world = World::new(196);
     let (_, mesh) = world.pair().await;
     echo(mesh.listen(PORT).await.unwrap());
     let rules = vec![caller("refused")];
@@ -106,4 +118,90 @@ async fn a_policy_that_is_attached_cuts_all_that_it_refuses_and_nothing_else() {
     let attached = server(&world, vec![PolicyName::new("default", "deny")]);
     let detached = server(&world, Vec::new());
     tunnels_are_refused_by(&world, vec![attached], (vec![detached], Vec::new())).await;
+}
+
+fn named(name: &str) -> ResourceName {
+    ResourceName::Policy(PolicyName::new("default", name))
+}
+
+/// A server with an ALLOW for each of the two clients.
+async fn with_an_allow_for_each(net: u8) -> World {
+    let world = World::new(net);
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let allow = |account| policy(account, Action::Allow, vec![caller(account)]);
+    world
+        .control
+        .set(vec![allow("refused"), allow("admitted")])
+        .await;
+    world
+}
+
+/// R-21a.
+#[tokio::test]
+async fn an_allow_that_is_removed_cuts_all_that_it_admitted_and_nothing_else() {
+    let world = with_an_allow_for_each(197).await;
+    let again = policy("refused", Action::Allow, vec![caller("refused")]);
+    let removed = (Vec::new(), vec![named("refused")]);
+    tunnels_are_refused_after(&world, removed, (vec![again], Vec::new())).await;
+}
+
+/// R-21a: the policy stays, and lists another identity.
+#[tokio::test]
+async fn an_identity_that_an_allow_no_longer_lists_loses_its_tunnels_and_nobody_else() {
+    let world = with_an_allow_for_each(198).await;
+    let allow = |account| policy("refused", Action::Allow, vec![caller(account)]);
+    let undo = (vec![allow("refused")], Vec::new());
+    tunnels_are_refused_by(&world, vec![allow("somebody")], undo).await;
+}
+
+/// R-21d: a policy that bound another namespace binds this one, and then another again.
+#[tokio::test]
+async fn a_policy_that_moves_to_the_namespace_cuts_all_that_it_refuses_and_nothing_else() {
+    let world = World::new(199);
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let deny = |namespace: &str| {
+        let scope = Scope::Namespace(namespace.into());
+        scoped_policy("deny", Action::Deny, vec![caller("refused")], scope)
+    };
+    world.control.set(vec![deny("elsewhere")]).await;
+    let undo = (vec![deny("elsewhere")], Vec::new());
+    tunnels_are_refused_by(&world, vec![deny("default")], undo).await;
+}
+
+/// R-21d: a policy of the root namespace binds the whole mesh.
+#[tokio::test]
+async fn a_policy_of_the_mesh_cuts_all_that_it_refuses_and_nothing_else() {
+    let world = World::new(200);
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let rules = vec![caller("refused")];
+    let deny = scoped_policy("deny", Action::Deny, rules, Scope::Mesh);
+    tunnels_are_refused_by(&world, vec![deny], (Vec::new(), vec![named("deny")])).await;
+}
+
+/// R-21e.
+#[tokio::test]
+async fn a_dry_run_cuts_nobody() {
+    let world = World::new(201);
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let mut refused = Live::open(&world, "refused").await;
+    let mut admitted = Live::open(&world, "admitted").await;
+    let deny = |dry_run: bool| -> Update {
+        let mut policy = AuthorizationPolicy::new("default", "deny");
+        policy.action = Action::Deny;
+        policy.dry_run = dry_run;
+        policy.rules = vec![caller("refused")];
+        let policy = policy.lower(&TrustDomains::default()).unwrap();
+        AttachedPolicy::new(Arc::new(policy), Scope::Mesh).into()
+    };
+    world.control.set(vec![deny(true)]).await;
+    refused.all_echo().await;
+    admitted.all_echo().await;
+    // The same in earnest does.
+    world.control.set(vec![deny(false)]).await;
+    refused.all_are_reset().await;
+    admitted.all_echo().await;
 }

@@ -18,6 +18,7 @@ use crate::mesh_world::{PORT, World, echo, ping};
 
 const CLIENT: u64 = 7;
 const SERVER: u64 = 8;
+const OTHER: u64 = 9;
 
 /// An authority that can revoke: each identity gets a certificate with every CRL, always of its one
 /// serial number.
@@ -47,6 +48,7 @@ fn bundle(
     params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
     params.serial_number = Some(SerialNumber::from(match identity.service_account() {
         "client" => CLIENT,
+        "other" => OTHER,
         _ => SERVER,
     }));
     let key = KeyPair::generate().unwrap();
@@ -114,4 +116,37 @@ async fn a_client_that_is_revoked_loses_its_tunnels() {
 #[tokio::test]
 async fn a_server_that_is_revoked_loses_its_tunnels() {
     a_live_tunnel_ends(121, SERVER).await;
+}
+
+/// an identity is taken from those who live.
+#[tokio::test]
+async fn a_list_cuts_all_tunnels_of_whom_it_lists_and_nobody_elses() {
+    let (revoke, source) = Revoking::new();
+    let ca = DevCa::ephemeral("cluster.local");
+    let world = World::with_source(122, ca, source, |node| node);
+    let (client, server) = world.pair().await;
+    let record = world.workload("other", 3);
+    world.control.set(vec![record.into()]).await;
+    let other = world.mesh("other");
+    echo(server.listen(PORT).await.unwrap());
+    let target = format!("server:{PORT}");
+    let (mut refused, mut admitted) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        for (mesh, streams) in [(&client, &mut refused), (&other, &mut admitted)] {
+            let mut stream = mesh.connect(&target).await.unwrap();
+            ping(&mut stream).await.unwrap();
+            streams.push(stream);
+        }
+    }
+    revoke.send_replace(vec![CLIENT]);
+    for stream in &mut refused {
+        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut [0; 1])).await;
+        assert!(ended.expect("each tunnel ends").is_err());
+    }
+    for stream in &mut admitted {
+        ping(stream).await.unwrap();
+    }
+    client.connect(&target).await.unwrap_err();
+    let mut again = other.connect(&target).await.unwrap();
+    ping(&mut again).await.unwrap();
 }
