@@ -18,6 +18,10 @@ use crate::{DeferredFlush, Error, ErrorKind, Side};
 /// Turns of h2 in one poll of a connection before other tasks have theirs.
 pub(crate) const MAX_TURNS: usize = 16;
 
+/// Frames after which no more is read in one poll of a connection, before other tasks have their turn: a peer may
+/// send frames that carry nothing faster than anybody can count them.
+pub(crate) const MAX_FRAMES: u64 = 512;
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that holds one of this crate's locks leaves its data half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -200,6 +204,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         h2: &mut H,
     ) -> Poll<Result<Option<H::Output>, Error>> {
         self.outboxes.register(cx);
+        self.io.begin_turn();
         self.adjust_windows(h2);
         for _ in 0..MAX_TURNS {
             if let Poll::Ready(value) = h2.poll_next(cx) {

@@ -28,6 +28,8 @@ pub(crate) struct Frames {
     header: [u8; FRAME_HEADER],
     /// How much of the header is here.
     have: usize,
+    /// How many there were.
+    begun: u64,
     control: Rate,
     resets: Rate,
     /// Streams on which data came last, each at its place: to end one of them is no premature reset.
@@ -95,6 +97,7 @@ impl Frames {
             payload: preface,
             header: [0; FRAME_HEADER],
             have: 0,
+            begun: 0,
             control: Rate::new(config.max_control_frames),
             resets: Rate::new(config.max_resets.saturating_mul(10)),
             used: [0; USED],
@@ -140,7 +143,7 @@ impl Frames {
             bytes = &bytes[count..];
             if self.have == FRAME_HEADER {
                 self.have = 0;
-                self.begun(&now)?;
+                self.begin(&now)?;
             }
         }
         if self.block != Block::None && self.block_since.is_none() {
@@ -150,7 +153,8 @@ impl Frames {
     }
 
     /// A frame's header is here.
-    fn begun(&mut self, now: impl Fn() -> Instant) -> Result<(), &'static str> {
+    fn begin(&mut self, now: impl Fn() -> Instant) -> Result<(), &'static str> {
+        self.begun += 1;
         let [high, mid, low, kind, flags, stream @ ..] = self.header;
         self.payload = u32::from_be_bytes([0, high, mid, low]) as usize;
         let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
@@ -187,6 +191,11 @@ impl Frames {
             _ => {}
         }
         Ok(())
+    }
+
+    /// How many frames have begun, ever.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun
     }
 
     /// How many of our SETTINGS the peer has acknowledged, counted round.

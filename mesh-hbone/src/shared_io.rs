@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::driver::{MAX_TURNS, from_h2, lock};
+use crate::driver::{MAX_FRAMES, MAX_TURNS, from_h2, lock};
 use crate::frames::Frames;
 use crate::framing::Framing;
 use crate::payloads::Payloads;
@@ -28,6 +28,8 @@ struct Shared<IO> {
     failure: Option<Error>,
     frames: Frames,
     framing: Framing,
+    /// How many frames there were before this poll of the connection.
+    before: u64,
     /// How many acknowledged SETTINGS h2 has applied: those that were here when it last read on.
     applied: u32,
     /// What the peer sent too much of: nothing more is read.
@@ -48,6 +50,7 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
                 failure: None,
                 frames,
                 framing: Framing::new(Arc::default(), preface),
+                before: 0,
                 applied: 0,
                 excess: None,
                 yields: false,
@@ -78,6 +81,12 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
         // What cannot leave any more is no reason not to close.
         let _ = ready!(shared.poll_emit(cx));
         shared.with(|io| io.poll_shutdown(cx))
+    }
+
+    /// The connection is polled: as many frames as one poll may take are read.
+    pub(crate) fn begin_turn(&self) {
+        let shared = &mut *lock(&self.shared);
+        shared.before = shared.frames.begun();
     }
 
     pub(crate) fn take_heard(&self) -> bool {
@@ -207,6 +216,10 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
         let shared = &mut *lock(&self.shared);
         if shared.excess.is_some() {
             // The driver, whose turn is next, ends the connection.
+            return Poll::Pending;
+        }
+        if shared.frames.begun() - shared.before >= MAX_FRAMES {
+            cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         // h2 reads on when it has taken every whole frame that is here.

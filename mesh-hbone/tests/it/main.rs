@@ -15,6 +15,7 @@ mod envoy_load;
 mod envoy_opens;
 mod foreign;
 mod frame_bounds;
+mod frame_turns;
 mod hostile;
 #[cfg(target_os = "linux")]
 mod memory_limit;
