@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Revocation(Revocation),
     /// New tunnels while handshakes are held half open.
     HalfOpen(HalfOpen),
+    /// New tunnels, and bytes on those that live, while one connection floods.
+    Flood(Flood),
     /// A role: an HTTP server.
     #[command(hide = true)]
     Serve(Serve),
@@ -47,6 +49,9 @@ pub(crate) enum Command {
     /// A role: clients that begin handshakes and do not end them.
     #[command(hide = true)]
     Silent(Silent),
+    /// A role: a client that floods, told by lines on standard input.
+    #[command(hide = true)]
+    Flooding(Flooding),
     /// A role: clients with new tunnels, told by lines on standard input.
     #[command(hide = true)]
     Newcomers(Newcomers),
@@ -147,6 +152,36 @@ pub(crate) struct Silent {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Flood {
+    /// How many rounds are counted.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
+
+    /// How many new tunnels per second are measured.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) rate: u64,
+
+    /// How many bytes per second go there and back on tunnels that live.
+    #[arg(long, default_value_t = 500)]
+    pub(crate) kept: u64,
+
+    /// How long each is measured, in milliseconds.
+    #[arg(long, default_value_t = 3_000)]
+    pub(crate) millis: u64,
+
+    /// Only floods whose name has this in it.
+    #[arg(long, default_value = "")]
+    pub(crate) only: String,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Flooding {
+    /// The folder of the client's files.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+}
+
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Newcomers {
     /// The folder of the client's files.
     #[arg(long)]
@@ -154,6 +189,9 @@ pub(crate) struct Newcomers {
     /// How many per second.
     #[arg(long)]
     pub(crate) rate: u64,
+    /// Not new ones: a byte each way on tunnels that live.
+    #[arg(long)]
+    pub(crate) kept: bool,
 }
 
 #[derive(Debug, Clone, clap::Args)]

@@ -33,7 +33,7 @@ use crate::{BoxError, Done};
 /// Where the server is.
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 77, 2);
 const HBONE: u16 = 15008;
-const PORT: u16 = 7070;
+pub(crate) const PORT: u16 = 7070;
 
 /// The client that policies refuse, and the one that they do not.
 pub(crate) const REFUSED: &str = "refused";

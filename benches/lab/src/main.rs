@@ -12,6 +12,8 @@ mod changes;
 mod control;
 mod echo;
 mod fleet;
+mod flood;
+mod flooding;
 mod half_open;
 mod handshakes;
 mod held;
@@ -28,6 +30,9 @@ mod revocation;
 mod scale;
 mod silent;
 mod spread;
+#[path = "../../../mesh-hbone/tests/it/hostile/wire.rs"]
+#[allow(dead_code, reason = "tests use the rest")]
+mod wire;
 
 use std::process::ExitCode;
 
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
         Command::Scale(of) => scale::run(&of),
         Command::Revocation(of) => revocation::run(&of),
         Command::HalfOpen(of) => half_open::run(&of),
+        Command::Flood(of) => flood::run(&of),
         Command::Serve(of) => on_two_threads(app::run(of)),
         Command::Load(of) => on_two_threads(load::run(of)),
         Command::Reach(of) => on_two_threads(reach::run(of)),
@@ -52,6 +58,7 @@ fn main() -> ExitCode {
         Command::Echo(of) => on_two_threads(echo::run(of)),
         Command::Held(of) => on_two_threads(held::run(of)),
         Command::Silent(of) => on_two_threads(silent::run(of)),
+        Command::Flooding(of) => on_two_threads(flooding::run(of)),
         Command::Newcomers(of) => on_two_threads(newcomers::run(of)),
     };
     match outcome {

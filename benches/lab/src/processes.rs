@@ -157,6 +157,15 @@ impl Process {
         self.status("VmHWM:")
     }
 
+    /// From now on the most is counted anew.
+    pub(crate) fn forget_peak(&self) -> Done {
+        // What proc_pid_clear_refs(5) says of 5.
+        Ok(fs::write(
+            format!("/proc/{}/clear_refs", self.child.id()),
+            "5",
+        )?)
+    }
+
     fn status(&self, name: &str) -> Result<f64, BoxError> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix(name));
