@@ -142,6 +142,8 @@ impl Mesh {
     ///   to half of a certificate's life, unless [`trust_domain_aliases`](crate::Builder::trust_domain_aliases) has theirs.
     /// - What is opened is opened as who we are now. Inbound connections of clients of the old one, and outbound
     ///   tunnels that are open, go on.
+    /// - So do HTTP requests that have been given to a connection. Those that wait for one then, and all later ones, go by
+    ///   a connection that was made as who we are now.
     ///
     /// A trust domain that is said ([`trust_domain`](crate::Builder::trust_domain)) stays, and certificates of another one
     /// are refused.

@@ -43,6 +43,27 @@ impl PoolKey {
     }
 }
 
+/// The TLS connection that a tunnel shares with others.
+pub(super) struct Carrier {
+    sender: Sender,
+    /// As who we made it.
+    #[cfg(feature = "http")]
+    shown: Identity,
+}
+
+#[cfg(feature = "http")]
+impl Carrier {
+    /// Whether what goes through the tunnel may go on to: one whose peer goes away (GOAWAY) may be closed just then.
+    pub(super) fn is_lasting(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Whether the workload is who it was when the connection was made.
+    pub(super) fn is_of(&self, mesh: &MeshInner) -> bool {
+        mesh.identity() == self.shown
+    }
+}
+
 /// What has failed for a connection or request so far, and is passed over while there is anything else.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
@@ -303,7 +324,7 @@ impl MeshInner {
     }
 
     /// Opens one connection along a route, with the TLS connection that it shares with others if it is a tunnel.
-    pub(super) async fn open(&self, route: &Route) -> Result<(MeshStream, Option<Sender>), Error> {
+    pub(super) async fn open(&self, route: &Route) -> Result<(MeshStream, Option<Carrier>), Error> {
         // The way may have been long.
         if self.live.is_over() {
             return Err(over("a connection"));
@@ -382,11 +403,10 @@ impl MeshInner {
         &self,
         route: &Route,
         tunnelled: &Tunnelled,
-    ) -> Result<(MeshStream, Sender), Error> {
+    ) -> Result<(MeshStream, Carrier), Error> {
         let credentials = self.ready().await?;
         let next_hop = tunnelled.next_hop();
         let to = authority(tunnelled)?;
-        let request = ConnectRequest::new(to.clone(), account::connect_headers(self, route));
         let (tunnel, carrier) = loop {
             let misnamed = self.misnamed();
             if let Some(misnamed) = &misnamed
@@ -410,7 +430,11 @@ impl MeshInner {
                 sender.retire();
                 continue;
             }
-            let answer = lease.connect(request.clone()).await;
+            // Made anew for the next attempt, which there hardly ever is.
+            let headers = account::connect_headers(self, route);
+            let answer = lease
+                .connect(ConnectRequest::new(to.clone(), headers))
+                .await;
             // The peer may have taken its time. Whatever it said, it said to who we were.
             if !stands() {
                 sender.retire();
@@ -425,9 +449,14 @@ impl MeshInner {
                     None => error.with_detail(to),
                 }
             })?;
-            break (tunnel, sender);
+            let carrier = Carrier {
+                sender,
+                #[cfg(feature = "http")]
+                shown,
+            };
+            break (tunnel, carrier);
         };
-        let peer = carrier.peer().map(|peer| peer.identity().clone());
+        let peer = carrier.sender.peer().map(|peer| peer.identity().clone());
         let own = account::own_address(self);
         let context = match peer {
             Some(peer) => ConnectionContext::tunnel(own, next_hop, peer),

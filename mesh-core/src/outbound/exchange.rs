@@ -5,8 +5,8 @@ use std::sync::Weak;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use mesh_hbone::client::Sender;
 
+use super::dial::Carrier;
 use super::http_pool::{Running, Using};
 use crate::layers::ReplayBody;
 use crate::mesh::MeshInner;
@@ -31,17 +31,26 @@ pub(super) struct Exclusive {
     pub(super) sender: http1::SendRequest<ReplayBody>,
     pub(super) running: Running,
     /// The TLS connection that it shares with others, if it is a tunnel.
-    pub(super) carrier: Option<Box<Sender>>,
+    pub(super) carrier: Option<Box<Carrier>>,
 }
 
 impl Exclusive {
-    /// Whether it may take another request. One whose peer goes away (GOAWAY) may be closed just then.
+    /// Whether it may take another request.
     pub(super) fn is_lasting(&self) -> bool {
         self.sender.is_ready()
-            && !self
+            && self
                 .carrier
                 .as_ref()
-                .is_some_and(|carrier| carrier.is_closed())
+                .is_none_or(|carrier| carrier.is_lasting())
+    }
+
+    /// As [`is_lasting`](Self::is_lasting), of a request of the workload as who it is now.
+    pub(super) fn is_for(&self, mesh: &MeshInner) -> bool {
+        self.is_lasting()
+            && self
+                .carrier
+                .as_ref()
+                .is_none_or(|carrier| carrier.is_of(mesh))
     }
 }
 

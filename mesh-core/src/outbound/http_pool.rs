@@ -15,6 +15,7 @@ use mesh_authz::Identity;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::dial::Carrier;
 use super::exchange::{Age, Checkout, Exclusive, Home};
 use crate::Error;
 use crate::layers::{ReplayBody, RetryBudget};
@@ -70,6 +71,8 @@ struct Multiplexed {
     sender: http2::SendRequest<ReplayBody>,
     used: Arc<Used>,
     running: Running,
+    /// The TLS connection that it shares with others, if it is a tunnel.
+    carrier: Option<Arc<Carrier>>,
 }
 
 /// Alone when no request has it; the last one to leave notes the time.
@@ -208,7 +211,7 @@ impl HttpPool {
             mesh: Arc::downgrade(mesh),
             hop: route.hop().clone(),
         };
-        if let Some(connection) = self.take_idle(route.hop()) {
+        if let Some(connection) = self.take_idle(mesh, route.hop()) {
             return Ok(Checkout::Http1(connection, home, Age::Used));
         }
         let (stream, carrier) = mesh.open(route).await?;
@@ -227,10 +230,10 @@ impl HttpPool {
         Ok(Checkout::Http1(connection, home, Age::New))
     }
 
-    fn take_idle(&self, hop: &Hop) -> Option<Exclusive> {
+    fn take_idle(&self, mesh: &MeshInner, hop: &Hop) -> Option<Exclusive> {
         // Each is looked at when it is taken out: that takes its carrier's lock.
         std::iter::from_fn(|| self.state().take_newest(hop))
-            .find(|idle| idle.since.elapsed() < self.idle_timeout && idle.connection.is_lasting())
+            .find(|idle| idle.since.elapsed() < self.idle_timeout && idle.connection.is_for(mesh))
             .map(|idle| idle.connection)
     }
 
@@ -244,7 +247,8 @@ impl HttpPool {
         };
         let failures = shared.failures.load(Ordering::Acquire);
         let mut slot = shared.slot.lock().await;
-        if let Some(live) = slot.live.as_ref().filter(|live| live.is_open()) {
+        // Who waited may be another than who dialled: the certificate says who we are.
+        if let Some(live) = slot.live.as_ref().filter(|live| live.is_for(mesh)) {
             let using = Using::new(&live.used);
             return Ok(Checkout::Http2(live.sender.clone(), using, Age::Used));
         }
@@ -277,7 +281,7 @@ impl HttpPool {
     }
 
     pub(super) fn check_in(&self, mesh: &MeshInner, hop: Hop, connection: Exclusive) {
-        if !connection.is_lasting() {
+        if !connection.is_for(mesh) {
             return;
         }
         let since = Instant::now();
@@ -363,7 +367,7 @@ impl NodeInner {
 }
 
 async fn dial(mesh: &Arc<MeshInner>, route: &Route) -> Result<Multiplexed, Error> {
-    let (stream, _) = mesh.open(route).await?;
+    let (stream, carrier) = mesh.open(route).await?;
     let (running, spawner) = Running::new(mesh);
     let (sender, connection) = http2::Builder::new(spawner.clone())
         .timer(TokioTimer::new())
@@ -379,6 +383,7 @@ async fn dial(mesh: &Arc<MeshInner>, route: &Route) -> Result<Multiplexed, Error
         sender,
         used: Arc::new(used),
         running,
+        carrier: carrier.map(Arc::new),
     })
 }
 
@@ -518,8 +523,23 @@ impl Shared {
 }
 
 impl Multiplexed {
+    /// Whether it takes further requests.
     fn is_open(&self) -> bool {
-        !self.sender.is_closed() && !self.used.retired.load(Ordering::Relaxed)
+        !self.sender.is_closed()
+            && !self.used.retired.load(Ordering::Relaxed)
+            && self
+                .carrier
+                .as_ref()
+                .is_none_or(|carrier| carrier.is_lasting())
+    }
+
+    /// As [`is_open`](Self::is_open), of a request of the workload as who it is now.
+    fn is_for(&self, mesh: &MeshInner) -> bool {
+        self.is_open()
+            && self
+                .carrier
+                .as_ref()
+                .is_none_or(|carrier| carrier.is_of(mesh))
     }
 
     fn idle_since(&self) -> Option<Instant> {

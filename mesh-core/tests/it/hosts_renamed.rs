@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::fs;
 use std::future::ready;
 use std::io;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,14 +17,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use mesh_core::{BoxedIo, ConnectionContext, Error, ErrorKind, Mesh, MeshListener, Transport};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, duplex};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional, duplex};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 use tower::service_fn;
 
 use crate::hosts_join::{host_of, istiod, istiod_for, say_hosts, write};
+use crate::istiod::Istiod;
 use crate::istiod_place::{HOUR, pending, until};
 use crate::layers_logs::capture;
 
@@ -152,9 +157,24 @@ async fn a_trust_domain_that_nobody_says_changes_with_the_certificate() {
     ]);
 }
 
-/// A network on which what is said first waits until it may go on, and who is told that something was said.
-fn held() -> (Transport, watch::Receiver<bool>, watch::Sender<bool>) {
-    let (begin, begun) = watch::channel(false);
+/// A network of which every connection waits when it has got so far, until all may go on.
+struct Held {
+    transport: Transport,
+    waits: watch::Receiver<bool>,
+    open: watch::Sender<bool>,
+}
+
+/// What waits, of each connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// The first that the client says: a TLS handshake begins with it.
+    Beginning,
+    /// What the server says after the handshake.
+    Answers,
+}
+
+fn held(what: Wait) -> Held {
+    let (begin, waits) = watch::channel(false);
     let (open, opened) = watch::channel(false);
     let transport = Transport::new(
         move |to| {
@@ -163,11 +183,31 @@ fn held() -> (Transport, watch::Receiver<bool>, watch::Sender<bool>) {
                 let mut socket = TcpStream::connect(to).await?;
                 let (near, mut far) = duplex(64 * 1024);
                 tokio::spawn(async move {
-                    let mut first = vec![0; 16 * 1024];
-                    let count = far.read(&mut first).await?;
-                    begin.send_replace(true);
-                    let _ = opened.wait_for(|opened| *opened).await;
-                    socket.write_all(&first[..count]).await?;
+                    let mut said = vec![0; 16 * 1024];
+                    if what == Wait::Answers {
+                        // Until the client says for the second time something, its hello is being answered.
+                        let count = far.read(&mut said).await?;
+                        socket.write_all(&said[..count]).await?;
+                        let (mut answers, mut hello) = socket.split();
+                        let (mut says, mut hears) = tokio::io::split(&mut far);
+                        tokio::select! {
+                            copied = copy(&mut answers, &mut hears) => copied.map(drop)?,
+                            count = says.read(&mut said) => hello.write_all(&said[..count?]).await?,
+                        }
+                        begin.send_replace(true);
+                        let said = async {
+                            tokio::select! {
+                                copied = copy(&mut says, &mut hello) => copied.map(drop),
+                                _ = opened.wait_for(|opened| *opened) => Ok(()),
+                            }
+                        };
+                        said.await?;
+                    } else {
+                        let count = far.read(&mut said).await?;
+                        begin.send_replace(true);
+                        let _ = opened.wait_for(|opened| *opened).await;
+                        socket.write_all(&said[..count]).await?;
+                    }
                     copy_bidirectional(&mut far, &mut socket).await
                 });
                 Ok(BoxedIo::new(near))
@@ -175,46 +215,86 @@ fn held() -> (Transport, watch::Receiver<bool>, watch::Sender<bool>) {
         },
         |_| ready(Err(io::ErrorKind::Unsupported.into())),
     );
-    (transport, begun, open)
+    Held {
+        transport,
+        waits,
+        open,
+    }
+}
+
+/// A client that gets another name while it runs, and a server of the former one that knows both.
+struct Renamed {
+    istiod: Arc<Istiod>,
+    files: [TempDir; 2],
+    server: Mesh,
+    client: Mesh,
+    server_address: String,
+}
+
+impl Renamed {
+    /// Of two addresses of this machine.
+    async fn new(both: [[u8; 4]; 2], transport: Option<Transport>) -> Self {
+        let (istiod, port) = istiod_for(SHORT).await;
+        // Records come later.
+        say_hosts(&istiod, "old.example", "1", &both);
+        let texts = both.map(|own| std::net::IpAddr::from(own).to_string());
+        let files = texts
+            .each_ref()
+            .map(|own| host_of(&istiod, port, own, BEFORE, ""));
+        let join = |files: &TempDir| Mesh::builder().bootstrap_dir(files.path()).unwrap();
+        let server = join(&files[0]).trust_domain_aliases(["new.example"]);
+        let mut client = join(&files[1]);
+        if let Some(transport) = transport {
+            client = client.transport(transport);
+        }
+        let [server_address, _] = texts;
+        Self {
+            istiod,
+            server: server.build().unwrap(),
+            client: client.build().unwrap(),
+            files,
+            server_address,
+        }
+    }
+
+    /// The server's `host:port`.
+    fn at(&self, port: u16) -> String {
+        format!("{}:{port}", self.server_address)
+    }
+
+    /// The client's next certificate is of the new name.
+    async fn rename(&self) {
+        assert_eq!(self.client.identity().to_string(), BEFORE);
+        self.istiod.issue_for(AFTER, 24 * HOUR);
+        let token = self.istiod.token_of(AFTER.parse().unwrap(), HOUR);
+        write(self.files[1].path(), "istio-token", &token);
+        until("its next certificate", || {
+            self.client.identity().to_string() == AFTER
+        })
+        .await;
+    }
 }
 
 /// V004, in the middle of a handshake, which began by the certificate of before.
 #[tokio::test]
 async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_one() {
     let (lines, _guard) = capture("mesh::identity=warn");
-    let (istiod, port) = istiod_for(SHORT).await;
+    let mut held = held(Wait::Beginning);
     let both = [[127, 95, 1, 19], [127, 95, 1, 20]];
-    // Records come later.
-    say_hosts(&istiod, "old.example", "1", &both);
-    let texts = both.map(|own| std::net::IpAddr::from(own).to_string());
-    let files = texts
-        .each_ref()
-        .map(|own| host_of(&istiod, port, own, BEFORE, ""));
-    let join = |files: &tempfile::TempDir| Mesh::builder().bootstrap_dir(files.path()).unwrap();
-    // The server is not renamed yet. It would have both.
-    let server = join(&files[0]).trust_domain_aliases(["new.example"]);
-    let server = server.build().unwrap();
+    let renamed = Renamed::new(both, Some(held.transport)).await;
+    let Renamed { server, client, .. } = &renamed;
     tells(patiently(async || server.listen(7000).await).await);
-    let (transport, mut begun, open) = held();
-    let client = join(&files[1]).transport(transport).build().unwrap();
     patiently(async || client.ready().await).await;
 
-    let to = format!("{}:7000", texts[0]);
+    let to = renamed.at(7000);
     let meanwhile = async {
-        begun.wait_for(|begun| *begun).await.unwrap();
-        assert_eq!(client.identity().to_string(), BEFORE);
-        istiod.issue_for(AFTER, 24 * HOUR);
-        let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
-        write(files[1].path(), "istio-token", &token);
-        until("its next certificate", || {
-            client.identity().to_string() == AFTER
-        })
-        .await;
-        open.send_replace(true);
+        held.waits.wait_for(|waits| *waits).await.unwrap();
+        renamed.rename().await;
+        held.open.send_replace(true);
     };
-    let (met, ()) = tokio::join!(connects(&client, &to), meanwhile);
+    let (met, ()) = tokio::join!(connects(client, &to), meanwhile);
     assert_eq!(met, [BEFORE, AFTER]);
-    assert_eq!(connects(&client, &to).await, [BEFORE, AFTER]);
+    assert_eq!(connects(client, &to).await, [BEFORE, AFTER]);
     // Nobody has made a mistake.
     assert!(!lines.text().contains("its record"), "{}", lines.text());
 }
@@ -222,35 +302,50 @@ async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_
 /// V004, where records come later: all that a request could go on by is there still, but as who the host was.
 #[tokio::test]
 async fn no_request_goes_on_by_a_connection_of_the_trust_domain_before() {
-    let (istiod, port) = istiod_for(SHORT).await;
-    let both = [[127, 95, 1, 22], [127, 95, 1, 23]];
-    say_hosts(&istiod, "old.example", "1", &both);
-    let texts = both.map(|own| std::net::IpAddr::from(own).to_string());
-    let files = texts
-        .each_ref()
-        .map(|own| host_of(&istiod, port, own, BEFORE, ""));
-    let join = |files: &tempfile::TempDir| Mesh::builder().bootstrap_dir(files.path()).unwrap();
-    let server = join(&files[0]).trust_domain_aliases(["new.example"]);
-    let server = server.build().unwrap();
+    let renamed = Renamed::new([[127, 95, 1, 22], [127, 95, 1, 23]], None).await;
+    let Renamed { server, client, .. } = &renamed;
     tells_requests(patiently(async || server.listen(7001).await).await);
-    let client = join(&files[1]).build().unwrap();
-    let to = format!("{}:7001", texts[0]);
+    let to = renamed.at(7001);
     let met = async |expected: &str| {
         for version in [Version::HTTP_11, Version::HTTP_2] {
-            assert_eq!(requests(&client, &to, version).await, expected);
+            assert_eq!(requests(client, &to, version).await, expected);
         }
     };
     met(BEFORE).await;
-    istiod.issue_for(AFTER, 24 * HOUR);
-    let token = istiod.token_of(AFTER.parse().unwrap(), HOUR);
-    write(files[1].path(), "istio-token", &token);
-    until("its next certificate", || {
-        client.identity().to_string() == AFTER
-    })
-    .await;
+    renamed.rename().await;
     met(AFTER).await;
     // Its record is of before: that is no mistake of who runs it.
     client.listen(7002).await.unwrap();
+}
+
+/// V004, as above, of a request that waited while another had the connection made.
+#[tokio::test]
+async fn a_request_that_waited_for_a_connection_goes_by_one_of_the_new_trust_domain() {
+    let mut held = held(Wait::Answers);
+    let both = [[127, 95, 1, 26], [127, 95, 1, 27]];
+    let renamed = Renamed::new(both, Some(held.transport)).await;
+    let Renamed { server, client, .. } = &renamed;
+    tells_requests(patiently(async || server.listen(7001).await).await);
+    patiently(async || client.ready().await).await;
+
+    let to = renamed.at(7001);
+    let mut dials = pin!(requests(client, &to, Version::HTTP_2));
+    let mut waits = pin!(requests(client, &to, Version::HTTP_2));
+    tokio::select! {
+        biased;
+        _ = &mut dials => unreachable!("nobody answers"),
+        _ = held.waits.wait_for(|waits| *waits) => {}
+    }
+    tokio::select! {
+        biased;
+        _ = &mut waits => unreachable!("nobody answers"),
+        () = yield_now() => {}
+    }
+    held.open.send_replace(true);
+    // The other is not polled meanwhile, and so gets the connection only later.
+    assert_eq!(dials.await, BEFORE);
+    renamed.rename().await;
+    assert_eq!(waits.await, AFTER);
 }
 
 /// What nobody has said is not told as if somebody had.
