@@ -511,14 +511,18 @@ impl MeshInner {
         let limit = node.settings.connect_timeout;
         let hbone = node.settings.hbone.clone();
         let dial = move || async move {
+            // Whoever waits asks again as who we are now.
+            let are_we = || match *credentials.current().identity() == shown {
+                true => Ok(()),
+                false => Err(mesh_hbone::Error::dial(another_now())),
+            };
+            // Who waited for a place on another connection dials later than it asked.
+            are_we()?;
             let io = dial(&transport, limit, next_hop)
                 .await
                 .map_err(mesh_hbone::Error::dial)?;
             let stream = tls::connect_unflushed(io, &credentials, &expected).await?;
-            // Whoever waits asks again as who we are now.
-            if *credentials.current().identity() != shown {
-                return Err(mesh_hbone::Error::dial(another_now()));
-            }
+            are_we()?;
             let peer = stream.peer().clone();
             let (connection, sender) = client::start(stream, &hbone).await?;
             if let Some(node) = weak.upgrade() {

@@ -7,6 +7,7 @@ use std::future::ready;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -160,6 +161,8 @@ async fn a_trust_domain_that_nobody_says_changes_with_the_certificate() {
 /// A network of which every connection waits when it has got so far, until all may go on.
 struct Held {
     transport: Transport,
+    /// How many were dialled.
+    dials: Arc<AtomicUsize>,
     waits: watch::Receiver<bool>,
     open: watch::Sender<bool>,
 }
@@ -176,8 +179,11 @@ enum Wait {
 fn held(what: Wait) -> Held {
     let (begin, waits) = watch::channel(false);
     let (open, opened) = watch::channel(false);
+    let dials = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&dials);
     let transport = Transport::new(
         move |to| {
+            count.fetch_add(1, Ordering::Relaxed);
             let (begin, mut opened) = (begin.clone(), opened.clone());
             async move {
                 let mut socket = TcpStream::connect(to).await?;
@@ -217,6 +223,7 @@ fn held(what: Wait) -> Held {
     );
     Held {
         transport,
+        dials,
         waits,
         open,
     }
@@ -297,6 +304,28 @@ async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_
     assert_eq!(connects(client, &to).await, [BEFORE, AFTER]);
     // Nobody has made a mistake.
     assert!(!lines.text().contains("its record"), "{}", lines.text());
+}
+
+/// V004, where a peer takes its time: who waits for a place on a connection does not have another made as who it was.
+#[tokio::test]
+async fn nobody_dials_as_who_it_was_before() {
+    let mut held = held(Wait::Answers);
+    let both = [[127, 95, 1, 24], [127, 95, 1, 25]];
+    let renamed = Renamed::new(both, Some(held.transport)).await;
+    let Renamed { server, client, .. } = &renamed;
+    tells(patiently(async || server.listen(7000).await).await);
+    patiently(async || client.ready().await).await;
+
+    let to = renamed.at(7000);
+    let meanwhile = async {
+        held.waits.wait_for(|waits| *waits).await.unwrap();
+        renamed.rename().await;
+        held.open.send_replace(true);
+    };
+    let (first, second, ()) = tokio::join!(connects(client, &to), connects(client, &to), meanwhile);
+    assert_eq!([first, second], [[BEFORE, AFTER], [BEFORE, AFTER]]);
+    let dials = held.dials.load(Ordering::Relaxed);
+    assert_eq!(dials, 2, "one as who it was, one as who it is");
 }
 
 /// V004, where records come later: all that a request could go on by is there still, but as who the host was.
