@@ -403,6 +403,41 @@ async fn what_was_kept_by_an_address_that_the_host_had_goes_when_there_is_anothe
     }
 }
 
+/// Behind NAT nobody can tell what was kept by which address; a disk is full at some time.
+#[tokio::test]
+async fn of_what_was_kept_the_oldest_goes_when_there_is_much() {
+    const MOST: usize = 64;
+    let (istiod, port) = istiod().await;
+    say_hosts(&istiod, "cluster.local", "1", &[[127, 95, 1, 28]]);
+    let state = tempfile::tempdir().unwrap();
+    let folder = state.path().join("discovery");
+    fs::create_dir(&folder).unwrap();
+    let kept = |name: &str| folder.join(format!("{name}.snapshot"));
+    // Of a young one nobody says that it is a former one.
+    let others: Vec<_> = (0..MOST + 6)
+        .map(|n| kept(&format!("default_forum-192.0.2.{n}-vm-net")))
+        .collect();
+    for (n, file) in (0..).zip(&others) {
+        fs::write(file, "").unwrap();
+        age(file, HOUR + Duration::from_secs(n));
+    }
+    let foreign = folder.join("of-somebody");
+    fs::write(&foreign, "").unwrap();
+    age(&foreign, DAY * 100);
+    let identity = "spiffe://cluster.local/ns/default/sa/forum-sa";
+    let files = host_of(&istiod, port, "127.95.1.28", identity, "");
+    let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+    let mesh = builder.state_dir(state.path()).build().unwrap();
+    mesh.ready().await.unwrap();
+    let own = kept("default_forum-127.95.1.28-vm-net");
+    until("the oldest are gone", || {
+        own.exists() && others[MOST - 1..].iter().all(|file| !file.exists())
+    })
+    .await;
+    assert!(others[..MOST - 1].iter().all(|file| file.exists()));
+    assert!(foreign.exists());
+}
+
 /// V004, the other way round: what somebody says is compared, and so is all of it but the trust domain.
 #[tokio::test]
 async fn a_trust_domain_that_somebody_says_is_the_only_one() {

@@ -246,8 +246,11 @@ impl Xds {
     ///
     /// Of a host that registers ([`Builder::bootstrap_dir`](crate::Builder::bootstrap_dir)), whose name has its address,
     /// what was kept by an address that none of its interfaces has any more is removed once there is something by the new
-    /// one, if that is on an interface: for the same control plane, and not written for a day. The directory is one
-    /// host's, in one network namespace: to another, the addresses here are on no interface.
+    /// one, if that is on an interface: for the same control plane, in the same mode (whole or [on demand](Self::on_demand)), and
+    /// not written for a day. The directory is one host's, in one network namespace: to another, the addresses here are on no interface.
+    ///
+    /// The directory holds what was kept of 64 workloads, those of all processes that share it. With each write the oldest
+    /// beyond go, whoever they are of: behind NAT none of a host's addresses is on an interface.
     #[must_use]
     pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.state_dir = Some(path.into().into());

@@ -5,7 +5,7 @@ mod form;
 mod tests;
 
 use std::cmp::Reverse;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::future::pending;
 use std::io::Read;
 use std::net::IpAddr;
@@ -38,6 +38,10 @@ const BETWEEN: Duration = Duration::from_secs(10);
 /// By how much a file has to be older than what was just written, to be a former one. What a process uses is written at
 /// every change, and with every stream that brings policies anew: istiod ends a stream after half an hour.
 const FORMER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// So many files there are at most: the oldest beyond go, whoever they are of. A host behind NAT cannot tell which of its
+/// addresses it has had (`Registering::had`).
+const MOST_FILES: usize = 64;
 
 /// Within so many bytes of a file it is said whose it is: three names and the control plane's take less.
 const MAX_HEAD: u64 = 4096;
@@ -122,21 +126,36 @@ pub(super) fn names(folder: &Path, namespace: &str) -> Vec<String> {
     if check_folders(&below.join(SUFFIX)).is_err() {
         return Vec::new();
     }
-    let Ok(files) = std::fs::read_dir(below) else {
+    let files = files(&below).into_iter();
+    files
+        .filter_map(|(_, file)| {
+            let name = file.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+            let name = name.strip_prefix(namespace)?.strip_prefix('_')?;
+            Some(name.to_owned())
+        })
+        .collect()
+}
+
+/// What is kept in a folder, the last that was written first. Blocking.
+fn files(below: &Path) -> Vec<(Reverse<SystemTime>, PathBuf)> {
+    let Ok(all) = std::fs::read_dir(below) else {
         return Vec::new();
     };
-    let mut names = Vec::new();
-    for file in files.flatten() {
+    let mut files = Vec::new();
+    for file in all.flatten() {
         let name = file.file_name();
-        let name = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
-        let name = name.and_then(|name| name.strip_prefix(namespace)?.strip_prefix('_'));
-        let modified = file.metadata().and_then(|metadata| metadata.modified());
-        if let (Some(name), Ok(modified)) = (name, modified) {
-            names.push((Reverse(modified), name.to_owned()));
+        let metadata = file.metadata().ok().filter(Metadata::is_file);
+        let modified = metadata.and_then(|metadata| metadata.modified().ok());
+        if let Some(modified) = modified
+            && let Some(name) = name.to_str()
+            // A killed process may leave one that was not whole yet.
+            && name.strip_suffix(".new").unwrap_or(name).ends_with(SUFFIX)
+        {
+            files.push((Reverse(modified), file.path()));
         }
     }
-    names.sort();
-    names.into_iter().map(|(_, name)| name).collect()
+    files.sort();
+    files
 }
 
 /// One file for each for whom a stream speaks.
@@ -228,13 +247,28 @@ fn forget_former(path: &Path, whose: &str, host: &Registering) {
         if !is_former(&former, &name, path, whose).unwrap_or(false) {
             continue;
         }
-        match std::fs::remove_file(&former) {
-            Ok(()) => {
-                tracing::info!(target: "mesh::config", file = %former.display(), "removed: it was kept by an address that this host does not have any more");
-            }
-            Err(error) => {
-                tracing::debug!(target: "mesh::config", file = %former.display(), %error, "cannot be removed");
-            }
+        remove(
+            &former,
+            "it was kept by an address that this host does not have any more",
+        );
+    }
+}
+
+/// Removes the oldest files beside this one, which was just written, that are too many. Blocking.
+fn remove_surplus(path: &Path) {
+    let files = files(path.parent().unwrap_or(path)).into_iter();
+    let others = files.map(|(_, file)| file).filter(|file| file != path);
+    for surplus in others.skip(MOST_FILES - 1) {
+        remove(&surplus, "there are as many newer ones as are kept");
+    }
+}
+
+fn remove(file: &Path, why: &str) {
+    let name = file.display();
+    match std::fs::remove_file(file) {
+        Ok(()) => tracing::info!(target: "mesh::config", file = %name, why, "removed"),
+        Err(error) => {
+            tracing::debug!(target: "mesh::config", file = %name, %error, "cannot be removed");
         }
     }
 }
@@ -326,6 +360,7 @@ impl Keeper {
                 if let Some(host) = host {
                     forget_former(&path, &content.whose, &host);
                 }
+                remove_surplus(&path);
                 Ok(())
             }));
         }
