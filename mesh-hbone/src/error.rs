@@ -51,7 +51,8 @@ pub enum ErrorKind {
     Revoked,
     /// The peer's certificate is not meant for this side of a TLS connection.
     BadKeyUsage,
-    /// The peer's certificate is malformed, or is no SPIFFE leaf certificate.
+    /// The peer's certificate is malformed or no SPIFFE leaf certificate, or its chain breaks a rule, as one of more than six
+    /// intermediates does. The source says which.
     BadCertificate,
     /// The peer presented no certificate.
     NoCertificate,
@@ -232,7 +233,9 @@ impl ErrorKind {
             Self::NotYetValid => "the peer's certificate is not valid yet",
             Self::Revoked => "the peer's certificate is revoked",
             Self::BadKeyUsage => "the peer's certificate is for another use",
-            Self::BadCertificate => "the peer's certificate is no SPIFFE certificate",
+            Self::BadCertificate => {
+                "the peer's certificate or its chain breaks a rule of SPIFFE or X.509"
+            }
             Self::NoCertificate => "the peer presented no certificate",
             Self::NotTls => "the peer does not speak TLS",
             Self::ClientHelloTooLarge => "the peer's ClientHello is too large",

@@ -222,9 +222,13 @@ impl Trust<'_> {
             {
                 few
             }
-            _ => {
-                let error = webpki::Error::MaximumPathDepthExceeded;
-                return Err(VerifyError::certificate(&error));
+            many => {
+                let reason = format!(
+                    "{:?}: {} certificates behind the leaf, expected at most {MOST_INTERMEDIATES} and a root of ours",
+                    webpki::Error::MaximumPathDepthExceeded,
+                    many.len()
+                );
+                return Err(VerifyError::Certificate { reason });
             }
         };
         let crls: Vec<_> = self.crls.iter().collect();

@@ -455,9 +455,14 @@ async fn chains() {
         .both(
             "six intermediates and the root twice",
             &leaf,
-            bad("MaximumPathDepthExceeded"),
+            bad(
+                "MaximumPathDepthExceeded: 8 certificates behind the leaf, expected at most 6 and a root of ours",
+            ),
         )
         .await;
+    // Its names are as they should be.
+    let error = judge_client(&bench.server, &leaf).await.unwrap_err();
+    assert!(error.to_string().contains("its chain"), "{error}");
     let seven = issuer.intermediate("7", 7);
     bench
         .both(
