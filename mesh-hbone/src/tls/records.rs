@@ -484,5 +484,5 @@ impl fmt::Debug for Records {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "aws-lc-rs", feature = "ring")))]
 mod tests;

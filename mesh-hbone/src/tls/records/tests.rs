@@ -1,22 +1,28 @@
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, KeyPair};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::CryptoProvider;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 
 use super::super::handshake::{Handshake, Progress};
+use super::super::provider::{CipherPreference, Provider};
 use super::*;
+
+fn provider() -> CryptoProvider {
+    let provider = Provider::by_feature().unwrap();
+    CryptoProvider::clone(&provider.prefer(CipherPreference::Aes256))
+}
 
 /// Both ends of a connection whose handshake is done.
 fn pair() -> (Records, Records) {
-    pair_of(aws_lc_rs::default_provider())
+    pair_of(provider())
 }
 
 /// With a provider that has no QUIC, so that records cannot be sealed where they are.
 fn copying_pair() -> (Records, Records) {
-    let mut crypto = aws_lc_rs::default_provider();
+    let mut crypto = provider();
     for suite in &mut crypto.cipher_suites {
         let Some(tls13) = suite.tls13() else { continue };
         let without = Tls13CipherSuite {
@@ -36,7 +42,7 @@ fn copying_pair() -> (Records, Records) {
     (client, server)
 }
 
-fn pair_of(crypto: rustls::crypto::CryptoProvider) -> (Records, Records) {
+fn pair_of(crypto: CryptoProvider) -> (Records, Records) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().der().clone();
