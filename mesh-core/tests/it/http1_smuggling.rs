@@ -160,7 +160,7 @@ fn cases() -> Vec<(String, Outcome)> {
         (chunked("5 \r\nhello\r\n0\r\n\r\n"), whole("hello")),
         (chunked("5;a=b\r\nhello\r\n0\r\n\r\n"), whole("hello")),
     ];
-    for value in [
+    let lengths = [
         "+5",
         "-1",
         "0x5",
@@ -171,10 +171,8 @@ fn cases() -> Vec<(String, Outcome)> {
         "\u{b}5",
         "0_5",
         "18446744073709551616",
-    ] {
-        cases.push((length(value), Refused));
-    }
-    for lines in [
+    ];
+    let codings = [
         "Transfer-Encoding: xchunked",
         "Transfer-Encoding: chunked, identity",
         "Transfer-Encoding: chunked;q=1",
@@ -194,9 +192,10 @@ fn cases() -> Vec<(String, Outcome)> {
         "X: y\rTransfer-Encoding: chunked",
         "X: y\0\r\nTransfer-Encoding: chunked",
         " Transfer-Encoding: chunked",
-    ] {
-        cases.push((coding(lines), Refused));
-    }
+    ];
+    let lengths = lengths.into_iter().map(length);
+    let heads = lengths.chain(codings.into_iter().map(coding));
+    cases.extend(heads.map(|bytes| (bytes, Refused)));
     for size in [
         // 2^64 and something, which is 5 to whoever counts in 64 bits.
         "10000000000000005\r\n",
