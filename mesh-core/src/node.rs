@@ -68,7 +68,7 @@ pub(crate) struct NodeInner {
     /// Told after each published snapshot.
     published: watch::Sender<u64>,
     meshes: Mutex<Vec<Weak<MeshInner>>>,
-    problems: Mutex<Vec<String>>,
+    problems: Mutex<Vec<Arc<str>>>,
     warnings: Mutex<Vec<String>>,
     /// Whether what is configured is all there is.
     whole: AtomicBool,
@@ -372,17 +372,31 @@ impl NodeInner {
     }
 
     pub(crate) fn report_problems(&self, problems: Vec<String>) {
-        let nothing = self.gate.current().start_failure().is_some();
+        let problems: Vec<Arc<str>> = problems.into_iter().map(Arc::from).collect();
         let mut standing = lock(&self.problems);
-        let known: HashSet<&String> = standing.iter().collect();
-        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+        let known: HashSet<&Arc<str>> = standing.iter().collect();
+        let new = problems.iter().filter(|problem| !known.contains(problem));
+        self.warn_of(new);
+        *standing = problems;
+    }
+
+    /// As [`report_problems`](Self::report_problems), of who knows what is new.
+    #[cfg(feature = "istiod")]
+    pub(crate) fn report_changed(&self, new: &[Arc<str>], all: Vec<Arc<str>>) {
+        let mut standing = lock(&self.problems);
+        self.warn_of(new);
+        *standing = all;
+    }
+
+    fn warn_of<'a>(&self, problems: impl IntoIterator<Item = &'a Arc<str>>) {
+        let nothing = self.gate.current().start_failure().is_some();
+        for problem in problems {
             if nothing {
                 tracing::warn!(target: "mesh::config", %problem, "refused; there is no configuration before it is right");
             } else {
                 tracing::warn!(target: "mesh::config", %problem, "refused; its last good version stays, if there is one");
             }
         }
-        *standing = problems;
     }
 
     pub(crate) fn warnings(&self) -> Vec<String> {
@@ -482,7 +496,8 @@ impl NodeInner {
     }
 
     pub(crate) fn problems(&self) -> Vec<String> {
-        lock(&self.problems).clone()
+        let problems = lock(&self.problems);
+        problems.iter().map(ToString::to_string).collect()
     }
 
     /// The certificates of `identity`, fetched from now on if they were not before, and for as long as

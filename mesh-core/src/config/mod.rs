@@ -233,6 +233,13 @@ impl ConfigLink {
         Ok(())
     }
 
+    /// As [`report`](Self::report), of a source that knows which of all problems are new.
+    #[cfg(feature = "istiod")]
+    fn report_changed(&self, new: &[Arc<str>], all: Vec<Arc<str>>) -> Result<(), Error> {
+        self.node()?.report_changed(new, all);
+        Ok(())
+    }
+
     fn node(&self) -> Result<Arc<NodeInner>, Error> {
         self.node
             .upgrade()

@@ -334,26 +334,43 @@ async fn what_cannot_be_read_is_refused_by_name_and_the_rest_applies() {
     greet(&client).await;
 }
 
-/// Of one response 64 are named.
+/// Of one response 64 are named. That there are others is told once, however many they come to be.
 #[tokio::test(start_paused = true)]
 async fn what_was_refused_is_a_problem_though_there_is_no_room_for_its_name() {
+    let (lines, _guard) = crate::layers_logs::capture("mesh::config=warn");
     let place = Place::new();
     let client = place.client();
     client.ready().await.unwrap();
-    let names: Vec<String> = (0..100).map(|n| format!("bad-{n}")).collect();
+    let names: Vec<String> = (0..100).map(|n| format!("bad-{n:02}")).collect();
     let names: Vec<&str> = names.iter().map(|name| &**name).collect();
     let bad = |name: &&str| resource(&uid(name), "1", b"\x0a\xff".to_vec());
     let problems = || client.node().problems();
-    let others = "36 more of istio.workload.Address stand refused";
-    let bad = names.iter().map(bad).collect();
-    place.say(&addresses(bad, &[])).await;
+    let told = |what: &str| lines.text().matches(what).count();
+    let others = |many: u32| format!("{many} more of istio.workload.Address stand refused");
+    let all = names.iter().map(bad).collect();
+    place.say(&addresses(all, &[])).await;
     until("they are told of", || problems().len() == 65).await;
-    assert!(problems()[64].contains(others), "{:?}", problems());
+    assert!(problems()[64].contains(&others(36)), "{:?}", problems());
+    assert_eq!((told("bad-"), told("stand refused")), (64, 1));
+
+    // Good ones and others that are bad say nothing new of these.
+    let good = workload("another", [10, 0, 0, 3], "1");
+    place.say(&addresses(vec![good], &[])).await;
+    place.say(&addresses(vec![bad(&"one-more")], &[])).await;
+    until("it is told of, too", || problems().len() == 66).await;
+    place.say(&addresses(Vec::new(), &names[99..])).await;
+    until("it is not refused any more", || {
+        problems()[65].contains(&others(35))
+    })
+    .await;
+    assert_eq!((told("bad-"), told("stand refused")), (64, 1));
+    assert_eq!(told("one-more"), 1);
+    place.say(&addresses(Vec::new(), &["one-more"])).await;
 
     place.say(&addresses(Vec::new(), &names[..64])).await;
     until("those that are named are gone", || problems().len() == 1).await;
-    assert!(problems()[0].contains(others), "{:?}", problems());
-    place.say(&addresses(Vec::new(), &names[64..])).await;
+    assert!(problems()[0].contains(&others(35)), "{:?}", problems());
+    place.say(&addresses(Vec::new(), &names[64..99])).await;
     until("all are", || problems().is_empty()).await;
 }
 

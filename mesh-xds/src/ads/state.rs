@@ -185,7 +185,7 @@ pub(super) struct Pending {
     pub(super) restored: bool,
     pub(super) gone: Vec<Box<str>>,
     /// What was refused and had not been before, as much as can be remembered and one more, and what had been.
-    pub(super) bad: Vec<Box<str>>,
+    pub(super) bad: BTreeSet<Box<str>>,
     pub(super) bad_again: BTreeSet<Box<str>>,
     /// Whether this is all that there is.
     pub(super) complete: bool,
@@ -210,7 +210,7 @@ impl Pending {
             kept: Vec::new(),
             restored: false,
             gone: Vec::new(),
-            bad: Vec::new(),
+            bad: BTreeSet::new(),
             bad_again: BTreeSet::new(),
             complete: false,
             first: false,
@@ -238,7 +238,7 @@ impl Pending {
         if before.contains(name) {
             self.bad_again.insert(name.into());
         } else if self.bad.len() <= MAX_BAD {
-            self.bad.push(name.into());
+            self.bad.insert(name.into());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The stream at work: what comes is applied, what the mesh demands is asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +16,7 @@ use mesh_xds::{Error as XdsError, ErrorKind as XdsErrorKind};
 use tokio::time::sleep;
 
 use super::keep::{self, Found, Keeper};
+use super::problems::{Problems, short};
 use super::prove::{Prover, text};
 use super::{Mode, Xds};
 use crate::config::{AppHealth, ConfigLink, Demand, Demands};
@@ -30,9 +31,6 @@ const NAME: &str = "control plane";
 
 /// How often the own address is looked for while the control plane's is not known.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// How many refused resources are remembered, to be shown.
-const MAX_PROBLEMS: usize = 1000;
 
 /// From how many resources on a response is applied on a thread that may block. A whole push of a large mesh takes
 /// a second or more, in which a worker of the runtime would leave other tasks waiting.
@@ -98,8 +96,7 @@ pub(super) async fn run(xds: Xds, link: ConfigLink) -> Result<(), Error> {
         prover,
         link: link.clone(),
         missing: needed().collect(),
-        refused: BTreeMap::new(),
-        standing: BTreeMap::new(),
+        problems: Problems::default(),
         rejected: Vec::new(),
         pause: xds.pause,
         connected: false,
@@ -235,10 +232,7 @@ struct Follow {
     link: ConfigLink,
     /// The types of which the first answer is still to come.
     missing: BTreeSet<&'static str>,
-    /// What stands refused, by type and name, and why.
-    refused: BTreeMap<(Arc<str>, Box<str>), String>,
-    /// How much of a type stands refused, and whether there is more than was counted.
-    standing: BTreeMap<Arc<str>, (usize, bool)>,
+    problems: Problems,
     /// Of the parts of a response that is still on its way these were refused.
     rejected: Vec<Verdict>,
     /// After some of what a push takes.
@@ -319,10 +313,10 @@ impl Follow {
                     type_url,
                     resources,
                     ..
-                } => self.refused(&type_url, resources),
+                } => self.problems.refused(&self.address, &type_url, resources),
                 Event::Mended {
                     type_url, names, ..
-                } => self.mended(&type_url, names),
+                } => self.problems.mended(&type_url, names),
                 Event::Standing {
                     type_url,
                     resources,
@@ -412,33 +406,15 @@ impl Follow {
         apply()
     }
 
-    /// Of a response these were refused.
-    fn refused(&mut self, type_url: &Arc<str>, resources: Vec<(String, String)>) {
-        for (name, reason) in resources {
-            let key = (Arc::clone(type_url), name.into());
-            if self.refused.len() < MAX_PROBLEMS || self.refused.contains_key(&key) {
-                self.refused.insert(key, reason);
-            }
-        }
-    }
-
-    /// These are not refused any more.
-    fn mended(&mut self, type_url: &Arc<str>, names: Vec<Box<str>>) {
-        for name in names {
-            self.refused.remove(&(Arc::clone(type_url), name));
-        }
-    }
-
     /// So much of a type stands refused after that.
     fn stands(&mut self, type_url: Arc<str>, count: usize, and_more: bool) -> Result<(), Error> {
         let is_address = *type_url == *ResourceType::Address.url();
         let stands = count > 0 || and_more;
-        if stands {
-            self.standing.insert(type_url, (count, and_more));
-        } else {
-            self.standing.remove(&type_url);
+        self.problems
+            .stands(&self.address, type_url, count, and_more);
+        if let Some(changed) = self.problems.take_changed() {
+            self.link.report_changed(&changed.new, changed.all)?;
         }
-        self.report()?;
         // A workload that nobody can read is one that nobody can reach. Without some policy, though, more
         // might be allowed than the mesh wants.
         if is_address && stands {
@@ -463,24 +439,6 @@ impl Follow {
         self.say_what_is_missing()
     }
 
-    fn report(&self) -> Result<(), Error> {
-        let problems = self.refused.iter();
-        let problems =
-            problems.map(|((_, name), reason)| format!("{}: {name}: {reason}", self.address));
-        let others = self.standing.iter().filter_map(|(url, standing)| {
-            let named = self.refused.keys().filter(|(of, _)| of == url).count();
-            let many = match (standing.0.saturating_sub(named), standing.1) {
-                (0, false) => return None,
-                (0, true) => "others".to_owned(),
-                (others, false) => format!("{others} more"),
-                (others, true) => format!("more than {others} others"),
-            };
-            let kind = short(url);
-            Some(format!("{}: {many} of {kind} stand refused", self.address))
-        });
-        self.link.report(problems.chain(others).collect())
-    }
-
     fn absent(&self, type_url: &str, name: &str) -> Result<(), Error> {
         if type_url == ResourceType::Address.url() {
             return self.link.absent(name);
@@ -502,7 +460,7 @@ impl Follow {
             )
         });
         // What was refused stands refused until the control plane says something else; the rest is on its way.
-        let rights_itself = self.standing.is_empty();
+        let rights_itself = !self.problems.stand();
         self.link
             .source_problem(NAME, problem.map(|problem| (problem, rights_itself)))
     }
@@ -548,11 +506,6 @@ impl Follow {
         });
         self.link.source_problem(NAME, Some((reason, comes)))
     }
-}
-
-/// `istio.workload.Address` of its URL.
-fn short(url: &str) -> &str {
-    url.rsplit_once('/').map_or(url, |(_, name)| name)
 }
 
 /// Asks for what the mesh demands.

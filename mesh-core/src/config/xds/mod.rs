@@ -3,6 +3,7 @@
 mod follow;
 mod keep;
 mod node;
+mod problems;
 mod prove;
 
 #[cfg(test)]

@@ -2,6 +2,22 @@
 
 use super::*;
 
+/// One that has asked for all of a type.
+fn asking() -> (Session, Instant) {
+    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    open(&mut session, now);
+    delta(&mut session);
+    (session, now)
+}
+
+/// What it asks on another stream.
+fn ask_again(session: &mut Session, now: Instant) -> DeltaDiscoveryRequest {
+    session.closed(None, now);
+    let retry = now + wait(session, now);
+    open(session, retry);
+    delta(session)
+}
+
 /// What stood refused and does not any more.
 fn mended(session: &mut Session) -> Vec<Box<str>> {
     let mended = session.take_mended().into_iter();
@@ -10,10 +26,8 @@ fn mended(session: &mut Session) -> Vec<Box<str>> {
 
 #[test]
 fn what_was_refused_is_so_until_it_is_accepted_or_gone() {
-    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
+    let (mut session, now) = asking();
     let bad = |name: &str| resource(name, "1", "!");
-    open(&mut session, now);
-    delta(&mut session);
     let first = ["mended", "removed", "gone", "back", "stays"];
     let first = first
         .map(bad)
@@ -29,10 +43,7 @@ fn what_was_refused_is_so_until_it_is_accepted_or_gone() {
     assert_eq!(mended(&mut session), ["mended".into(), "removed".into()]);
 
     // The server was told which versions are here. What it says nothing of then is gone, or as it is here.
-    session.closed(None, now);
-    let retry = now + wait(&session, now);
-    open(&mut session, retry);
-    let versions = delta(&mut session).initial_resource_versions;
+    let versions = ask_again(&mut session, now).initial_resource_versions;
     assert_eq!(versions.into_keys().collect::<Vec<_>>(), ["mended"]);
     session.received(response("m1", vec![bad("stays")], &[]));
     assert_eq!(session.judged([]), None);
@@ -44,9 +55,7 @@ fn what_was_refused_is_so_until_it_is_accepted_or_gone() {
 
 #[test]
 fn of_many_that_are_refused_those_are_told_of_whose_end_will_be_told_too() {
-    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
-    open(&mut session, now);
-    delta(&mut session);
+    let (mut session, _) = asking();
     let bad = |range: std::ops::Range<usize>| {
         let bad = range.map(|n| resource(&format!("bad-{n}"), "1", "!"));
         bad.collect::<Vec<_>>()
@@ -74,9 +83,7 @@ fn standing(session: &mut Session) -> Vec<(usize, bool)> {
 
 #[test]
 fn what_stands_refused_without_being_named_is_counted() {
-    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
-    open(&mut session, now);
-    delta(&mut session);
+    let (mut session, now) = asking();
     session.received(response("n1", vec![resource("good", "1", "x")], &[]));
     session.judged([]);
     assert_eq!(standing(&mut session), [], "nothing was refused ever");
@@ -98,27 +105,29 @@ fn what_stands_refused_without_being_named_is_counted() {
     session.received(response("n5", well(64..1100), &[]));
     session.judged([]);
     assert_eq!(standing(&mut session), [(0, true)]);
-    session.closed(None, now);
-    let retry = now + wait(&session, now);
-    open(&mut session, retry);
-    delta(&mut session);
+    ask_again(&mut session, now);
     session.received(response("m1", Vec::new(), &[]));
     session.judged([]);
     assert_eq!(standing(&mut session), [(0, false)]);
 }
 
 #[test]
+fn a_name_that_a_response_refuses_many_times_counts_once() {
+    let (mut session, _) = asking();
+    let bad = |name: &str| resource(name, "1", "!");
+    let same = (0..2000).map(|_| bad("same"));
+    session.received(response("n1", same.chain([bad("other")]).collect(), &[]));
+    session.judged([]);
+    assert_eq!(standing(&mut session), [(2, false)]);
+}
+
+#[test]
 fn what_is_refused_again_is_not_told_to_be_mended_for_others_before_it() {
-    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
-    open(&mut session, now);
-    delta(&mut session);
+    let (mut session, now) = asking();
     let bad = |name: &str| resource(name, "1", "!");
     session.received(response("n1", vec![bad("told")], &[]));
     session.judged([]);
-    session.closed(None, now);
-    let retry = now + wait(&session, now);
-    open(&mut session, retry);
-    delta(&mut session);
+    ask_again(&mut session, now);
     let others = (0..2000).map(|n| bad(&format!("bad-{n}")));
     session.received(response("m1", others.chain([bad("told")]).collect(), &[]));
     session.judged([]);
@@ -130,9 +139,7 @@ fn what_is_refused_again_is_not_told_to_be_mended_for_others_before_it() {
 
 #[test]
 fn a_reason_is_told_by_its_beginning() {
-    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
-    open(&mut session, now);
-    delta(&mut session);
+    let (mut session, _) = asking();
     let mut one = resource("one", "1", "x");
     one.resource.as_mut().expect("a value").type_url = format!("a{}", "é".repeat(100_000));
     session.received(response("n1", vec![one], &[]));
@@ -152,9 +159,7 @@ fn a_reason_is_told_by_its_beginning() {
 
 #[test]
 fn a_refusal_has_room_for_few_and_counts_the_rest() {
-    let (mut session, now) = session(settings(&[(URL, Interest::All)]));
-    open(&mut session, now);
-    delta(&mut session);
+    let (mut session, _) = asking();
     let bad = (0..100_000).map(|n| resource(&format!("bad-{n}"), "1", "!é"));
     let delivery = session.received(response("n1", bad.collect(), &[]));
     assert!(delivery.updates.is_empty());
