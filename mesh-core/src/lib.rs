@@ -108,6 +108,7 @@ pub mod identity;
 mod inbound;
 pub mod layers;
 mod mesh;
+mod misnamed;
 mod net;
 mod node;
 mod outbound;

@@ -3,6 +3,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use arc_swap::ArcSwapOption;
 use mesh_authz::Identity;
 use mesh_hbone::tls::{Bundle, Credentials};
 use tokio::sync::watch;
@@ -11,6 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::builder::{Builder, Missing};
 use crate::config::AppHealth;
 use crate::inbound::{Acceptor, Enforcement, Live, Missings, Places, PortListener};
+use crate::misnamed::Told;
 use crate::node::{Certificate, CertificateState, Node, certificate_name, supervised};
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
@@ -63,8 +65,9 @@ pub(crate) struct MeshInner {
     pub(crate) outbound: Arc<crate::outbound::Live>,
     /// Hosts outside the mesh that were logged.
     passthrough: Mutex<HashSet<String>>,
-    /// Who it is and who its record says that it is, as logged last.
-    pub(crate) told_misnamed: Mutex<Option<(Identity, Identity)>>,
+    /// Of whom its record is, if that is a mistake.
+    pub(crate) misnamed: ArcSwapOption<Identity>,
+    pub(crate) told: Mutex<Told>,
 }
 
 /// How many hosts outside the mesh are remembered as logged; beyond, they are no longer announced.
@@ -255,7 +258,8 @@ impl MeshInner {
             #[cfg(feature = "admin")]
             outbound: Arc::default(),
             passthrough: Mutex::default(),
-            told_misnamed: Mutex::default(),
+            misnamed: ArcSwapOption::empty(),
+            told: Mutex::default(),
         })
     }
 
@@ -265,6 +269,11 @@ impl MeshInner {
 
     /// The identity that its certificates prove. Of another trust domain than asked for only where nobody said which.
     pub(crate) fn identity(&self) -> Identity {
+        self.proven().unwrap_or_else(|| self.asked.clone())
+    }
+
+    /// As [`identity`](Self::identity), of who has a certificate.
+    pub(crate) fn proven(&self) -> Option<Identity> {
         // They are exchanged in place.
         let proven = match self.proven.get() {
             None => self
@@ -272,10 +281,7 @@ impl MeshInner {
                 .map(|first| self.proven.get_or_init(|| first)),
             proven => proven,
         };
-        match proven {
-            Some(credentials) => credentials.current().identity().clone(),
-            None => self.asked.clone(),
-        }
+        proven.map(Credentials::identity)
     }
 
     /// The workload's own record in `snapshot`.
@@ -286,6 +292,7 @@ impl MeshInner {
     /// Called by the configuration's writer after each change, before it is announced.
     pub(crate) fn configuration_changed(&self, snapshot: &Snapshot) {
         let record = self.record(snapshot);
+        self.expected_changed(record.and_then(|record| record.identity()));
         if self.enforcement.update(snapshot, record) {
             self.live.registry.sweep(&self.enforcement);
         }

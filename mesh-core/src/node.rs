@@ -479,7 +479,6 @@ impl NodeInner {
     }
 
     /// The workloads of the node, in no order.
-    #[cfg(feature = "http")]
     pub(crate) fn meshes(&self) -> Vec<Arc<MeshInner>> {
         let meshes = lock(&self.meshes);
         meshes.iter().filter_map(Weak::upgrade).collect()

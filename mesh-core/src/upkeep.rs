@@ -1,5 +1,5 @@
 //! What a node has to do now and then: end tunnels whose certificates do not stand any more, forget idle
-//! series of metrics, idle connections and certificates that nobody wants.
+//! series of metrics, idle connections and certificates that nobody wants, tell of trust domains that differ.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -30,8 +30,9 @@ impl NodeInner {
     /// One round; says when the next is due.
     fn tend(&self, now: Instant) -> Duration {
         self.metrics.evict_idle(now);
-        #[cfg(feature = "http")]
         for mesh in self.meshes() {
+            mesh.compare_trust_domains(now);
+            #[cfg(feature = "http")]
             mesh.http.sweep(now);
         }
         self.forget_unwanted();

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::Guard;
@@ -16,7 +16,7 @@ use tokio::time::{timeout, timeout_at};
 use super::target::Destination;
 use super::{account, seek};
 use crate::inbound::{Phase, reaches};
-use crate::mesh::{MeshInner, WorkloadId};
+use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
 use crate::settings::{OutboundPolicy, deadline};
@@ -77,28 +77,6 @@ impl Tried {
         self.endpoints.extend(route.endpoint());
         self.addresses
             .extend(account::next_hop(route).map(|address| address.ip()));
-    }
-}
-
-/// A workload whose certificate proves another identity than its record has.
-struct Misnamed<'a> {
-    id: &'a WorkloadId,
-    proven: Identity,
-    expected: Identity,
-}
-
-impl fmt::Display for Misnamed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            id,
-            proven,
-            expected,
-        } = self;
-        write!(
-            f,
-            "the certificate of {id} proves {proven}, its record in the mesh is of {expected}: \
-             give the builder the record's service account and trust domain"
-        )
     }
 }
 
@@ -414,10 +392,10 @@ impl MeshInner {
             {
                 tracing::warn!(target: "mesh::identity", %misnamed, "peers and their policies see the former");
             }
-            let shown = credentials.current().identity().clone();
+            let shown = credentials.identity();
             let leased = self.lease(tunnelled, &credentials, &shown).await;
             // Since then we may have become another.
-            let stands = || *credentials.current().identity() == shown;
+            let stands = || credentials.identity() == shown;
             let lease = match leased {
                 Ok(lease) => lease,
                 Err(_) if !stands() => continue,
@@ -465,30 +443,6 @@ impl MeshInner {
         Ok((MeshStream::tunnel(tunnel, context), carrier))
     }
 
-    /// What is wrong where this workload's own record has another identity than its certificate proves. Where nobody
-    /// said the trust domain it is no slip: records and certificates come at different times.
-    fn misnamed(&self) -> Option<Misnamed<'_>> {
-        let snapshot = self.node.inner.snapshot.load();
-        let expected = self.record(&snapshot)?.identity()?;
-        let proven = self.identity();
-        let fits = (self.settings().trust_domain_of).permits(expected, &proven);
-        (!fits).then(|| Misnamed {
-            id: &self.id,
-            proven,
-            expected: expected.clone(),
-        })
-    }
-
-    /// Whether it was not told before.
-    fn is_new(&self, misnamed: &Misnamed<'_>) -> bool {
-        let pair = (misnamed.proven.clone(), misnamed.expected.clone());
-        let told = self.told_misnamed.lock();
-        let mut told = told.unwrap_or_else(PoisonError::into_inner);
-        let is_new = told.as_ref() != Some(&pair);
-        *told = Some(pair);
-        is_new
-    }
-
     /// A place on a connection to the next hop. The dial holds no handle: it may outlive the node.
     async fn lease(
         &self,
@@ -512,7 +466,7 @@ impl MeshInner {
         let hbone = node.settings.hbone.clone();
         let dial = move || async move {
             // Whoever waits asks again as who we are now.
-            let are_we = || match *credentials.current().identity() == shown {
+            let are_we = || match credentials.identity() == shown {
                 true => Ok(()),
                 false => Err(mesh_hbone::Error::dial(another_now())),
             };

@@ -38,6 +38,8 @@ const AFTER: &str = "spiffe://new.example/ns/default/sa/forum-sa";
 /// So long does a certificate live that is to be renewed soon, at half of it.
 const SHORT: Duration = Duration::from_secs(6);
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// Tries again while it fails: a machine that stalls for long has certificates expire that live so short.
 async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, Error>) -> T {
     let begin = Instant::now();
@@ -120,7 +122,7 @@ async fn a_trust_domain_that_nobody_says_changes_with_the_certificate() {
     let files = texts
         .each_ref()
         .map(|own| host_of(&istiod, port, own, BEFORE, ""));
-    let join = |files: &tempfile::TempDir| {
+    let join = |files: &TempDir| {
         let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
         builder.build().unwrap()
     };
@@ -375,6 +377,30 @@ async fn a_request_that_waited_for_a_connection_goes_by_one_of_the_new_trust_dom
     assert_eq!(dials.await, BEFORE);
     renamed.rename().await;
     assert_eq!(waits.await, AFTER);
+}
+
+/// V004, where records do not come at all: peers refuse who serves, and nobody would say why.
+#[tokio::test]
+async fn a_trust_domain_that_stays_another_than_the_record_s_is_told_once() {
+    let (lines, _guard) = capture("mesh::identity=warn");
+    let renamed = Renamed::new([[127, 95, 1, 29], [127, 95, 1, 30]], None).await;
+    // Its record is here.
+    let _listener = patiently(async || renamed.client.listen(7002).await).await;
+    renamed.rename().await;
+    let told = || {
+        let text = lines.text();
+        let told = text
+            .lines()
+            .filter(|line| line.contains("two trust domains"));
+        told.count()
+    };
+    tokio::time::pause();
+    sleep(4 * MINUTE).await;
+    assert_eq!(told(), 0, "records may come later");
+    sleep(2 * MINUTE).await;
+    lines.has(&["WARN", "two trust domains", BEFORE, AFTER, "trustDomain"]);
+    sleep(30 * MINUTE).await;
+    assert_eq!(told(), 1);
 }
 
 /// What nobody has said is not told as if somebody had.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use mesh_authz::Identity;
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -256,6 +257,11 @@ impl Credentials {
     /// The bundle that the next handshake will use.
     pub fn current(&self) -> Arc<Bundle> {
         Arc::clone(&self.shared.active.load().bundle)
+    }
+
+    /// Who the next handshake will prove that we are: of [`current`](Self::current), at the cost of one reference count.
+    pub fn identity(&self) -> Identity {
+        self.shared.active.load().bundle.identity().clone()
     }
 
     /// Counts bundles: 1 for the first, one more for each [`replace`](Self::replace).
