@@ -148,6 +148,8 @@ impl Mesh {
     /// - So do HTTP requests that have been given to a connection. Those that wait for one then, and all later ones, go by
     ///   a connection that was made as who we are now.
     ///
+    /// A warning tells of a record in the mesh that has been of another trust domain than the certificate for five minutes.
+    ///
     /// A trust domain that is said ([`trust_domain`](crate::Builder::trust_domain)) stays, and certificates of another one
     /// are refused.
     pub fn identity(&self) -> Identity {

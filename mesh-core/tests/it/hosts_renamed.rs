@@ -308,9 +308,10 @@ async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_
     assert!(!lines.text().contains("its record"), "{}", lines.text());
 }
 
-/// V004, where a peer takes its time: who waits for a place on a connection does not have another made as who it was.
+/// V004, where a peer takes its time: whose CONNECT is under way makes it again, and who waits for a place on that
+/// connection does not have another made as who it was.
 #[tokio::test]
-async fn nobody_dials_as_who_it_was_before() {
+async fn a_connect_that_is_under_way_is_made_again_and_nobody_dials_as_who_it_was() {
     let mut held = held(Wait::Answers);
     let both = [[127, 95, 1, 24], [127, 95, 1, 25]];
     let renamed = Renamed::new(both, Some(held.transport)).await;
