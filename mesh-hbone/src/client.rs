@@ -109,6 +109,7 @@ where
         owed,
         limit: config.max_outgoing_streams as usize,
         settings: config.tunnel_settings(),
+        max_header_fields: config.max_header_fields,
         connect_timeout: config.connect_timeout,
         control: Arc::clone(&control),
         peer: None,
@@ -368,6 +369,7 @@ pub struct Sender {
     owed: Owed,
     limit: usize,
     settings: crate::tunnel::Settings,
+    max_header_fields: usize,
     connect_timeout: Duration,
     control: Arc<Control>,
     peer: Option<Peer>,
@@ -415,6 +417,7 @@ impl Sender {
     /// # Errors
     ///
     /// - [`ErrorKind::ConnectRefused`]: the peer answered with another status than 200.
+    /// - [`ErrorKind::InvalidHeader`]: its answer has more header fields than [`Config::max_header_fields`].
     /// - [`ErrorKind::Overloaded`]: no stream is free.
     /// - [`ErrorKind::Timeout`]: no answer within the time-out.
     /// - [`ErrorKind::GoingAway`], [`ErrorKind::Reset`], [`ErrorKind::Closed`], [`ErrorKind::Http2`].
@@ -486,6 +489,15 @@ impl Sender {
             return Err(Error::new(refused, Side::Upstream));
         }
         let (parts, recv) = response.into_parts();
+        let fields = parts.headers.len();
+        if fields > self.max_header_fields {
+            let most = self.max_header_fields;
+            return Err(
+                Error::new(ErrorKind::InvalidHeader, Side::Upstream).with_detail(format!(
+                    "the answer has {fields} header fields, more than {most}"
+                )),
+            );
+        }
         let answer = ConnectResponse {
             baggage: read_baggage(&parts.headers),
         };

@@ -33,6 +33,7 @@ pub struct Config {
     pub(crate) send_buffer: usize,
     pub(crate) max_frame_size: u32,
     pub(crate) max_header_list_size: u32,
+    pub(crate) max_header_fields: usize,
     pub(crate) data_frame_budget: Option<usize>,
     pub(crate) max_pending_resets: usize,
     pub(crate) max_error_resets: usize,
@@ -72,6 +73,7 @@ impl Default for Config {
             send_buffer: 384 << 10,
             max_frame_size: 16 << 10,
             max_header_list_size: 64 << 10,
+            max_header_fields: 128,
             data_frame_budget: None,
             max_pending_resets: 20,
             max_error_resets: 1024,
@@ -177,6 +179,16 @@ impl Config {
     #[must_use]
     pub fn max_header_list_size(mut self, bytes: u32) -> Self {
         self.max_header_list_size = bytes;
+        self
+    }
+
+    /// How many header fields a CONNECT or its answer may have, those of one name each counted. Default: 128; Envoy takes
+    /// 100 (`max_headers_count`), and a client of the mesh sends fewer than ten. A CONNECT with more is answered 431, and a
+    /// client that is answered with more has no tunnel. Whatever is set, [`max_header_list_size`](Self::max_header_list_size)
+    /// bounds them to one for each 32 bytes ([RFC 9113 section 6.5.2](https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2)).
+    #[must_use]
+    pub fn max_header_fields(mut self, fields: usize) -> Self {
+        self.max_header_fields = fields;
         self
     }
 

@@ -111,7 +111,8 @@ where
 {
     /// Waits for the next tunnel that a client asks for. `None` when the connection has ended.
     ///
-    /// What is no CONNECT to a valid authority is answered 400 here and never seen. Nothing that a
+    /// What is no CONNECT to a valid authority is answered 400 here and never seen, and with more header fields than
+    /// [`Config::max_header_fields`] 431. Nothing that a
     /// client sends after its CONNECT is read before [`Incoming::accept`].
     ///
     /// # Errors
@@ -306,6 +307,11 @@ pub struct Incoming {
 impl Incoming {
     fn check(request: Request2, outboxes: &Arc<Outboxes>, config: &Config) -> Option<Self> {
         let (request, mut respond) = request;
+        if request.headers().len() > config.max_header_fields {
+            tracing::debug!(target: "mesh::hbone", fields = request.headers().len(), "refused a request with too many header fields");
+            answer(&mut respond, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+            return None;
+        }
         match destination(&request) {
             Ok(authority) => Some(Self {
                 authority,

@@ -233,6 +233,54 @@ async fn hpack_bombs() {
     server.closes("tiny fields", ENHANCE_YOUR_CALM).await;
 }
 
+/// S-07, CVE-2019-15226: so many header fields, of one name or of many, and no more. h2 has decoded them by then, at most one for
+/// each 32 bytes of the list that we take.
+#[tokio::test(start_paused = true)]
+async fn fields_are_counted() {
+    type Fields = fn(usize) -> Vec<u8>;
+    let rows: [(&str, Fields); 2] = [
+        ("names", |count| {
+            let names = (0..count).flat_map(|name| literal(0x00, &format!("x{name}"), ""));
+            names.collect()
+        }),
+        ("values of a name", |count| indexed(15).repeat(count)),
+    ];
+    for (what, fields) in rows {
+        let mut server = Server::echoing().await;
+        let rows = [
+            (128, Answer::Tunnel),
+            (129, Answer::TooLarge),
+            // With 48 bytes each at most, all are taken and then counted.
+            (1300, Answer::TooLarge),
+            (128, Answer::Tunnel),
+        ];
+        for ((count, expected), stream) in rows.into_iter().zip((1..).step_by(2)) {
+            let block = [connect_block(), fields(count)].concat();
+            server.raw.send(&headers(stream, 0, &block)).await;
+            let answer = server.raw.until_on(HEADERS, stream).await;
+            assert_eq!(answer_of(&answer.payload), expected, "{count} {what}");
+        }
+        assert_eq!(server.asked(), 2, "{what}");
+        server.goes_on(what, 101).await;
+    }
+    // The setting is the bound, whatever it is.
+    let config = Config::default().max_header_fields(0);
+    let mut server = Server::new(config, Application::Stalls).await;
+    server.raw.send(&connect(1)).await;
+    assert_eq!(
+        answer_of(&server.raw.until_on(HEADERS, 1).await.payload),
+        Answer::Tunnel
+    );
+    server
+        .raw
+        .send(&headers(3, 0, &[connect_block(), indexed(15)].concat()))
+        .await;
+    assert_eq!(
+        answer_of(&server.raw.until_on(HEADERS, 3).await.payload),
+        Answer::TooLarge
+    );
+}
+
 /// Header blocks that cannot be decoded end the connection: its tables are no longer the client's.
 #[tokio::test(start_paused = true)]
 async fn hpack_that_cannot_be_decoded() {

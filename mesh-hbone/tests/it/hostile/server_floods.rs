@@ -175,3 +175,24 @@ async fn an_answer_that_is_a_bomb() {
         }
     }
 }
+
+/// So many header fields, and no more.
+#[tokio::test(start_paused = true)]
+async fn an_answer_with_too_many_fields() {
+    for (count, taken) in [(128, true), (129, false), (1300, false)] {
+        let mut client = Client::new().await;
+        let (stream, asked) = client.ask().await;
+        // accept-charset with no value, from the static table
+        let fields = [block(&[(":status", "200")]), indexed(15).repeat(count)];
+        client.raw.send(&headers(stream, 0, &fields.concat())).await;
+        let answer = timeout(Duration::from_secs(5), asked).await.unwrap();
+        match answer.unwrap() {
+            Ok(_) => assert!(taken, "{count}"),
+            Err(error) => {
+                assert!(!taken, "{count}: {error:?}");
+                assert_eq!(error.kind(), ErrorKind::InvalidHeader);
+            }
+        }
+        client.goes_on("an answer").await;
+    }
+}
