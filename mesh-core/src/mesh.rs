@@ -145,8 +145,8 @@ impl Mesh {
     ///   to half of a certificate's life, unless [`trust_domain_aliases`](crate::Builder::trust_domain_aliases) has theirs.
     /// - What is opened is opened as who we are now. Inbound connections of clients of the old one, and outbound
     ///   tunnels that are open, go on.
-    /// - So do HTTP requests that have been given to a connection. Those that wait for one then, and all later ones, go by
-    ///   a connection that was made as who we are now.
+    /// - So do HTTP requests that have a connection, or whose tunnel is open. Those that wait for somebody else's connection
+    ///   then, and all later ones, go by one that was made as who we are now.
     ///
     /// A warning tells of a record in the mesh that has been of another trust domain than the certificate for five minutes.
     ///
