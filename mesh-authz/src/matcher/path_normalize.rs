@@ -7,7 +7,7 @@ use std::borrow::Cow;
 /// names: double encodings, overlong UTF-8, letter case, `;parameters` other than those of dot segments.
 ///
 /// Which one is enough depends on who reads the path after the policies. Routers that compare it as it is, as axum's and
-/// tonic's do, need none; [`Base`](Self::Base) is enough for Go's `ServeMux`, which answers an unclean path with a
+/// tonic's do, need none; [`Base`](Self::Base) is enough for Go's `ServeMux` (from 1.22), which answers an unclean path with a
 /// redirection. Who decodes all of it first (nginx, Python's `http.server`, a handler in Go that looks at `URL.Path`, an
 /// Envoy set to) wants [`DecodeAndMergeSlashes`](Self::DecodeAndMergeSlashes): to them `/a%2F..%2Fadmin` is `/admin`.
 ///

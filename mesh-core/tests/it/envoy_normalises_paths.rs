@@ -31,7 +31,7 @@ pub(crate) const MODES: [(&str, PathNormalization, &str); 4] = [
 const GENERATED: u64 = 2_000;
 
 /// What somebody thought of to get round a policy.
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 32] = [
     "/",
     "//",
     "/a/%%32%65/admin",
@@ -49,6 +49,14 @@ const KNOWN: [&str; 24] = [
     "/public\\..\\admin",
     "/%252e%252e/admin",
     "/%c0%ae%c0%ae/admin",
+    "/public/%e0%80%ae%e0%80%ae/admin",
+    "/public%c0%af..%c0%afadmin",
+    "/public%c1%9c..%c1%9cadmin",
+    "/public/.%00./admin",
+    "/public/..%00/admin",
+    "/admin%00",
+    "/admin%00/..",
+    "/%00admin",
     "/..",
     "/a/..",
     "/a/.",
@@ -58,10 +66,46 @@ const KNOWN: [&str; 24] = [
     "/a%3f/../b",
 ];
 
-const PIECES: [&str; 36] = [
-    "/", "/", "/", "//", "a", "b", "admin", ".", "..", "...", "%2e", "%2E", "%2f", "%2F", "%5c",
-    "%5C", "\\", "%", "%%", "%2", "32", "65", "%32%65", "%25", "%252e", "%41", "%7e", "~", ";",
-    ";x=y", "%20", "%3b", "%3f", "%c0%ae", "%0a", "A",
+const PIECES: [&str; 39] = [
+    "/",
+    "/",
+    "/",
+    "//",
+    "a",
+    "b",
+    "admin",
+    ".",
+    "..",
+    "...",
+    "%2e",
+    "%2E",
+    "%2f",
+    "%2F",
+    "%5c",
+    "%5C",
+    "\\",
+    "%",
+    "%%",
+    "%2",
+    "32",
+    "65",
+    "%32%65",
+    "%25",
+    "%252e",
+    "%41",
+    "%7e",
+    "~",
+    ";",
+    ";x=y",
+    "%20",
+    "%3b",
+    "%3f",
+    "%c0%ae",
+    "%0a",
+    "A",
+    "%00",
+    "%c0%af",
+    "%e0%80%af",
 ];
 
 /// The same paths in every run: a failure names one that can be tried by hand.
@@ -126,8 +170,8 @@ impl Asks {
         Self { server, open: None }
     }
 
-    /// The head of the answer, and its body.
-    pub(crate) async fn ask(&mut self, path: &str) -> (Head, Vec<u8>) {
+    /// The head of the answer, and its body; `None` if the server closed without one.
+    pub(crate) async fn ask(&mut self, path: &str) -> Option<(Head, Vec<u8>)> {
         let mut stream = match self.open.take() {
             Some(stream) => stream,
             None => TcpStream::connect(self.server).await.unwrap(),
@@ -136,8 +180,11 @@ impl Asks {
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            let byte = stream.read_u8().await;
-            head.push(byte.unwrap_or_else(|error| panic!("{path}: {error}")));
+            match stream.read_u8().await {
+                Ok(byte) => head.push(byte),
+                Err(_) if head.is_empty() => return None,
+                Err(error) => panic!("{path}: {error}"),
+            }
         }
         let head = Head(String::from_utf8_lossy(&head).into_owned());
         let length = head.header("content-length");
@@ -148,7 +195,7 @@ impl Asks {
         if ends.is_none_or(|ends| !ends.eq_ignore_ascii_case("close")) {
             self.open = Some(stream);
         }
-        (head, body)
+        Some((head, body))
     }
 }
 
@@ -175,7 +222,7 @@ async fn ask(envoy: &Envoy, paths: &[String]) -> Vec<Made> {
     let mut made = Vec::with_capacity(paths.len());
     let mut asks = Asks::of(envoy.addr());
     for path in paths {
-        let (head, _) = asks.ask(path).await;
+        let (head, _) = asks.ask(path).await.expect(path);
         made.push(match head.status() {
             200 => Ok(head.header("x-path").unwrap_or_default().to_owned()),
             refused => Err(refused),
