@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use futures_util::{FutureExt, StreamExt};
@@ -114,10 +114,9 @@ pub(crate) struct Stale {
     pub(crate) reason: String,
 }
 
-/// From how many changes on what was before is let go of little by little: some 32 items this many times, some 0.3 ms,
-/// and then a pause.
+/// From how many changes on what was before is let go of little by little: for so long at once, and then a pause.
 const LARGE: usize = 1000;
-const BITE: usize = 64;
+const BITE: Duration = Duration::from_micros(200);
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// How many shared values are settled at once.
@@ -132,6 +131,17 @@ const CONFIG_SOURCE: &str = "configuration source";
 
 type Run = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
+/// What an item costs differs too much to count them: whoever frees the last of many may pay for all.
+fn shed(last: &mut Remains) -> bool {
+    let begun = Instant::now();
+    while last.shed() {
+        if begun.elapsed() > BITE {
+            return true;
+        }
+    }
+    false
+}
+
 /// Of a whole mesh it takes a while, in which others have better to do with the core.
 async fn let_go(last: Arc<Snapshot>) {
     let mut last = Remains::of(last);
@@ -141,7 +151,7 @@ async fn let_go(last: Arc<Snapshot>) {
         last = Remains::of(read);
     }
     if let Ok(mut last) = last {
-        while (0..BITE).all(|_| last.shed()) {
+        while shed(&mut last) {
             tokio::time::sleep(PAUSE).await;
         }
     }

@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::hash_map::IntoValues;
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use mesh_xds::model::Visibility;
 
 use super::Services;
-use super::hashing::HashTable;
+use super::hashing::{HashTable, Seeded};
 use super::record::{ServiceRecord, WorkloadRecord};
 use super::weighted::{Order, WeightedTree};
 
@@ -372,48 +372,107 @@ fn length(range: IpNet) -> (bool, u8) {
 
 /// Values that many records share, counted by how many do.
 #[derive(Clone)]
-pub(super) struct Interner<T: Eq + Hash> {
-    uses: HashTable<Arc<T>, usize>,
+pub(super) struct Interner<T> {
+    /// A tree, which can be let go of little by little.
+    values: WeightedTree<Used<T>, ByHash>,
+    hasher: Seeded,
+}
+
+struct Used<T> {
+    hash: u64,
+    value: Arc<T>,
+    uses: usize,
+}
+
+/// By hash; of those that hash alike each is at a place of its own.
+#[derive(Clone, Copy, Default)]
+struct ByHash;
+
+impl<T> Order<Used<T>> for ByHash {
+    fn compare(&self, a: &Used<T>, b: &Used<T>) -> Ordering {
+        let place = |used: &Used<T>| (used.hash, pointer(&used.value));
+        place(a).cmp(&place(b))
+    }
 }
 
 impl<T: Eq + Hash> Interner<T> {
     /// The shared value, and whether it is new. Its uses are counted by a [`Ledger`], which is
     /// [settled](Self::settle) after it.
     pub(super) fn share(&mut self, value: T) -> (Arc<T>, bool) {
-        if let Some((shared, _)) = self.uses.get_key_value(&value) {
-            return (Arc::clone(shared), false);
+        let hash = self.hasher.hash_one(&value);
+        if let Some(used) = self.find(hash, &value) {
+            return (Arc::clone(&used.value), false);
         }
-        let shared = Arc::new(value);
-        self.uses.insert_mut(Arc::clone(&shared), 0);
+        let value = Arc::new(value);
+        let shared = Arc::clone(&value);
+        let used = Used {
+            hash,
+            value,
+            uses: 0,
+        };
+        self.values.insert(used, 0);
         (shared, true)
+    }
+
+    fn find(&self, hash: u64, value: &T) -> Option<&Used<T>> {
+        let first = self.values.first_from(|used| used.hash < hash)?;
+        if first.hash != hash || *first.value == *value {
+            return (first.hash == hash).then_some(first);
+        }
+        let mut alike = self.values.iter_from(|used| used.hash < hash);
+        alike
+            .by_ref()
+            .take_while(|used| used.hash == hash)
+            .find(|used| *used.value == *value)
     }
 
     /// Counts what changed, and tells which values nobody uses any more.
     pub(super) fn settle(&mut self, uses: impl Iterator<Item = (Arc<T>, isize)>) -> Vec<Arc<T>> {
         let mut unused = Vec::new();
         for (value, change) in uses {
-            let Some(uses) = self.uses.get_mut(&value) else {
+            let hash = self.hasher.hash_one(&*value);
+            let Some(used) = self.find(hash, &value) else {
                 continue;
             };
-            *uses = uses.saturating_add_signed(change);
-            if *uses == 0 {
-                self.uses.remove_mut(&value);
+            let used = Used {
+                uses: used.uses.saturating_add_signed(change),
+                ..used.clone()
+            };
+            if used.uses == 0 {
+                self.values.remove(&used);
                 unused.push(value);
+            } else if change != 0 {
+                self.values.insert(used, 0);
             }
         }
         unused
     }
 
+    /// Lets go of some of the values. `false` if there are none.
+    pub(super) fn shed(&mut self) -> bool {
+        self.values.shed()
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.uses.size()
+        self.values.len()
     }
 }
 
-impl<T: Eq + Hash> Default for Interner<T> {
+impl<T> Clone for Used<T> {
+    fn clone(&self) -> Self {
+        Self {
+            value: Arc::clone(&self.value),
+            ..*self
+        }
+    }
+}
+
+impl<T> Default for Interner<T> {
     fn default() -> Self {
         Self {
-            uses: HashTable::default(),
+            values: WeightedTree::default(),
+            hasher: Seeded::default(),
         }
     }
 }

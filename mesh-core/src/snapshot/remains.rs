@@ -5,7 +5,13 @@ use std::sync::Arc;
 use mesh_xds::model::ServiceName;
 
 use super::endpoints::Endpoints;
+use super::hashing::HashTable;
+use super::index::Grouped;
+use super::record::ServiceRecord;
 use super::{Snapshot, Tables};
+
+/// How many values are let go of at once.
+const SOME: usize = 32;
 
 /// What is left of a snapshot. To drop one of which everything was replaced takes as long as some ten connections:
 /// whoever waits for the core that does it has them wait, too.
@@ -16,6 +22,8 @@ pub(crate) struct Remains {
     /// Of the last one that was taken out.
     endpoints: Endpoints,
     networks: Vec<Arc<str>>,
+    /// What was in it of services, whose other tables cannot be let go of little by little.
+    records: Vec<Arc<ServiceRecord>>,
 }
 
 impl Remains {
@@ -29,6 +37,7 @@ impl Remains {
             services: tables.services.keys().cloned().collect(),
             endpoints: Endpoints::default(),
             networks: tables.workload_addresses.networks().cloned().collect(),
+            records: Vec::new(),
             tables,
         })
     }
@@ -42,6 +51,7 @@ impl Remains {
         if let Some(name) = self.services.pop() {
             if let Some(service) = tables.services.get(&name) {
                 self.endpoints = service.endpoints.clone();
+                self.records.extend(service.record.clone());
             }
             tables.services.remove_mut(&name);
             self.endpoints.shed();
@@ -54,6 +64,19 @@ impl Remains {
             self.networks.pop();
         }
         // A record goes with the last table that has it.
-        tables.workload_names.shed() || tables.workloads.shed()
+        if tables.workload_names.shed() || tables.workloads.shed() {
+            return true;
+        }
+        if tables.profiles.shed() || tables.places.shed() {
+            return true;
+        }
+        if !tables.service_hostnames.is_empty() {
+            tables.service_hostnames = HashTable::default();
+            tables.virtual_addresses = Grouped::default();
+            return true;
+        }
+        self.records
+            .truncate(self.records.len().saturating_sub(SOME));
+        !self.records.is_empty()
     }
 }

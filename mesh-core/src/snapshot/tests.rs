@@ -1,15 +1,16 @@
 use std::collections::HashSet;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Weak};
 
 use foldhash::fast::FixedState;
 use mesh_authz::policy::PolicyName;
 use mesh_xds::model::{
-    Batch, Locality, Membership, NetworkMode, ResourceName, ServiceName, Update, Workload,
+    Batch, Locality, Membership, NetworkMode, ResourceName, Service, ServiceName, Update, Workload,
 };
 
 use super::hashing::Seeded;
+use super::index::Interner;
 use super::{Changes, Remains, Snapshot};
 
 fn pod(number: usize) -> Workload {
@@ -97,6 +98,79 @@ fn what_is_put_in_between_steps_of_settling_is_as_if_it_came_at_once() {
     assert_eq!(listed(&settled.tables), 1);
     assert_eq!(settled.tables.profiles.len(), 2);
     assert_eq!(settled.tables.places.len(), 2);
+}
+
+#[test]
+fn of_a_snapshot_services_and_shared_values_go_in_steps_too() {
+    let service = |number: usize| {
+        let hostname = format!("service-{number}.default.svc.cluster.local");
+        let name = ServiceName::new("default", hostname);
+        Update::from(Service::new(name))
+    };
+    let own = |number: usize| {
+        Update::from(
+            pod(number)
+                .with_node(format!("node-{number}"))
+                .with_service_account(format!("account-{number}")),
+        )
+    };
+    let updates = (0..1_000).flat_map(|number| [own(number), service(number)]);
+    let batch = Batch::new(updates.collect(), Vec::new());
+    let snapshot = Snapshot::new().apply(&batch).snapshot;
+    let profiles: Vec<_> = snapshot
+        .workloads()
+        .map(|of| Arc::downgrade(&of.profile))
+        .collect();
+    let places: Vec<_> = snapshot
+        .workloads()
+        .map(|of| Arc::downgrade(&of.place))
+        .collect();
+    let services: Vec<_> = snapshot.services().map(Arc::downgrade).collect();
+    assert_eq!(services.len(), 1_000);
+    let live = || {
+        let profiles = profiles.iter().filter(|one| one.strong_count() > 0);
+        let places = places.iter().filter(|one| one.strong_count() > 0);
+        let services = services.iter().filter(|one| one.strong_count() > 0);
+        profiles.count() + places.count() + services.count()
+    };
+    let mut remains = Remains::of(Arc::new(snapshot)).ok().unwrap();
+    let mut left = live();
+    assert_eq!(left, 3_000);
+    while remains.shed() {
+        let now = live();
+        assert!(left - now <= 64, "{left} to {now}");
+        left = now;
+    }
+    drop(remains);
+    assert!(left <= 64, "{left} go with what is left");
+    assert_eq!(live(), 0);
+}
+
+/// Any hash may be another value's, too.
+#[test]
+fn values_that_hash_alike_are_shared_each_by_its_own() {
+    #[derive(PartialEq, Eq, Debug)]
+    struct Alike(u32);
+    impl Hash for Alike {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            state.write_u8(0);
+        }
+    }
+    let mut values = Interner::default();
+    let shared: Vec<_> = (0..100)
+        .map(|number| values.share(Alike(number)).0)
+        .collect();
+    values.settle(shared.iter().map(|value| (Arc::clone(value), 1)));
+    for (number, value) in (0..100).zip(&shared) {
+        let (again, new) = values.share(Alike(number));
+        assert!(!new && Arc::ptr_eq(&again, value), "{number}");
+    }
+    let gone: Vec<_> = shared.iter().step_by(2).map(Arc::clone).collect();
+    let unused = values.settle(gone.into_iter().map(|value| (value, -1)));
+    assert_eq!(unused.len(), 50);
+    assert_eq!(values.len(), 50);
+    assert!(values.share(Alike(0)).1, "it was let go of");
+    assert!(!values.share(Alike(1)).1);
 }
 
 #[test]
