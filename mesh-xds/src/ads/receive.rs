@@ -204,7 +204,7 @@ impl Session {
             &subscription.url,
             resource,
         );
-        let (name, update) = match decoded {
+        let (name, mut update) = match decoded {
             Ok((name, update)) => (name, update),
             Err(reason) => {
                 pending.refusal.add(&resource.name, &reason);
@@ -230,11 +230,18 @@ impl Session {
                 Some("is there twice".to_owned())
             }
             Entry::Occupied(mut known) => {
+                let here = Arc::clone(known.key());
+                // Kept twice, the names of a mesh would be most of what a push leaves behind.
+                if let Some(Update::Workload(workload)) = &mut update
+                    && workload.uid() == &*here
+                {
+                    workload.share_uid(&here);
+                }
                 let known = known.get_mut();
                 known.seen = pending.number;
                 known.new = false;
                 let before = std::mem::replace(&mut known.version, version);
-                pending.before.push((Arc::clone(&name), before));
+                pending.before.push((here, before));
                 None
             }
             Entry::Vacant(_) if is_full => {

@@ -158,6 +158,8 @@ pub(crate) struct Session {
     refused: Option<Refused>,
     mended: Vec<Mended>,
     pub(super) changed: Changed,
+    /// Of what was replaced, until it is let go of.
+    left: Vec<(Arc<str>, Version)>,
     pub(super) streams: u64,
     /// How many responses came so far.
     pub(super) responses: u32,
@@ -198,6 +200,9 @@ pub(super) struct Pending {
 
 /// Names of a type that are remembered to have been refused.
 const MAX_BAD: usize = 1_000;
+
+/// How many versions are let go of at once, some 0.1 ms.
+const LEFT: usize = 1_024;
 
 impl Pending {
     pub(super) fn new(stream: u64, subscription: usize, number: u32, reply: Reply) -> Self {
@@ -272,6 +277,7 @@ impl Session {
             refused: None,
             mended: Vec::new(),
             changed: Changed::default(),
+            left: Vec::new(),
             streams: 0,
             responses: 0,
         })
@@ -536,6 +542,8 @@ impl Session {
                 rejected_names.contains(name)
             });
         }
+        self.let_go(&mut pending.before);
+        let subscription = &mut self.subscriptions[pending.subscription];
         if pending.restored {
             // Which of them are wanted is not known yet: what is not goes with the first answer.
             subscription.surplus |= subscription.interest == Interest::Named;
@@ -605,6 +613,26 @@ impl Session {
         let first = whole && !subscription.synced;
         subscription.synced |= whole;
         first.then(|| subscription.url.clone())
+    }
+
+    /// Of a whole mesh these are a hundred thousand, and whoever waits for the core waits for all of them.
+    fn let_go(&mut self, before: &mut Vec<(Arc<str>, Version)>) {
+        if before.len() > LEFT {
+            self.left = std::mem::take(before);
+        }
+    }
+
+    /// Whether versions are left of what was replaced, to be [let go of](Self::shed).
+    pub(crate) fn has_left(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Lets go of some of them.
+    pub(crate) fn shed(&mut self) {
+        self.left.truncate(self.left.len().saturating_sub(LEFT));
+        if self.left.is_empty() {
+            self.left = Vec::new();
+        }
     }
 
     /// What is not refused any more, since it was asked last.

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 use std::{fmt, mem};
 
 use futures_util::Stream;
@@ -36,6 +37,9 @@ const PART: usize = 256;
 
 /// The same where there is a pause after them.
 const PACED: usize = 128;
+
+/// Before more is let go of that was replaced.
+const SHED_PAUSE: Duration = Duration::from_millis(1);
 
 /// Requests that wait for the connection.
 const REQUESTS: usize = 16;
@@ -163,6 +167,10 @@ impl Worker {
                 }
                 progress = self.link.progress(blocked, idle) => Step::Progress(progress),
                 () = sleep_until(timeout.unwrap_or_else(Instant::now)), if timeout.is_some() && idle => {
+                    Step::Again
+                }
+                () = sleep(SHED_PAUSE), if self.session.has_left() => {
+                    self.session.shed();
                     Step::Again
                 }
             };

@@ -187,6 +187,12 @@ impl Workload {
         &self.uid
     }
 
+    /// Takes the same uid from where it is already.
+    pub(crate) fn share_uid(&mut self, uid: &Arc<str>) {
+        debug_assert_eq!(self.uid, *uid, "the same uid");
+        self.uid = Arc::clone(uid);
+    }
+
     /// The [`name`](Self::name), unless it is the last part of the uid.
     pub fn own_name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()

@@ -6,7 +6,7 @@ use super::client::{apply, batch, builder, delta_server, next};
 use super::*;
 use crate::ads::reading::Reading;
 use crate::ads::{Client, Event, Events};
-use crate::model::Verdict;
+use crate::model::{Update, Verdict};
 
 /// More than is gathered before it is read.
 const MANY: usize = 5_000;
@@ -250,6 +250,75 @@ async fn a_push_is_read_with_pauses_what_comes_first_without() {
 
     let (first, push) = times(Duration::ZERO).await;
     assert!(first < pause && push < pause, "{first:?}, {push:?}");
+}
+
+fn uids(updates: &[Update]) -> Vec<Arc<str>> {
+    let uid = |update: &Update| match update {
+        Update::Workload(workload) => Arc::clone(workload.shared_uid()),
+        other => panic!("expected a workload: {other:?}"),
+    };
+    updates.iter().map(uid).collect()
+}
+
+/// How often these are held but here.
+fn held(uids: &[Arc<str>]) -> usize {
+    uids.iter().map(|uid| Arc::strong_count(uid) - 1).sum()
+}
+
+#[test]
+fn what_a_push_replaces_is_let_go_of_little_by_little_and_names_are_kept_once() {
+    let (mut session, _) = asking();
+    let first = session.received(response("n1", many(URL), &[]));
+    let uids = uids(&first.updates);
+    drop(first);
+    session.judged([]);
+    assert_eq!(held(&uids), MANY - 1);
+    assert!(!session.has_left(), "nothing was replaced");
+
+    let push = session.received(response("n2", many(URL), &[]));
+    assert!(
+        self::uids(&push.updates)
+            .iter()
+            .zip(&uids)
+            .all(|(new, old)| Arc::ptr_eq(new, old))
+    );
+    drop(push);
+    session.judged([]);
+    let mut left = held(&uids);
+    assert_eq!(left, 2 * (MANY - 1));
+    while session.has_left() {
+        session.shed();
+        let now = held(&uids);
+        assert!(left - now <= 1_024, "{left} to {now}");
+        left = now;
+    }
+    assert_eq!(left, MANY - 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_push_replaced_goes_while_nothing_else_happens() {
+    let (_client, mut events, mut peers) = start();
+    let mut peer = peers.recv().await.expect("a stream");
+    peer.request().await;
+    let mut uids = Vec::new();
+    for nonce in ["n1", "n2"] {
+        uids.clear();
+        peer.answer(nonce, many(URL), &[]);
+        loop {
+            match next(&mut events).await {
+                Event::Part(part) => uids.extend(self::uids(&part)),
+                Event::Batch(batch) => {
+                    uids.extend(self::uids(batch.updates()));
+                    apply(batch);
+                    break;
+                }
+                _ => {}
+            }
+        }
+        peer.request().await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(held(&uids), MANY - 1);
 }
 
 #[tokio::test(start_paused = true)]
