@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use futures_util::{FutureExt, StreamExt};
@@ -133,7 +133,7 @@ type Run = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
 /// What an item costs differs too much to count them: whoever frees the last of many may pay for all.
 fn shed(last: &mut Remains) -> bool {
-    let begun = Instant::now();
+    let begun = tokio::time::Instant::now();
     while last.shed() {
         if begun.elapsed() > BITE {
             return true;
