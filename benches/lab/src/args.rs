@@ -28,6 +28,8 @@ pub(crate) enum Command {
     HalfOpen(HalfOpen),
     /// New tunnels, and bytes on those that live, while one connection floods.
     Flood(Flood),
+    /// A server under load for long, while its certificate is renewed and its policies change: what grows.
+    Soak(Soak),
     /// A role: an HTTP server.
     #[command(hide = true)]
     Serve(Serve),
@@ -172,6 +174,25 @@ pub(crate) struct Flood {
     /// Only floods whose name has this in it.
     #[arg(long, default_value = "")]
     pub(crate) only: String,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Soak {
+    /// For how long, in seconds.
+    #[arg(long, default_value_t = 300)]
+    pub(crate) seconds: usize,
+
+    /// How many new tunnels per second.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) rate: u64,
+
+    /// How many bytes per second go there and back on tunnels that live.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) kept: u64,
+
+    /// How many MB of memory more an hour a process may certainly have.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) memory: f64,
 }
 
 #[derive(Debug, Clone, clap::Args)]

@@ -1,8 +1,8 @@
 //! The server: a member of the mesh that echoes on every tunnel, and whose policies change as it is told.
 //!
 //! On standard input: a change of [`changes`], or `revoke` and `restore`, after which a CRL lists the certificate of the
-//! client `refused`, or does not. Each is answered by the time at which the change began and the milliseconds until it
-//! was in effect, which of a CRL nobody is told: `NaN`.
+//! client `refused`, or does not; with either comes the certificate that is in the files now. Each is answered by the time at which the change began and the milliseconds until it
+//! was in effect, which of a CRL nobody is told: `NaN`. `tasks` is answered by how many there are.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,6 +22,7 @@ use mesh_hbone::{Error as HboneError, Tunnel};
 use mesh_xds::model::Batch;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -43,7 +44,7 @@ pub(crate) const ADMITTED: &str = "admitted";
 const CRL: &str = "refused.crl";
 
 /// Writes the files of all members.
-pub(crate) fn prepare(folder: &Path) -> Done {
+pub(crate) fn prepare(folder: &Path) -> Result<Root, BoxError> {
     let root = Root::new()?;
     root.write(folder, SERVER.into())?;
     for account in ["server", ADMITTED] {
@@ -51,7 +52,7 @@ pub(crate) fn prepare(folder: &Path) -> Done {
     }
     let refused = root.write_member(folder, REFUSED)?;
     fs::write(folder.join(CRL), root.revoke(&refused)?)?;
-    Ok(())
+    Ok(root)
 }
 
 /// Microseconds since 1970: what processes of one machine can compare.
@@ -142,6 +143,11 @@ pub(crate) async fn run(of: Echo) -> Done {
             let begin = now();
             revoke.send_replace(listed == 1);
             say(&format!("{begin} NaN"));
+            continue;
+        }
+        if line == "tasks" {
+            let tasks = Handle::current().metrics().num_alive_tasks();
+            say(&tasks.to_string());
             continue;
         }
         let change = Change::named(&line)?;

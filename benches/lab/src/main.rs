@@ -29,6 +29,7 @@ mod requests;
 mod revocation;
 mod scale;
 mod silent;
+mod soak;
 mod spread;
 #[path = "../../../mesh-hbone/tests/it/hostile/wire.rs"]
 #[allow(dead_code, reason = "tests use the rest")]
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Command::Revocation(of) => revocation::run(&of),
         Command::HalfOpen(of) => half_open::run(&of),
         Command::Flood(of) => flood::run(&of),
+        Command::Soak(of) => soak::run(&of),
         Command::Serve(of) => on_two_threads(app::run(of)),
         Command::Load(of) => on_two_threads(load::run(of)),
         Command::Reach(of) => on_two_threads(reach::run(of)),

@@ -157,6 +157,11 @@ impl Process {
         self.status("VmHWM:")
     }
 
+    /// How many descriptors are open.
+    pub(crate) fn descriptors(&self) -> Result<f64, BoxError> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count() as f64)
+    }
+
     /// From now on the most is counted anew.
     pub(crate) fn forget_peak(&self) -> Done {
         // What proc_pid_clear_refs(5) says of 5.

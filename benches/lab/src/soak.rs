@@ -1,0 +1,231 @@
+//! A server under load for long, while its certificate is renewed and its policies change: what grows?
+//!
+//! Every second clients open tunnels and use some that live, one policy changes, and every fifth second the server gets another
+//! certificate and its CRL changes. No tunnel may fail. Memory, descriptors and tasks are sampled every second; what
+//! they grow by is the slope of a line through the samples (least squares), after a warm-up of a third. A slope counts as
+//! far as it is certain: less three times its standard error. At the end the load goes, and everything it opened with it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::args::{Soak, say};
+use crate::certificates::Root;
+use crate::processes::Process;
+use crate::{BoxError, Done, echo, machine};
+
+/// One change a second, each undone by the next.
+const CHANGES: [&str; 12] = [
+    "deny",
+    "allow",
+    "attach",
+    "detach",
+    "move",
+    "move away",
+    "deny in the mesh",
+    "allow in the mesh",
+    "try",
+    "leave off",
+    "forbid",
+    "permit",
+];
+
+/// In which all that the load had open is gone.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What one process holds.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    /// Since the beginning, in seconds.
+    at: f64,
+    memory: f64,
+    descriptors: f64,
+    tasks: f64,
+}
+
+/// Of a line through samples, per hour.
+#[derive(Debug, Clone, Copy)]
+struct Slope {
+    of: f64,
+    error: f64,
+}
+
+impl Slope {
+    fn of(samples: &[Held], value: fn(&Held) -> f64) -> Self {
+        let count = samples.len() as f64;
+        let mean = |value: &dyn Fn(&Held) -> f64| samples.iter().map(value).sum::<f64>() / count;
+        let (at, mid) = (mean(&|held| held.at), mean(&value));
+        let spread: f64 = samples.iter().map(|held| (held.at - at).powi(2)).sum();
+        let along = |held: &Held| (held.at - at) * (value(held) - mid);
+        let slope = samples.iter().map(along).sum::<f64>() / spread;
+        let beside = |held: &Held| (value(held) - mid - slope * (held.at - at)).powi(2);
+        let rest: f64 = samples.iter().map(beside).sum();
+        let error = (rest / (count - 2.0) / spread).sqrt();
+        Self {
+            of: slope * 3600.0,
+            error: error * 3600.0,
+        }
+    }
+
+    fn certainly(self) -> f64 {
+        self.of - 3.0 * self.error
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what drives processes has no runtime"
+)]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+struct Deployment {
+    root: Root,
+    folder: tempfile::TempDir,
+    server: Process,
+    clients: [Process; 2],
+    begin: Instant,
+}
+
+impl Deployment {
+    fn new(of: &Soak) -> Result<Self, BoxError> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path();
+        let root = echo::prepare(path)?;
+        let named = path.to_str().ok_or("a folder whose name is no text")?;
+        let server = Process::role_here("server", path, &["echo", "--folder", named])?;
+        let clients = |name, rate: u64, kept: &[&str]| {
+            let rate = rate.to_string();
+            let arguments = ["newcomers", "--folder", named, "--rate", &rate];
+            Process::role_here(name, path, &[&arguments, kept].concat())
+        };
+        let new = clients("new", of.rate, &[])?;
+        let kept = clients("kept", of.kept, &["--kept"])?;
+        Ok(Self {
+            root,
+            server,
+            clients: [new, kept],
+            folder,
+            begin: Instant::now(),
+        })
+    }
+
+    fn tell(&mut self, change: &str) -> Done {
+        self.server.tell(change)?;
+        self.server.line()?;
+        Ok(())
+    }
+
+    /// A second of load, with a change in it.
+    fn second(&mut self, number: usize) -> Done {
+        for client in &mut self.clients {
+            client.tell("1000")?;
+        }
+        self.tell(CHANGES[number % CHANGES.len()])?;
+        if number.is_multiple_of(5) {
+            self.root.write_member(self.folder.path(), "server")?;
+            let list = ["revoke", "restore"][number / 5 % 2];
+            self.tell(list)?;
+        }
+        for client in &mut self.clients {
+            let line = client.line()?;
+            match line.rsplit_once(' ') {
+                Some((_, "0")) => {}
+                _ => return Err(format!("in second {number} some failed: {line}").into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The server's, then the clients'.
+    fn held(&mut self) -> Result<[Held; 3], BoxError> {
+        self.server.tell("tasks")?;
+        let tasks = self.server.line()?.parse()?;
+        let at = self.begin.elapsed().as_secs_f64();
+        let of = |process: &Process, tasks| -> Result<Held, BoxError> {
+            Ok(Held {
+                at,
+                memory: process.resident()?,
+                descriptors: process.descriptors()?,
+                tasks,
+            })
+        };
+        let [new, kept] = &self.clients;
+        Ok([of(&self.server, tasks)?, of(new, 0.0)?, of(kept, 0.0)?])
+    }
+}
+
+pub(crate) fn run(of: &Soak) -> Done {
+    machine::print();
+    let mut deployment = Deployment::new(of)?;
+    // What is made once is made, and the change of number 0 undone by that of 1.
+    for number in 0..2 {
+        deployment.second(number)?;
+    }
+    let mut samples = Vec::new();
+    pause(Duration::from_secs(2));
+    let idle = deployment.held()?;
+    // Whatever the number, all changes are undone at the end.
+    let seconds = of.seconds.max(30).next_multiple_of(CHANGES.len());
+    for number in 0..seconds {
+        deployment.second(number)?;
+        samples.push(deployment.held()?);
+    }
+    machine::print();
+    let warm = &samples[samples.len() / 3..];
+    say(&format!(
+        "{seconds} s of {} new tunnels and {} bytes there and back a second, {} certificates, {seconds} changes; per hour, ± standard error",
+        of.rate,
+        of.kept,
+        seconds / 5
+    ));
+    let mut grown = Vec::new();
+    for (index, name) in ["server", "new tunnels", "tunnels that live"]
+        .into_iter()
+        .enumerate()
+    {
+        let held: Vec<_> = warm.iter().map(|held| held[index]).collect();
+        let memory = Slope::of(&held, |held| held.memory / 1e6);
+        let descriptors = Slope::of(&held, |held| held.descriptors);
+        let tasks = Slope::of(&held, |held| held.tasks);
+        say(&format!(
+            "{name:<20}{:>8.1} MB at the end{:>10.2} ± {:.2} MB{:>10.2} ± {:.2} descriptors{:>10.2} ± {:.2} tasks",
+            held.last().map_or(f64::NAN, |held| held.memory / 1e6),
+            memory.of,
+            memory.error,
+            descriptors.of,
+            descriptors.error,
+            tasks.of,
+            tasks.error,
+        ));
+        for (what, slope, most) in [
+            ("MB", memory, of.memory),
+            ("descriptors", descriptors, 0.0),
+            ("tasks", tasks, 0.0),
+        ] {
+            if slope.certainly() > most {
+                let certain = slope.certainly();
+                grown.push(format!("{name}: at least {certain:.2} {what} more an hour"));
+            }
+        }
+    }
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let now = deployment.held()?;
+        let more =
+            |now: &Held, idle: &Held| now.descriptors > idle.descriptors || now.tasks > idle.tasks;
+        if !now.iter().zip(&idle).any(|(now, idle)| more(now, idle)) {
+            break;
+        }
+        if until <= Instant::now() {
+            grown.push(format!("what was opened is not gone: {idle:?}, {now:?}"));
+            break;
+        }
+        pause(Duration::from_millis(200));
+    }
+    match grown.is_empty() {
+        true => Ok(()),
+        false => Err(grown.join("; ").into()),
+    }
+}
