@@ -14,7 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::crl;
 use super::fingerprint::Fingerprint;
-use super::verify::Leaf;
+use super::verify::{Leaf, MOST_INTERMEDIATES, intermediates_of};
 use crate::{Error, ErrorKind, Side};
 
 /// A workload's certificate chain and private key, the roots it trusts, and the CRLs it knows.
@@ -64,8 +64,8 @@ impl Bundle {
     ///
     /// [`ErrorKind::InvalidBundle`] if the chain or the roots are empty, a certificate, key or CRL
     /// does not parse (a CRL that cannot be read must not be taken for "nothing is revoked"), the
-    /// leaf's validity ends before it begins, or the leaf does not have exactly one URI name that is a
-    /// SPIFFE id.
+    /// leaf's validity ends before it begins, the leaf does not have exactly one URI name that is a SPIFFE id, or
+    /// more than six intermediates come behind the leaf, trusted roots at the end not counted: peers take no more.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -96,6 +96,12 @@ impl Bundle {
             ));
         }
         let trust = Trust::new(roots, crls)?;
+        if intermediates_of(&chain[1..], &trust.fingerprints).is_none() {
+            return Err(invalid(format!(
+                "certificate chain: presented {} certificates, expected at most a leaf, {MOST_INTERMEDIATES} intermediates and roots",
+                chain.len()
+            )));
+        }
         let own = Own { chain, key, leaf };
         Ok(Self {
             own: Arc::new(own),

@@ -192,7 +192,24 @@ impl Rules {
 
 /// As many as webpki puts into a path. More would only be more orders of issuers of one name in which it
 /// looks for a path, up to 200 000 of them: for whoever has no certificate of ours, too.
-const MOST_INTERMEDIATES: usize = 6;
+pub(super) const MOST_INTERMEDIATES: usize = 6;
+
+/// What a path may be made of, of what comes behind a leaf; `None` if that is too much. Roots that are sent along are in no
+/// path; while one takes another's place there are two.
+pub(super) fn intermediates_of<'a, 'der>(
+    behind: &'a [CertificateDer<'der>],
+    roots: &[Fingerprint],
+) -> Option<&'a [CertificateDer<'der>]> {
+    let mut few = behind;
+    while few.len() > MOST_INTERMEDIATES {
+        let (last, rest) = few.split_last()?;
+        if !roots.contains(&Fingerprint::of(last)) {
+            return None;
+        }
+        few = rest;
+    }
+    Some(few)
+}
 
 /// Whom to believe.
 #[derive(Debug)]
@@ -213,23 +230,13 @@ impl Trust<'_> {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), VerifyError> {
-        let intermediates = match presented.1 {
-            few if few.len() <= MOST_INTERMEDIATES => few,
-            // A root that is sent along is in no path.
-            [few @ .., root]
-                if few.len() == MOST_INTERMEDIATES
-                    && self.roots.contains(&Fingerprint::of(root)) =>
-            {
-                few
-            }
-            many => {
-                let reason = format!(
-                    "{:?}: {} certificates behind the leaf, expected at most {MOST_INTERMEDIATES} and a root of ours",
-                    webpki::Error::MaximumPathDepthExceeded,
-                    many.len()
-                );
-                return Err(VerifyError::Certificate { reason });
-            }
+        let Some(intermediates) = intermediates_of(presented.1, self.roots) else {
+            let reason = format!(
+                "{:?}: {} certificates behind the leaf, expected at most {MOST_INTERMEDIATES} and roots of ours",
+                webpki::Error::MaximumPathDepthExceeded,
+                presented.1.len()
+            );
+            return Err(VerifyError::Certificate { reason });
         };
         let crls: Vec<_> = self.crls.iter().collect();
         leaf.verify_for_usage(

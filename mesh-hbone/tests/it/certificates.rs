@@ -408,7 +408,13 @@ async fn usages() {
 #[tokio::test]
 async fn chains() {
     let root = Authority::root("root");
-    let mut bench = Bench::new(&root);
+    // Which is to take its place.
+    let next = Authority::root("next");
+    let trusting_both = |uri| {
+        let bundle = root.leaf(uri).bundle(&[&root, &next]).unwrap();
+        Credentials::new(provider(), bundle, Options::default()).unwrap()
+    };
+    let mut bench = Bench::of(trusting_both(SERVER), trusting_both(CLIENT));
     let unknown = Err((UnknownIssuer, "our roots are"));
     let bad = |reason| Err((BadCertificate, reason));
     let ca = |constraints| IsCa::Ca(constraints);
@@ -450,34 +456,43 @@ async fn chains() {
     bench
         .both("six intermediates and the root", &leaf, Ok(()))
         .await;
-    leaf.chain.push(root.der());
+    // As while one root takes another's place.
+    leaf.chain.insert(7, next.der());
+    bench
+        .both("six intermediates and two roots", &leaf, Ok(()))
+        .await;
+    leaf.chain.push(Authority::root("of nobody").der());
     bench
         .both(
-            "six intermediates and the root twice",
+            "six intermediates, two roots and a stranger",
             &leaf,
             bad(
-                "MaximumPathDepthExceeded: 8 certificates behind the leaf, expected at most 6 and a root of ours",
+                "MaximumPathDepthExceeded: 9 certificates behind the leaf, expected at most 6 and roots of ours",
             ),
         )
         .await;
     // Its names are as they should be.
     let error = judge_client(&bench.server, &leaf).await.unwrap_err();
     assert!(error.to_string().contains("its chain"), "{error}");
-    let seven = issuer.intermediate("7", 7);
-    bench
-        .both(
-            "seven intermediates",
-            &seven.leaf(PEER),
-            bad("MaximumPathDepthExceeded"),
-        )
-        .await;
-    for depth in 8..=30 {
+    for depth in 7..=30 {
         issuer = issuer.intermediate(&depth.to_string(), depth);
+        if depth == 7 {
+            let mut leaf = issuer.leaf(PEER);
+            let too_deep = bad("MaximumPathDepthExceeded");
+            bench.both("seven intermediates", &leaf, too_deep).await;
+            leaf.chain.push(root.der());
+            let too_deep = bad("MaximumPathDepthExceeded: 8 certificates");
+            bench
+                .both("seven intermediates and the root", &leaf, too_deep)
+                .await;
+        }
     }
+    let leaf = issuer.leaf(PEER);
+    assert_eq!(leaf.chain.len(), 1 + 30);
     bench
         .both(
             "thirty intermediates",
-            &issuer.leaf(PEER),
+            &leaf,
             bad("MaximumPathDepthExceeded"),
         )
         .await;

@@ -53,6 +53,34 @@ fn a_validity_that_ends_before_it_begins_is_refused() {
 }
 
 #[test]
+fn a_chain_of_more_intermediates_than_peers_take_is_refused() {
+    let (root, next) = (Authority::root("root"), Authority::root("next"));
+    let below = |count| {
+        let first = root.intermediate("1", 1);
+        (2..=count).fold(first, |issuer, depth| {
+            issuer.intermediate(&depth.to_string(), depth)
+        })
+    };
+    let mut leaf = below(6).leaf(CLIENT);
+    leaf.bundle(&[&root]).unwrap();
+    // Trusted roots do not count, however many are sent along.
+    leaf.chain.extend([next.der(), root.der()]);
+    leaf.bundle(&[&root, &next]).unwrap();
+
+    let mut seven = below(7).leaf(CLIENT);
+    for (leaf, presented) in [(&leaf, 9), (&seven, 8)] {
+        let error = leaf.bundle(&[&root]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidBundle);
+        let expected = format!(
+            "certificate chain: presented {presented} certificates, expected at most a leaf, 6 intermediates and roots"
+        );
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+    seven.chain.push(root.der());
+    assert!(seven.bundle(&[&root]).is_err());
+}
+
+#[test]
 fn pem_and_der_give_the_same_bundle() {
     let root = Authority::root("root");
     let intermediate = root.intermediate("intermediate", 7);
