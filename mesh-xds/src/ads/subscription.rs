@@ -117,6 +117,7 @@ pub(super) struct OnStream {
     /// Whether the first request said which versions are here.
     pub(super) said_versions: bool,
     pub(super) reply: Option<Reply>,
+    /// What is to be said; the second goes first.
     subscribe: BTreeSet<Box<str>>,
     unsubscribe: BTreeSet<Box<str>>,
     /// State of the world: the last version that was accepted and the last nonce.
@@ -175,7 +176,6 @@ impl Subscription {
         }
         self.wanted.insert(name.into(), false);
         self.wanted_size += name.len();
-        self.stream.unsubscribe.remove(name);
         self.stream.subscribe.insert(name.into());
         Ok(Wanted::Asked)
     }
@@ -241,8 +241,17 @@ impl Subscription {
             let names = std::mem::take(names);
             names.into_iter().map(String::from).collect::<Vec<_>>()
         };
-        request.resource_names_subscribe = take(&mut self.stream.subscribe);
         request.resource_names_unsubscribe = take(&mut self.stream.unsubscribe);
+        // Of a name in both lists istiod takes the subscription away, and one that it has already it does not answer:
+        // what is forgotten and wanted again is given up first.
+        let is_wanted_again = |name: &String| self.stream.subscribe.contains(&**name);
+        if !request
+            .resource_names_unsubscribe
+            .iter()
+            .any(is_wanted_again)
+        {
+            request.resource_names_subscribe = take(&mut self.stream.subscribe);
+        }
         let some = !request.resource_names_subscribe.is_empty()
             || !request.resource_names_unsubscribe.is_empty();
         some.then_some(request)

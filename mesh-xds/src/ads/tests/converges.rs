@@ -185,10 +185,12 @@ impl Server {
             Outgoing::Delta(request) => {
                 self.answered(&request.response_nonce, request.error_detail.is_some());
                 let subscribe: BTreeSet<_> = request.resource_names_subscribe.into_iter().collect();
+                // As istiod does it: a subscription that it has is not answered, and of a name in both lists it goes.
+                let is_new = !subscribe.is_subset(&self.subscribed);
+                self.subscribed.extend(subscribe.iter().cloned());
                 for name in &request.resource_names_unsubscribe {
                     self.subscribed.remove(name);
                 }
-                self.subscribed.extend(subscribe.iter().cloned());
                 let mut gone: Vec<String> = subscribe.iter().cloned().collect();
                 gone.retain(|name| !self.things.contains_key(name));
                 if !self.started {
@@ -212,7 +214,7 @@ impl Server {
                         .filter(|(name, (v, _))| self.sent.get(name) != Some(v));
                     let news = news.map(|(name, _)| name).collect();
                     self.send(&news, &gone);
-                } else if !subscribe.is_empty() {
+                } else if is_new {
                     let visible = self.visible();
                     let of = |name: &String| {
                         let service = name.split('/').next().unwrap_or(name);

@@ -284,6 +284,37 @@ fn names_are_wanted_and_forgotten() {
     assert_eq!(session.poll_transmit(), None);
 }
 
+/// istiod does not answer a subscription that it has, and of a name in both lists it takes the subscription away.
+#[test]
+fn a_name_that_is_wanted_again_before_anything_was_sent_is_given_up_first() {
+    let (mut session, now) = session(settings(&[(URL, Interest::Named)]));
+    open(&mut session, now);
+    session.want(URL, "a").expect("a name");
+    delta(&mut session);
+    session.received(response("n1", Vec::new(), &["a"]));
+    session.judged([]);
+    assert_eq!(delta(&mut session).response_nonce, "n1");
+
+    session.forget(URL, "a", now).expect("a type");
+    assert_eq!(session.want(URL, "a").expect("a name"), Wanted::Asked);
+    session.want(URL, "b").expect("a name");
+    let request = delta(&mut session);
+    assert_eq!(request.resource_names_unsubscribe, ["a"]);
+    assert!(request.resource_names_subscribe.is_empty(), "{request:?}");
+    let request = delta(&mut session);
+    assert!(request.resource_names_unsubscribe.is_empty(), "{request:?}");
+    assert_eq!(request.resource_names_subscribe, ["a", "b"]);
+    assert_eq!(session.poll_transmit(), None);
+
+    // What was not asked for yet is not asked for.
+    session.want(URL, "c").expect("a name");
+    session.forget(URL, "c", now).expect("a type");
+    let request = delta(&mut session);
+    assert_eq!(request.resource_names_unsubscribe, ["c"]);
+    assert!(request.resource_names_subscribe.is_empty(), "{request:?}");
+    assert_eq!(session.poll_transmit(), None);
+}
+
 #[test]
 fn what_came_along_with_a_forgotten_name_goes_after_the_time_that_is_set() {
     let wait_for = Duration::from_secs(3);
