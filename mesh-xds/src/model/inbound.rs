@@ -19,6 +19,11 @@ pub struct InboundListener {
     closed: Option<Arc<str>>,
 }
 
+/// An IPv4 address in an IPv6 one is the IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 impl InboundListener {
     /// What discovery names a listener before its address: istiod's word for those of proxyless servers.
     ///
@@ -35,13 +40,14 @@ impl InboundListener {
     /// The address and port in the name that discovery has for a listener.
     #[cfg(any(feature = "client", feature = "server"))]
     pub(crate) fn address_in(name: &str) -> Option<SocketAddr> {
-        name.strip_prefix(Self::NAME)?.parse().ok()
+        let address = name.strip_prefix(Self::NAME)?.parse().ok()?;
+        Some(canonical(address))
     }
 
     /// Makes the listener of an address and port, with all policies that bind it.
     pub fn new(address: SocketAddr, policies: Vec<Arc<Policy>>) -> Self {
         Self {
-            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+            address: canonical(address),
             policies,
             path_normalization: None,
             closed: None,

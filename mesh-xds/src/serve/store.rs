@@ -370,7 +370,7 @@ impl Store {
     pub(super) fn listener(&self, name: &str, owner: &Owner) -> Option<Bytes> {
         let Owner { identity, network } = owner;
         let address = InboundListener::address_in(name)?;
-        let uids = self.by_ip.get(&address.ip().to_canonical())?.uids.iter();
+        let uids = self.by_ip.get(&address.ip())?.uids.iter();
         let is_port = |workload: &Workload| {
             let ports = workload.services().iter().flat_map(|one| one.ports());
             let mut ports = ports.map(|port| port.target_port().unwrap_or(port.service_port()));

@@ -161,7 +161,7 @@ impl Type {
         if matches!(self.source, Source::Listeners(_))
             && let Some(address) = InboundListener::address_in(&name)
         {
-            let names = self.by_ip.entry(address.ip().to_canonical()).or_default();
+            let names = self.by_ip.entry(address.ip()).or_default();
             names.insert(name.clone());
         }
         if self.names.insert(name) {
@@ -198,7 +198,7 @@ impl Type {
                 }
             }
             if let Some(address) = InboundListener::address_in(name)
-                && let Entry::Occupied(mut names) = self.by_ip.entry(address.ip().to_canonical())
+                && let Entry::Occupied(mut names) = self.by_ip.entry(address.ip())
             {
                 names.get_mut().remove(name);
                 if names.get().is_empty() {

@@ -494,6 +494,11 @@ fn a_removed_name_names_what_it_may_be() {
             "[fd00::1]:9080".parse().unwrap()
         )]
     );
+    // As what was added is called.
+    let mapped = "[::ffff:10.0.0.1]:80".parse().unwrap();
+    let added = Update::from(InboundListener::new(mapped, Vec::new())).name();
+    let listener = format!("{}{mapped}", InboundListener::NAME);
+    assert_eq!(ResourceType::Listener.removed(&listener), [added]);
     assert_eq!(ResourceType::Listener.removed("ratings:9080"), []);
     for kind in ResourceType::ALL {
         assert_eq!(ResourceType::from_url(kind.url()), Some(kind));
