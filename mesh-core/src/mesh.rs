@@ -17,7 +17,7 @@ use crate::node::{Certificate, CertificateState, Node, certificate_name, supervi
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
 use crate::ready::Readiness;
-use crate::settings::deadline;
+use crate::settings::{deadline, valid_for};
 use crate::snapshot::{Snapshot, WorkloadRecord};
 use crate::tasks::Tasks;
 use crate::{Error, ErrorKind};
@@ -380,7 +380,8 @@ impl MeshInner {
 
     /// Peers would refuse it, but they should not have to.
     fn valid(&self, credentials: Credentials) -> Result<Credentials, Error> {
-        if credentials.current().not_after() >= self.settings().wall_clock.now() {
+        let now = self.settings().wall_clock.now();
+        if valid_for(credentials.current().not_after(), now).is_some() {
             return Ok(credentials);
         }
         let error = self.certificate.borrow().error.clone();

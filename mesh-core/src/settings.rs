@@ -183,6 +183,14 @@ impl std::fmt::Debug for WallClock {
     }
 }
 
+/// For how long a certificate is valid yet; `None` when it is over. TLS compares whole seconds, as certificates have them
+/// (RFC 5280 section 4.1.2.5): all of the last one counts. Who judged otherwise would take no connection that TLS takes.
+pub(crate) fn valid_for(not_after: SystemTime, now: SystemTime) -> Option<Duration> {
+    let end = not_after.checked_add(Duration::from_secs(1))?;
+    let left = end.duration_since(now).ok()?;
+    (!left.is_zero()).then_some(left)
+}
+
 /// When a wait that begins now ends; one that is too long to be said, in thirty years.
 pub(crate) fn deadline(wait: Duration) -> Instant {
     const LONG: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::inbound::is_revoked;
 use crate::node::{NodeInner, certificate_name};
+use crate::settings::valid_for;
 
 /// The longest pause between two rounds.
 const ROUND: Duration = Duration::from_secs(30);
@@ -44,23 +45,24 @@ impl NodeInner {
     fn expire_tunnels(&self, now: SystemTime) -> Duration {
         let credentials = self.credentials();
         let mut next = ROUND;
-        let mut left = |until: SystemTime| match until.duration_since(now) {
-            Ok(left) => {
-                next = next.min(left + Duration::from_millis(1));
+        let mut is_over = |not_after: SystemTime| match valid_for(not_after, now) {
+            Some(left) => {
+                next = next.min(left.max(Duration::from_millis(1)));
                 false
             }
-            Err(_) => true,
+            None => true,
         };
         for (identity, credentials) in &credentials {
-            if left(credentials.current().not_after()) {
+            if is_over(credentials.current().not_after()) {
                 self.gate
                     .pend(&certificate_name(identity), "it has expired");
             }
         }
         for (key, sender) in self.pool.senders() {
             let own = credentials.get(key.source());
-            let own_expired = own.is_none_or(|own| own.current().not_after() < now);
-            let peer_expired = sender.peer().is_some_and(|peer| left(peer.not_after()));
+            let own_expired =
+                own.is_none_or(|own| valid_for(own.current().not_after(), now).is_none());
+            let peer_expired = sender.peer().is_some_and(|peer| is_over(peer.not_after()));
             if own_expired || (peer_expired && self.settings.close_expired) {
                 tracing::info!(target: "mesh::outbound", peer = ?sender.peer(), "tunnel connection closed: certificate expired");
                 sender.abort();

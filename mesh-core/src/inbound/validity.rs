@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::net::CutReason;
-use crate::settings::WallClock;
+use crate::settings::{WallClock, valid_for};
 
 /// The clock may be set at any time, so it is asked at least this often.
 const LOOK: Duration = Duration::from_secs(60);
@@ -77,7 +77,7 @@ impl Validity {
     }
 
     fn judge(&mut self, now: SystemTime) -> Option<Outcome> {
-        if self.credentials.current().not_after() < now {
+        if valid_for(self.credentials.current().not_after(), now).is_none() {
             return Some(Outcome::Close(CutReason::Expired));
         }
         if self.renewed.has_changed().unwrap_or(false) {
@@ -86,7 +86,7 @@ impl Validity {
                 return Some(Outcome::Close(CutReason::Revoked));
             }
         }
-        if self.peer.not_after() < now && !self.retired {
+        if valid_for(self.peer.not_after(), now).is_none() && !self.retired {
             self.retired = true;
             return Some(match self.close_expired {
                 true => Outcome::Close(CutReason::Expired),
@@ -102,9 +102,8 @@ impl Validity {
             true => own,
             false => own.min(self.peer.not_after()),
         };
-        // A certificate is valid up to and including its last moment.
-        let left = until.duration_since(now).unwrap_or_default() + Duration::from_millis(1);
-        left.min(LOOK)
+        let left = valid_for(until, now).unwrap_or_default();
+        left.max(Duration::from_millis(1)).min(LOOK)
     }
 }
 

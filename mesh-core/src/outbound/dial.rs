@@ -19,7 +19,7 @@ use crate::inbound::{Phase, reaches};
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
-use crate::settings::{OutboundPolicy, deadline};
+use crate::settings::{OutboundPolicy, deadline, valid_for};
 use crate::snapshot::{
     self, EndpointId, Hop, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
 };
@@ -403,7 +403,8 @@ impl MeshInner {
             };
             let sender = lease.sender().clone();
             let now = self.settings().wall_clock.now();
-            if !stands() || sender.peer().is_some_and(|peer| peer.not_after() < now) {
+            let peer = sender.peer();
+            if !stands() || peer.is_some_and(|peer| valid_for(peer.not_after(), now).is_none()) {
                 // A new connection will show the certificates that the peer and we have now.
                 sender.retire();
                 continue;

@@ -201,6 +201,36 @@ async fn a_peer_whose_certificate_expired_gets_no_more_tunnels_on_its_old_connec
     ping(&mut live).await.unwrap();
 }
 
+/// TLS takes a certificate through the whole of its last second, and so it is no reason to dial again.
+#[tokio::test]
+async fn a_peer_whose_certificate_is_in_its_last_second_is_connected_to() {
+    let clock = Clock::new();
+    let (issued, judged) = (clock.clone(), clock.clone());
+    let ca = DevCa::ephemeral("cluster.local").clock(move || issued.now());
+    // The client's lives longer.
+    let (_tell, source) = Told::new(&ca.clone().validity(Duration::from_secs(3600)));
+    let ca = ca.validity(Duration::from_secs(1800));
+    let world = World::with_source(228, ca, source, |node| {
+        node.clock(move || judged.now()).close_expired(true)
+    });
+    let (client, _server) = world.pair().await;
+    let mut asks = world.bare_server("server", 2).await;
+    client.ready().await.unwrap();
+    let ends = world.credentials("server").await.current().not_after();
+    let left = ends.duration_since(clock.now()).unwrap();
+    clock.advance(left + Duration::from_millis(500));
+    let connects = client.connect(format!("server:{PORT}"));
+    let connected = tokio::time::timeout(Duration::from_secs(5), connects).await;
+    let mut stream = connected.expect("it comes to an end").unwrap();
+    asks.recv().await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut echoed = Vec::new();
+    stream.read_to_end(&mut echoed).await.unwrap();
+    assert_eq!(echoed, b"ping");
+    assert!(asks.try_recv().is_err(), "one tunnel");
+}
+
 #[tokio::test]
 async fn where_it_is_set_connections_end_with_their_peers_certificate() {
     let clock = Clock::new();
