@@ -545,11 +545,19 @@ impl MeshInner {
 
     /// Waits until a dropped listener's sockets on this port are closed.
     pub(crate) async fn left(&self, port: u16) {
-        let leaving = self.leaving().remove(&port);
+        // It stays there while it is open: who waits may go, and the next one has to wait as well.
+        let leaving = self.leaving().get(&port).cloned();
         if let Some(mut leaving) = leaving {
             // It says nothing; it ends with its last sender.
             while leaving.changed().await.is_ok() {}
+            self.forget_left();
         }
+    }
+
+    /// Of what a dropped listener had, only sockets that are still open are of interest.
+    pub(crate) fn forget_left(&self) {
+        self.leaving()
+            .retain(|_, closed| closed.has_changed().is_ok());
     }
 
     pub(crate) fn ports(&self) -> MutexGuard<'_, HashMap<u16, PortListener>> {

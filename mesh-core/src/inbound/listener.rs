@@ -111,10 +111,10 @@ impl MeshListener {
 
 impl Drop for MeshListener {
     fn drop(&mut self) {
+        // Who finds no listener here has to find that its sockets are still open.
+        self.mesh.forget_left();
+        self.mesh.leaving().insert(self.port, self.closed.clone());
         self.mesh.ports().remove(&self.port);
-        let mut leaving = self.mesh.leaving();
-        leaving.retain(|_, closed| closed.has_changed().is_ok());
-        leaving.insert(self.port, self.closed.clone());
     }
 }
 

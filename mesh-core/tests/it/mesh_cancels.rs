@@ -58,6 +58,21 @@ async fn a_connect_that_is_dropped_takes_nothing_from_others() {
     .await;
 }
 
+/// The sockets of the one before may still be open, for whoever asks next too.
+#[tokio::test]
+async fn a_listen_that_is_dropped_leaves_the_port_to_the_next() {
+    at_every_poll(2, async |polls| {
+        let world = World::new(227);
+        let (_client, server) = world.pair().await;
+        drop(server.listen(PORT).await.unwrap());
+        let left = cut(polls, server.listen(PORT)).await;
+        let left = left.transpose().expect("nothing fails").is_none();
+        server.listen(PORT).await.expect("another");
+        left
+    })
+    .await;
+}
+
 async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let body = request.into_body().collect().await?;
     Ok(Response::new(Full::new(body.to_bytes())))
