@@ -75,13 +75,25 @@ impl MeshInner {
         }
     }
 
-    /// Whether it was not told before.
-    pub(crate) fn is_new(&self, misnamed: &Misnamed<'_>) -> bool {
+    /// Says it, unless it was said before.
+    pub(crate) fn tell(&self, misnamed: &Misnamed<'_>) {
         let pair = (misnamed.proven.clone(), misnamed.expected.clone());
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = told.misnamed.as_ref() != Some(&pair);
-        told.misnamed = Some(pair);
-        is_new
+        let is_new = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.misnamed.replace(pair.clone()) != Some(pair)
+        };
+        if is_new {
+            tracing::warn!(target: "mesh::identity", %misnamed, "peers and their policies see the former");
+        }
+    }
+
+    /// Who serves dials nobody: a record that became another's while it listens is said as well.
+    pub(crate) fn tell_who_serves(&self) {
+        if let Some(misnamed) = self.misnamed()
+            && !self.ports().is_empty()
+        {
+            self.tell(&misnamed);
+        }
     }
 
     /// Says once if the certificate and the record are of two trust domains that nobody said, and stay so.

@@ -32,6 +32,7 @@ impl NodeInner {
     fn tend(&self, now: Instant) -> Duration {
         self.metrics.evict_idle(now);
         for mesh in self.meshes() {
+            mesh.tell_who_serves();
             mesh.compare_trust_domains(now);
             #[cfg(feature = "http")]
             mesh.http.sweep(now);

@@ -387,10 +387,8 @@ impl MeshInner {
         let to = authority(tunnelled)?;
         let (tunnel, carrier) = loop {
             let misnamed = self.misnamed();
-            if let Some(misnamed) = &misnamed
-                && self.is_new(misnamed)
-            {
-                tracing::warn!(target: "mesh::identity", %misnamed, "peers and their policies see the former");
+            if let Some(misnamed) = &misnamed {
+                self.tell(misnamed);
             }
             let shown = credentials.identity();
             let leased = self.lease(tunnelled, &credentials, &shown).await;

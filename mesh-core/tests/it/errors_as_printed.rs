@@ -158,6 +158,22 @@ async fn a_service_account_that_is_misspelt() {
     lines.has(&["WARN", "sa/cleint", "sa/another"]);
 }
 
+/// Peers refuse who serves, which dials nobody that could say so.
+#[tokio::test]
+async fn a_record_that_becomes_another_s_under_a_listener() {
+    let (lines, _guard) = capture("mesh=warn");
+    let world = World::new(229);
+    let (_, server) = world.pair().await;
+    let _listener = server.listen(PORT).await.unwrap();
+    let another = world.workload("server", 2).with_service_account("another");
+    world.control.set(vec![another.into()]).await;
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    lines.has(&["WARN", "sa/server", "sa/another"]);
+    let told = lines.text().matches("policies see the former").count();
+    assert_eq!(told, 1, "{}", lines.text());
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_up() {
     let world = World::new(167);
