@@ -567,6 +567,10 @@ impl Ask {
         match self.client.want(ResourceType::Listener.url(), name).await {
             Ok(Presence::Asked) => Ok(()),
             Ok(_) => self.link.no_listener(address),
+            Err(error) if error.kind() == XdsErrorKind::InvalidSettings => {
+                tracing::warn!(target: "mesh::config", %address, %error, "its inbound listener is not asked for: policies on requests count in their L4 reduction");
+                self.link.no_listener(address)
+            }
             Err(error) => Err(ended(error)),
         }
     }

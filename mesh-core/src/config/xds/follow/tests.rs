@@ -2,10 +2,11 @@ use std::thread::{self, ThreadId};
 
 use mesh_xds::model::Workload;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::*;
 use crate::Node;
-use crate::config::ConfigSource;
+use crate::config::{Asked, ConfigSource};
 use crate::identity::DevCa;
 
 /// Hands its link out.
@@ -81,4 +82,51 @@ async fn the_end_of_a_large_response_is_not_applied_on_a_worker() {
     follow.link.discard().unwrap();
     let few = workloads(1..2);
     assert_eq!(applied_on(&mut follow, few).await, worker);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_before_the_first_answer_is_told_at_once_and_taken_back() {
+    let (node, mut follow) = follow().await;
+    let url: Arc<str> = ResourceType::Authorization.url().into();
+    // What is told to be on its way is told once more when it is late.
+    let is_on_its_way = || node.inner.gate.late(NAME, Instant::now()).is_some();
+
+    follow.say_what_is_missing().unwrap();
+    follow.stands(Arc::clone(&url), 1, false).unwrap();
+    assert!(!is_on_its_way());
+    let refused = "istiod:15012: 1 more of istio.security.Authorization stand refused";
+    assert_eq!(node.problems(), [refused]);
+    let waits = node.readiness().to_string();
+    assert!(waits.contains("not accepted whole yet"), "{waits}");
+
+    follow.stands(url, 0, false).unwrap();
+    assert!(node.problems().is_empty(), "{:?}", node.problems());
+    follow.here(ResourceType::Address.url()).unwrap();
+    assert!(is_on_its_way(), "the rest");
+}
+
+#[tokio::test]
+async fn a_listener_beyond_the_names_that_may_be_wanted_is_none_and_discovery_goes_on() {
+    let (node, follow) = follow().await;
+    let settings = Settings::new(mesh_xds::ads::Node::new("sidecar~10.0.0.1~a.b~b.svc"))
+        .with_type(ResourceType::Listener.url(), Interest::Named)
+        .with_max_names(1);
+    let nobody = Xds::istiod("127.0.0.1:1").control_plane;
+    let channel = Prover::new(nobody, None, follow.link.clone()).channel();
+    let (client, _events, worker) =
+        Client::new(channel.unwrap(), settings, Decoder::new()).unwrap();
+    tokio::spawn(worker.run());
+    let ask = Ask {
+        client,
+        link: follow.link.clone(),
+        listens: true,
+    };
+    let _demands = follow.link.demands().unwrap();
+    let ports = [80, 81].map(|port| SocketAddr::from(([10, 0, 0, 1], port)));
+    for address in ports {
+        node.inner.board.listen(address);
+        ask.listen(address).await.unwrap();
+    }
+    let asked = ports.map(|address| node.inner.board.listener(address));
+    assert_eq!(asked, [Some(Asked::Waiting), Some(Asked::Absent)]);
 }
