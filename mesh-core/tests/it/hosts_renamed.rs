@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep};
 use tonic::Code;
 use tower::service_fn;
 
+use crate::admin::get;
 use crate::hosts_join::{host_of, istiod, istiod_for, say_hosts, write};
 use crate::istiod::Istiod;
 use crate::istiod_place::{HOUR, pending, until};
@@ -395,6 +396,15 @@ async fn a_trust_domain_that_stays_another_than_the_record_s_is_told_once() {
             .filter(|line| line.contains("two trust domains"));
         told.count()
     };
+    let explained = get(
+        &renamed.client.admin(),
+        "/explain?format=json&to=7002&from=plaintext",
+    )
+    .await;
+    let explained = explained.json();
+    assert_eq!(explained["identity"], AFTER, "{explained}");
+    let expected = explained["recordIdentity"].as_str().unwrap_or_default();
+    assert!(expected.starts_with(BEFORE), "{explained}");
     tokio::time::pause();
     sleep(4 * MINUTE).await;
     assert_eq!(told(), 0, "records may come later");

@@ -156,10 +156,20 @@ impl Serialize for Explained {
 /// What every answer begins with.
 fn about(subject: &Subject) -> Vec<(&'static str, Fact)> {
     let mesh = &subject.mesh;
-    vec![
+    let identity = mesh.identity();
+    let mut facts = vec![
         ("workload", Fact::Text(mesh.id.to_string())),
-        ("identity", Fact::Text(mesh.identity().to_string())),
-    ]
+        ("identity", Fact::Text(identity.to_string())),
+    ];
+    let snapshot = subject.node.snapshot.load();
+    let record = mesh.record(&snapshot).and_then(|record| record.identity());
+    if let Some(expected) = record.filter(|expected| **expected != identity) {
+        let expected = format!(
+            "{expected}: peers expect it of the record, and refuse a certificate of another"
+        );
+        facts.push(("recordIdentity", Fact::Text(expected)));
+    }
+    facts
 }
 
 fn no_record(direction: &'static str, subject: &Subject, near: &[Arc<str>]) -> Explained {
