@@ -121,7 +121,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// How many shared values are settled at once.
 #[cfg(feature = "istiod")]
-const SETTLED: usize = 128;
+const SETTLED: usize = 64;
 
 /// How many pauses a snapshot may still be read for, before it goes with who reads it.
 const READ: usize = 100;

@@ -133,18 +133,20 @@ impl Process {
         Ok(sum / TICKS_PER_SECOND)
     }
 
-    /// Sets the niceness of all its threads, 0 to 19. Takes root to lower it.
-    pub(crate) fn nice(&self, nice: u8) -> Done {
-        let mut renice = Command::new("renice");
-        renice.args(["-n", &nice.to_string(), "-p"]);
+    /// Has all its threads run only where nobody else wants the core, or like others again. Takes root.
+    pub(crate) fn aside(&self, aside: bool) -> Done {
+        let policy = if aside { "--idle" } else { "--other" };
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            renice.arg(task?.file_name());
+            let mut chrt = Command::new("chrt");
+            let output = chrt
+                .args([policy, "--pid", "0"])
+                .arg(task?.file_name())
+                .output()?;
+            if !output.status.success() {
+                return Err(String::from_utf8_lossy(&output.stderr).into());
+            }
         }
-        let output = renice.output()?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into()),
-        }
+        Ok(())
     }
 
     /// Resident memory, in bytes.

@@ -155,11 +155,11 @@ impl Stage<'_> {
         }
         if pushes && self.of.pushes > 0 {
             let quiet = connections(&mut reach, || {
-                pause(Duration::from_secs(10));
+                pause(Duration::from_secs(20));
                 Ok(())
             })?;
             if self.of.aside {
-                control.nice(19)?;
+                control.aside(true)?;
             }
             let before = own_cpu(&reach, others.as_ref())?;
             let start = Instant::now();
@@ -170,7 +170,7 @@ impl Stage<'_> {
                 }
                 Ok(())
             })?;
-            control.nice(0)?;
+            control.aside(false)?;
             let seconds = start.elapsed().as_secs_f64();
             let cpu = own_cpu(&reach, others.as_ref())? - before;
             say(&format!(

@@ -186,12 +186,12 @@ impl Settings {
         self
     }
 
-    /// How long reading a response pauses after each 128 resources, some 0.5 ms of work, if there are resources of its
+    /// How long reading a response pauses after each 64 resources, some 0.3 ms of work, if there are resources of its
     /// type already; zero, no pause; up to 100 ms, since pings of the connection are not answered meanwhile.
     ///
     /// Without it a push of a large mesh keeps a core for as long as it lasts, and what the application has to do
     /// waits for one until the system takes it away, some 4 ms. With a pause of 1 ms a push of 100 000 resources lasts
-    /// 1 to 2 s. What comes first of a type is read without.
+    /// 4 s. What comes first of a type is read without.
     #[must_use]
     pub fn with_pause(mut self, pause: Duration) -> Self {
         self.pause = pause;

@@ -36,7 +36,7 @@ const WORLD: &str =
 const PART: usize = 256;
 
 /// The same where there is a pause after them.
-const PACED: usize = 128;
+const PACED: usize = 64;
 
 /// Before more is let go of that was replaced.
 const SHED_PAUSE: Duration = Duration::from_millis(1);
