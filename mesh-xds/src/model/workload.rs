@@ -188,6 +188,7 @@ impl Workload {
     }
 
     /// Takes the same uid from where it is already.
+    #[cfg(feature = "client")]
     pub(crate) fn share_uid(&mut self, uid: &Arc<str>) {
         debug_assert_eq!(self.uid, *uid, "the same uid");
         self.uid = Arc::clone(uid);
