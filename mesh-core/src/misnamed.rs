@@ -70,6 +70,11 @@ impl MeshInner {
         // Certificates of others than who was asked for are refused.
         let permits = |expected| (self.settings().trust_domain_of).permits(expected, &self.asked);
         let misnamed = expected.filter(|expected| !permits(expected));
+        if misnamed.is_none() {
+            // Should it come again, it is told again.
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.misnamed = None;
+        }
         if self.misnamed.load().as_deref() != misnamed {
             self.misnamed.store(misnamed.cloned().map(Arc::new));
         }

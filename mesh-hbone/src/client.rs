@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -139,9 +139,15 @@ where
     let mut ignored = [0; 1024];
     let read = async {
         loop {
-            match io.read(&mut ignored).await {
-                Ok(1..) => {}
-                Ok(0) => return None,
+            let mut ignored = ReadBuf::new(&mut ignored);
+            let read = poll_fn(|cx| {
+                // Nobody drives the connection any more.
+                io.end_turn();
+                Pin::new(&mut io).poll_read(cx, &mut ignored)
+            });
+            match read.await {
+                Ok(()) if ignored.filled().is_empty() => return None,
+                Ok(()) => {}
                 Err(said) => return Some(Error::from_io(said, Side::Upstream)),
             }
         }

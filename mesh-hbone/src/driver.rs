@@ -204,7 +204,6 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
         h2: &mut H,
     ) -> Poll<Result<Option<H::Output>, Error>> {
         self.outboxes.register(cx);
-        self.io.begin_turn();
         self.adjust_windows(h2);
         for _ in 0..MAX_TURNS {
             if let Poll::Ready(value) = h2.poll_next(cx) {
@@ -218,12 +217,16 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
             }
             match self.turn(cx, deadline)? {
                 Turn::Again => {}
-                Turn::Wait => return Poll::Pending,
+                Turn::Wait => {
+                    self.io.end_turn();
+                    return Poll::Pending;
+                }
                 Turn::Deadline => return Poll::Ready(Ok(None)),
             }
         }
         cx.waker().wake_by_ref();
         self.flush(cx)?;
+        self.io.end_turn();
         Poll::Pending
     }
 

@@ -83,8 +83,8 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
         shared.with(|io| io.poll_shutdown(cx))
     }
 
-    /// The connection is polled: as many frames as one poll may take are read.
-    pub(crate) fn begin_turn(&self) {
+    /// The task gives way, and may take as many frames again: not with each request, of which one turn can have many.
+    pub(crate) fn end_turn(&self) {
         let shared = &mut *lock(&self.shared);
         shared.before = shared.frames.begun();
     }

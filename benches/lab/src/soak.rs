@@ -40,7 +40,8 @@ struct Held {
     at: f64,
     memory: f64,
     descriptors: f64,
-    tasks: f64,
+    /// None where nobody counts them.
+    tasks: Option<f64>,
 }
 
 /// Of a line through samples, per hour.
@@ -141,7 +142,7 @@ impl Deployment {
     /// The server's, then the clients'.
     fn held(&mut self) -> Result<[Held; 3], BoxError> {
         self.server.tell("tasks")?;
-        let tasks = self.server.line()?.parse()?;
+        let tasks = Some(self.server.line()?.parse()?);
         let at = self.begin.elapsed().as_secs_f64();
         let of = |process: &Process, tasks| -> Result<Held, BoxError> {
             Ok(Held {
@@ -152,7 +153,7 @@ impl Deployment {
             })
         };
         let [new, kept] = &self.clients;
-        Ok([of(&self.server, tasks)?, of(new, 0.0)?, of(kept, 0.0)?])
+        Ok([of(&self.server, tasks)?, of(new, None)?, of(kept, None)?])
     }
 }
 
@@ -166,7 +167,7 @@ pub(crate) fn run(of: &Soak) -> Done {
     let mut samples = Vec::new();
     pause(Duration::from_secs(2));
     let idle = deployment.held()?;
-    // Whatever the number, all changes are undone at the end.
+    // Whatever the number, the policies are as they were at the end.
     let seconds = of.seconds.max(30).next_multiple_of(CHANGES.len());
     for number in 0..seconds {
         deployment.second(number)?;
@@ -188,23 +189,27 @@ pub(crate) fn run(of: &Soak) -> Done {
         let held: Vec<_> = warm.iter().map(|held| held[index]).collect();
         let memory = Slope::of(&held, |held| held.memory / 1e6);
         let descriptors = Slope::of(&held, |held| held.descriptors);
-        let tasks = Slope::of(&held, |held| held.tasks);
+        let counted = held.iter().all(|held| held.tasks.is_some());
+        let tasks = counted.then(|| Slope::of(&held, |held| held.tasks.unwrap_or_default()));
+        let of_tasks = tasks.map_or("tasks not counted".to_owned(), |tasks| {
+            format!("{:.2} ± {:.2} tasks", tasks.of, tasks.error)
+        });
         say(&format!(
-            "{name:<20}{:>8.1} MB at the end{:>10.2} ± {:.2} MB{:>10.2} ± {:.2} descriptors{:>10.2} ± {:.2} tasks",
+            "{name:<20}{:>8.1} MB at the end{:>10.2} ± {:.2} MB{:>10.2} ± {:.2} descriptors   {of_tasks}",
             held.last().map_or(f64::NAN, |held| held.memory / 1e6),
             memory.of,
             memory.error,
             descriptors.of,
             descriptors.error,
-            tasks.of,
-            tasks.error,
         ));
         for (what, slope, most) in [
-            ("MB", memory, of.memory),
-            ("descriptors", descriptors, 0.0),
+            ("MB", Some(memory), of.memory),
+            ("descriptors", Some(descriptors), 0.0),
             ("tasks", tasks, 0.0),
         ] {
-            if slope.certainly() > most {
+            if let Some(slope) = slope
+                && slope.certainly() > most
+            {
                 let certain = slope.certainly();
                 grown.push(format!("{name}: at least {certain:.2} {what} more an hour"));
             }

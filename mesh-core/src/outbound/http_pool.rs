@@ -514,10 +514,16 @@ impl Shared {
         }
     }
 
+    /// Since when no request has it. One that takes no further requests has a place on its TLS connection as well.
     fn idle_since(self: &Arc<Self>) -> Option<Instant> {
-        match self.state() {
-            SharedState::Idle(since) => Some(since),
-            SharedState::Busy | SharedState::Ended => None,
+        if Arc::strong_count(self) > 1 {
+            return None;
+        }
+        let slot = self.slot.try_lock().ok()?;
+        let live = slot.live.as_ref()?;
+        match live.sender.is_closed() {
+            true => None,
+            false => live.idle_since(),
         }
     }
 }

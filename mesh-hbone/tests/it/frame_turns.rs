@@ -10,7 +10,9 @@ use mesh_hbone::config::Config;
 use mesh_hbone::{DeferredFlush, server};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::hostile::wire::{PREFACE, connect, settings, settings_ack, window_update};
+use crate::hostile::wire::{
+    END_STREAM, PREFACE, block, connect, headers, settings, settings_ack, window_update,
+};
 
 /// A peer whose bytes are all here.
 struct Here {
@@ -73,11 +75,36 @@ impl Wake for Woken {
 /// connection takes only so many, and asks for another.
 #[tokio::test(start_paused = true)]
 async fn frames_that_are_here_wait_for_the_turns_of_others() {
+    take_turns(Vec::new).await;
+}
+
+/// The same where requests that are refused, and are answered at once, come between them.
+#[tokio::test(start_paused = true)]
+async fn requests_among_them_are_no_turns_of_their_own() {
+    let mut stream = 1;
+    let get = block(&[
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", "/"),
+    ]);
+    take_turns(|| {
+        stream += 2;
+        headers(stream, END_STREAM, &get)
+    })
+    .await;
+}
+
+/// What is `between` comes after each 400 of them.
+async fn take_turns(mut between: impl FnMut() -> Vec<u8>) {
     const FRAMES: usize = 100_000;
     const MOST: usize = 4_000;
     let one = window_update(1, 1);
-    let begin = [PREFACE, &settings(&[]), &settings_ack(), &connect(1)].concat();
-    let bytes = [begin, one.repeat(FRAMES)].concat();
+    let mut bytes = [PREFACE, &settings(&[]), &settings_ack(), &connect(1)].concat();
+    for _ in 0..FRAMES / 400 {
+        bytes.extend(one.repeat(400));
+        bytes.extend(between());
+    }
     let (all, at) = (bytes.len(), Arc::<AtomicUsize>::default());
     let io = Here {
         bytes,

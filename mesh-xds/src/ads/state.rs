@@ -618,7 +618,7 @@ impl Session {
     /// Of a whole mesh these are a hundred thousand, and whoever waits for the core waits for all of them.
     fn let_go(&mut self, before: &mut Vec<(Arc<str>, Version)>) {
         if before.len() > LEFT {
-            self.left = std::mem::take(before);
+            self.left.append(before);
         }
     }
 

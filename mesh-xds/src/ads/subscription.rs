@@ -186,8 +186,11 @@ impl Subscription {
             return false;
         };
         self.wanted_size -= name.len();
-        self.stream.subscribe.remove(&name);
-        self.stream.unsubscribe.insert(name);
+        // What the server was not asked for is not taken back: the next stream asks for what is wanted then.
+        let is_new = self.stream.subscribe.remove(&name);
+        if self.stream.started && !is_new {
+            self.stream.unsubscribe.insert(name);
+        }
         // What it brings along may be here, or on its way.
         self.surplus |= self.stream.started || !self.known.is_empty();
         true

@@ -61,6 +61,8 @@ pub struct Worker {
     /// The verdicts on what the last response brought, but those that are good.
     verdicts: Option<oneshot::Receiver<Vec<Verdict>>>,
     answered: bool,
+    /// When the session lets go of more, if it has any left.
+    shed_at: Instant,
 }
 
 /// The way to the control plane, as far as it is made.
@@ -123,6 +125,7 @@ impl Worker {
             room: PART,
             verdicts: None,
             answered: false,
+            shed_at: Instant::now(),
         }
     }
 
@@ -169,8 +172,9 @@ impl Worker {
                 () = sleep_until(timeout.unwrap_or_else(Instant::now)), if timeout.is_some() && idle => {
                     Step::Again
                 }
-                () = sleep(SHED_PAUSE), if self.session.has_left() => {
+                () = sleep_until(self.shed_at), if self.session.has_left() => {
                     self.session.shed();
+                    self.shed_at = Instant::now() + SHED_PAUSE;
                     Step::Again
                 }
             };
@@ -289,6 +293,8 @@ impl Worker {
         let reading = self.reading.insert(reading);
         reading.push(piece.data);
         while !reading.read(&mut self.session, &mut self.room)? {
+            // What the last push left goes sooner than this one leaves as much.
+            self.session.shed();
             let pause = self.session.pause().filter(|_| reading.is_later());
             self.room = pause.map_or(PART, |_| PACED);
             // In one batch removals come before updates; what a part has is not removed by the rest.
