@@ -1,6 +1,6 @@
 //! The server: a member of the mesh that echoes on every tunnel, and whose policies change as it is told.
 //!
-//! On standard input: a change of [`changes`], or `revoke` and `restore`, after which a CRL lists the certificate of the
+//! On standard input: a change of `changes`, or `revoke` and `restore`, after which a CRL lists the certificate of the
 //! client `refused`, or does not; with either comes the certificate that is in the files now. Each is answered by the time at which the change began and the milliseconds until it
 //! was in effect, which of a CRL nobody is told: `NaN`. `tasks` is answered by how many there are.
 

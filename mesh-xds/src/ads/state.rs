@@ -617,7 +617,9 @@ impl Session {
 
     /// Of a whole mesh these are a hundred thousand, and whoever waits for the core waits for all of them.
     fn let_go(&mut self, before: &mut Vec<(Arc<str>, Version)>) {
-        if before.len() > LEFT {
+        if before.len() > LEFT && self.left.is_empty() {
+            self.left = std::mem::take(before);
+        } else if before.len() > LEFT {
             self.left.append(before);
         }
     }
