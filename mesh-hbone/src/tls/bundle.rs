@@ -112,6 +112,10 @@ impl Bundle {
     /// The same certificate and key with other trusted roots and revocation lists: what changes while a
     /// root is being replaced, or somebody's certificate is revoked.
     ///
+    /// The chain is not counted again, though a root that was sent along may be one of `roots` no more and so be
+    /// an intermediate: what we present is judged by peers, by their roots, and must not keep a root trusted that
+    /// is to be trusted no longer, or a list from being in force.
+    ///
     /// # Errors
     ///
     /// As [`Bundle::new`] has them for roots and lists.

@@ -80,6 +80,27 @@ fn a_chain_of_more_intermediates_than_peers_take_is_refused() {
     assert!(seven.bundle(&[&root]).is_err());
 }
 
+/// A root that is sent along behind as many intermediates as there may be.
+#[test]
+fn a_root_is_trusted_no_more_whatever_chain_is_presented() {
+    let (root, next) = (Authority::root("root"), Authority::root("next"));
+    let last = (1..=6).fold(None, |issuer: Option<Authority>, depth| {
+        let name = depth.to_string();
+        Some(issuer.as_ref().unwrap_or(&root).intermediate(&name, depth))
+    });
+    let mut leaf = last.unwrap().leaf(CLIENT);
+    leaf.chain.push(root.der());
+    assert!(leaf.bundle(&[&next]).is_err());
+
+    let bundle = leaf.bundle(&[&root]).unwrap();
+    let distrusts = bundle.with_trust(vec![next.der()], &[]).unwrap();
+    assert_eq!(distrusts.roots(), [next.der()]);
+    assert_eq!(distrusts.chain(), leaf.chain);
+    let list = next.crl(&[9]);
+    let revokes = bundle.with_trust(vec![next.der()], &[list]).unwrap();
+    assert_eq!(revokes.crl_count(), 1);
+}
+
 #[test]
 fn pem_and_der_give_the_same_bundle() {
     let root = Authority::root("root");
