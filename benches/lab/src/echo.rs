@@ -20,6 +20,7 @@ use mesh_hbone::headers::ConnectHeaders;
 use mesh_hbone::tls::{self, Bundle, Credentials};
 use mesh_hbone::{Error as HboneError, Tunnel};
 use mesh_xds::model::Batch;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use crate::args::{Echo, say};
 use crate::certificates::{Root, identity};
 use crate::changes::{Change, first};
+use crate::processes::Process;
 use crate::{BoxError, Done};
 
 /// Where the server is.
@@ -43,8 +45,58 @@ pub(crate) const ADMITTED: &str = "admitted";
 /// The list that revokes the certificate of [`REFUSED`].
 const CRL: &str = "refused.crl";
 
+/// The server, a process of its own, and the folder with the files of all members.
+pub(crate) struct Deployment {
+    pub(crate) root: Root,
+    pub(crate) server: Process,
+    /// Gone last.
+    pub(crate) folder: TempDir,
+}
+
+impl Deployment {
+    pub(crate) fn start() -> Result<Self, BoxError> {
+        let folder = tempfile::tempdir()?;
+        let root = prepare(folder.path())?;
+        let server = member(&folder, "server", &["echo"])?;
+        Ok(Self {
+            root,
+            server,
+            folder,
+        })
+    }
+
+    /// A member in a role of this program, with arguments of that.
+    pub(crate) fn member(&self, name: &'static str, role: &[&str]) -> Result<Process, BoxError> {
+        member(&self.folder, name, role)
+    }
+
+    /// What the server answers to a line.
+    pub(crate) fn ask(&mut self, line: &str) -> Result<String, BoxError> {
+        self.server.tell(line)?;
+        self.server.line()
+    }
+
+    /// Clients that open so many tunnels a second, or say so many bytes on tunnels that they keep.
+    pub(crate) fn clients(
+        &self,
+        name: &'static str,
+        rate: u64,
+        kept: bool,
+    ) -> Result<Process, BoxError> {
+        let rate = rate.to_string();
+        let role = ["newcomers", "--rate", &rate, "--kept"];
+        self.member(name, &role[..3 + usize::from(kept)])
+    }
+}
+
+fn member(folder: &TempDir, name: &'static str, role: &[&str]) -> Result<Process, BoxError> {
+    let path = folder.path();
+    let named = path.to_str().ok_or("a folder whose name is no text")?;
+    Process::role_here(name, path, &[role, &["--folder", named]].concat())
+}
+
 /// Writes the files of all members.
-pub(crate) fn prepare(folder: &Path) -> Result<Root, BoxError> {
+fn prepare(folder: &Path) -> Result<Root, BoxError> {
     let root = Root::new()?;
     root.write(folder, SERVER.into())?;
     for account in ["server", ADMITTED] {

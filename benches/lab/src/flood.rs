@@ -5,10 +5,11 @@
 //! the server: the first "flood" is a tunnel at full speed, which anybody may have.
 
 use crate::args::{Flood, say};
+use crate::echo::Deployment;
 use crate::flooding::FLOODS;
 use crate::processes::Process;
 use crate::spread::Spread;
-use crate::{BoxError, Done, echo, machine};
+use crate::{BoxError, Done, machine};
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Sample {
@@ -25,7 +26,7 @@ struct Sample {
 }
 
 struct Measured {
-    server: Process,
+    deployment: Deployment,
     kept: Process,
     new: Process,
     millis: u64,
@@ -33,8 +34,9 @@ struct Measured {
 
 impl Measured {
     fn sample(&mut self) -> Result<Sample, BoxError> {
-        let (cpu, resident) = (self.server.cpu()?, self.server.resident()?);
-        self.server.forget_peak()?;
+        let server = &self.deployment.server;
+        let (cpu, resident) = (server.cpu()?, server.resident()?);
+        server.forget_peak()?;
         let read = |process: &mut Process| -> Result<[f64; 4], BoxError> {
             let line = process.line()?;
             let values: Result<Vec<f64>, _> = line.split(' ').map(str::parse).collect();
@@ -50,8 +52,8 @@ impl Measured {
             kept: (kept[0], kept[1]),
             new: (new[0], new[1]),
             failed: kept[3] + new[3],
-            cores: (self.server.cpu()? - cpu) * 1e3 / self.millis as f64,
-            grown: self.server.peak()? - resident,
+            cores: (server.cpu()? - cpu) * 1e3 / self.millis as f64,
+            grown: server.peak()? - resident,
             ..Sample::default()
         })
     }
@@ -59,23 +61,14 @@ impl Measured {
 
 pub(crate) fn run(of: &Flood) -> Done {
     machine::print();
-    let folder = tempfile::tempdir()?;
-    let path = folder.path();
-    echo::prepare(path)?;
-    let named = path.to_str().ok_or("a folder whose name is no text")?;
-    let server = Process::role_here("server", path, &["echo", "--folder", named])?;
-    let clients = |name, rate: u64, kept: &[&str]| {
-        let rate = rate.to_string();
-        let arguments = ["newcomers", "--folder", named, "--rate", &rate];
-        Process::role_here(name, path, &[&arguments, kept].concat())
-    };
+    let deployment = Deployment::start()?;
+    let mut attacker = deployment.member("attacker", &["flooding"])?;
     let mut measured = Measured {
-        server,
-        kept: clients("kept", of.kept, &["--kept"])?,
-        new: clients("new", of.rate, &[])?,
+        kept: deployment.clients("kept", of.kept, true)?,
+        new: deployment.clients("new", of.rate, false)?,
+        deployment,
         millis: of.millis,
     };
-    let mut attacker = Process::role_here("attacker", path, &["flooding", "--folder", named])?;
     let floods: Vec<_> = (0..FLOODS.len())
         .filter(|flood| FLOODS[*flood].0.contains(&of.only))
         .collect();

@@ -4,9 +4,9 @@
 //! own. In each round all attacks take turns, and each is compared with the quiet server of its round.
 
 use crate::args::{HalfOpen, say};
-use crate::processes::Process;
+use crate::echo::Deployment;
 use crate::spread::Spread;
-use crate::{BoxError, Done, echo, machine};
+use crate::{BoxError, Done, machine};
 
 /// What is held, and from how many addresses.
 const ATTACKS: [(&str, &str, usize); 6] = [
@@ -28,14 +28,8 @@ struct Sample {
 
 pub(crate) fn run(of: &HalfOpen) -> Done {
     machine::print();
-    let folder = tempfile::tempdir()?;
-    let path = folder.path();
-    echo::prepare(path)?;
-    let named = path.to_str().ok_or("a folder whose name is no text")?;
-    let _server = Process::role_here("server", path, &["echo", "--folder", named])?;
-    let rate = of.rate.to_string();
-    let arguments = ["newcomers", "--folder", named, "--rate", &rate];
-    let mut newcomers = Process::role_here("newcomers", path, &arguments)?;
+    let deployment = Deployment::start()?;
+    let mut newcomers = deployment.clients("newcomers", of.rate, false)?;
     let mut measure = || -> Result<Sample, BoxError> {
         newcomers.tell(&of.millis.to_string())?;
         let line = newcomers.line()?;
@@ -63,23 +57,18 @@ pub(crate) fn run(of: &HalfOpen) -> Done {
         quiet.push(measure()?);
         for (at, (_, stop, sources)) in attacks.iter().enumerate() {
             let sources = sources.to_string();
-            let mut silent = Process::role_here(
+            let role = [
                 "silent",
-                path,
-                &[
-                    "silent",
-                    "--folder",
-                    named,
-                    "--stop",
-                    stop,
-                    "--count",
-                    &count,
-                    "--sources",
-                    &sources,
-                    "--again",
-                    &again,
-                ],
-            )?;
+                "--stop",
+                stop,
+                "--count",
+                &count,
+                "--sources",
+                &sources,
+                "--again",
+                &again,
+            ];
+            let mut silent = deployment.member("silent", &role)?;
             samples[at].push(measure()?);
             silent.tell("?")?;
             states[at] = silent.line()?;

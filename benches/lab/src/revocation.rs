@@ -5,9 +5,9 @@
 //! change in the server's process to the moment in which a client's read fails.
 
 use crate::args::{Revocation, say};
-use crate::processes::Process;
+use crate::echo::Deployment;
 use crate::spread::Spread;
-use crate::{BoxError, Done, echo, machine};
+use crate::{BoxError, Done, machine};
 
 /// What takes permission, what gives it back, and what it is.
 const CHANGES: [(&str, &str, &str); 7] = [
@@ -38,26 +38,11 @@ struct Sample {
 
 pub(crate) fn run(of: &Revocation) -> Done {
     machine::print();
-    let folder = tempfile::tempdir()?;
-    let path = folder.path();
-    echo::prepare(path)?;
-    let named = path.to_str().ok_or("a folder whose name is no text")?;
-    let mut server = Process::role_here("server", path, &["echo", "--folder", named])?;
+    let mut deployment = Deployment::start()?;
     let half = |count: usize| (count / 2).max(1).to_string();
     let (tunnels, connections) = (half(of.tunnels), half(of.connections));
-    let mut held = Process::role_here(
-        "clients",
-        path,
-        &[
-            "held",
-            "--folder",
-            named,
-            "--tunnels",
-            &tunnels,
-            "--connections",
-            &connections,
-        ],
-    )?;
+    let role = ["held", "--tunnels", &tunnels, "--connections", &connections];
+    let mut held = deployment.member("clients", &role)?;
     let affected: usize = tunnels.parse()?;
     let changes: Vec<_> = CHANGES
         .into_iter()
@@ -69,8 +54,7 @@ pub(crate) fn run(of: &Revocation) -> Done {
         for ((change, undo, _), samples) in changes.iter().zip(&mut samples) {
             held.tell("open")?;
             held.line()?;
-            server.tell(change)?;
-            let answer = server.line()?;
+            let answer = deployment.ask(change)?;
             let (begin, applied) = answer.split_once(' ').ok_or("no time")?;
             held.tell(&format!("count {begin}"))?;
             let sample = read(&held.line()?, affected, applied.parse()?)
@@ -78,16 +62,14 @@ pub(crate) fn run(of: &Revocation) -> Done {
             if round > 0 {
                 samples.push(sample);
             }
-            server.tell(undo)?;
-            server.line()?;
+            deployment.ask(undo)?;
         }
     }
     // Nobody is touched by a policy that only says what it would do, nor by a policy that goes and refused nobody.
     held.tell("open")?;
     held.line()?;
     for change in [DRY.0, DRY.1] {
-        server.tell(change)?;
-        server.line()?;
+        deployment.ask(change)?;
         held.tell("alive")?;
         let answer = held.line()?;
         if answer != format!("{affected} {affected}") {

@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::args::{Soak, say};
-use crate::certificates::Root;
+use crate::echo::Deployment;
 use crate::processes::Process;
-use crate::{BoxError, Done, echo, machine};
+use crate::{BoxError, Done, machine};
 
 /// One change a second, each undone by the next.
 const CHANGES: [&str; 12] = [
@@ -81,41 +81,22 @@ fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-struct Deployment {
-    root: Root,
-    folder: tempfile::TempDir,
-    server: Process,
+struct Loaded {
+    deployment: Deployment,
     clients: [Process; 2],
     begin: Instant,
 }
 
-impl Deployment {
+impl Loaded {
     fn new(of: &Soak) -> Result<Self, BoxError> {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path();
-        let root = echo::prepare(path)?;
-        let named = path.to_str().ok_or("a folder whose name is no text")?;
-        let server = Process::role_here("server", path, &["echo", "--folder", named])?;
-        let clients = |name, rate: u64, kept: &[&str]| {
-            let rate = rate.to_string();
-            let arguments = ["newcomers", "--folder", named, "--rate", &rate];
-            Process::role_here(name, path, &[&arguments, kept].concat())
-        };
-        let new = clients("new", of.rate, &[])?;
-        let kept = clients("kept", of.kept, &["--kept"])?;
+        let deployment = Deployment::start()?;
+        let new = deployment.clients("new", of.rate, false)?;
+        let kept = deployment.clients("kept", of.kept, true)?;
         Ok(Self {
-            root,
-            server,
+            deployment,
             clients: [new, kept],
-            folder,
             begin: Instant::now(),
         })
-    }
-
-    fn tell(&mut self, change: &str) -> Done {
-        self.server.tell(change)?;
-        self.server.line()?;
-        Ok(())
     }
 
     /// A second of load, with a change in it.
@@ -123,11 +104,12 @@ impl Deployment {
         for client in &mut self.clients {
             client.tell("1000")?;
         }
-        self.tell(CHANGES[number % CHANGES.len()])?;
+        self.deployment.ask(CHANGES[number % CHANGES.len()])?;
         if number.is_multiple_of(5) {
-            self.root.write_member(self.folder.path(), "server")?;
+            let Deployment { root, folder, .. } = &self.deployment;
+            root.write_member(folder.path(), "server")?;
             let list = ["revoke", "restore"][number / 5 % 2];
-            self.tell(list)?;
+            self.deployment.ask(list)?;
         }
         for client in &mut self.clients {
             let line = client.line()?;
@@ -141,8 +123,7 @@ impl Deployment {
 
     /// The server's, then the clients'.
     fn held(&mut self) -> Result<[Held; 3], BoxError> {
-        self.server.tell("tasks")?;
-        let tasks = Some(self.server.line()?.parse()?);
+        let tasks = Some(self.deployment.ask("tasks")?.parse()?);
         let at = self.begin.elapsed().as_secs_f64();
         let of = |process: &Process, tasks| -> Result<Held, BoxError> {
             Ok(Held {
@@ -153,25 +134,26 @@ impl Deployment {
             })
         };
         let [new, kept] = &self.clients;
-        Ok([of(&self.server, tasks)?, of(new, None)?, of(kept, None)?])
+        let server = &self.deployment.server;
+        Ok([of(server, tasks)?, of(new, None)?, of(kept, None)?])
     }
 }
 
 pub(crate) fn run(of: &Soak) -> Done {
     machine::print();
-    let mut deployment = Deployment::new(of)?;
+    let mut loaded = Loaded::new(of)?;
     // What is made once is made, and the change of number 0 undone by that of 1.
     for number in 0..2 {
-        deployment.second(number)?;
+        loaded.second(number)?;
     }
     let mut samples = Vec::new();
     pause(Duration::from_secs(2));
-    let idle = deployment.held()?;
+    let idle = loaded.held()?;
     // Whatever the number, the policies are as they were at the end.
     let seconds = of.seconds.max(30).next_multiple_of(CHANGES.len());
     for number in 0..seconds {
-        deployment.second(number)?;
-        samples.push(deployment.held()?);
+        loaded.second(number)?;
+        samples.push(loaded.held()?);
     }
     machine::print();
     let warm = &samples[samples.len() / 3..];
@@ -217,7 +199,7 @@ pub(crate) fn run(of: &Soak) -> Done {
     }
     let until = Instant::now() + PATIENCE;
     loop {
-        let now = deployment.held()?;
+        let now = loaded.held()?;
         let more =
             |now: &Held, idle: &Held| now.descriptors > idle.descriptors || now.tasks > idle.tasks;
         if !now.iter().zip(&idle).any(|(now, idle)| more(now, idle)) {
