@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use mesh_authz::Identity;
@@ -17,8 +17,9 @@ use crate::node::{Certificate, CertificateState, Node, certificate_name, supervi
 #[cfg(feature = "http")]
 use crate::outbound::HttpPool;
 use crate::ready::Readiness;
-use crate::settings::{deadline, valid_for};
+use crate::settings::{deadline, has_expired};
 use crate::snapshot::{Snapshot, WorkloadRecord};
+use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::{Error, ErrorKind};
 
@@ -381,7 +382,7 @@ impl MeshInner {
     /// Peers would refuse it, but they should not have to.
     fn valid(&self, credentials: Credentials) -> Result<Credentials, Error> {
         let now = self.settings().wall_clock.now();
-        if valid_for(credentials.current().not_after(), now).is_some() {
+        if !has_expired(credentials.current().not_after(), now) {
             return Ok(credentials);
         }
         let error = self.certificate.borrow().error.clone();
@@ -573,10 +574,6 @@ impl fmt::Debug for Mesh {
             .field("readiness", &self.readiness())
             .finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Says that the configuration has no such workload, and which it has.

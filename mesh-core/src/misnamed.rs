@@ -1,13 +1,14 @@
 //! Workloads whose certificates prove other identities than their records in the mesh have.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_authz::Identity;
 use tokio::time::Instant;
 
 use crate::mesh::{MeshInner, WorkloadId};
+use crate::sync::lock;
 
 /// For so long a certificate and a record may be of two trust domains where nobody said which, before it is told: they come
 /// at different times.
@@ -53,15 +54,21 @@ struct Differ {
 }
 
 impl MeshInner {
-    /// What is wrong where this workload's own record has another identity than its certificate proves. Where nobody
-    /// said the trust domain it is no slip: records and certificates come at different times.
+    /// What is wrong where this workload's own record has another identity than its certificate proves.
     pub(crate) fn misnamed(&self) -> Option<Misnamed<'_>> {
         let expected = self.misnamed.load();
-        let expected = Identity::clone(expected.as_ref()?);
-        Some(Misnamed {
+        self.misnamed_by(expected.as_deref()?)
+    }
+
+    /// As [`misnamed`](Self::misnamed), of a record of `expected`. Where nobody said the trust domain, another one is no
+    /// slip: records and certificates come at different times.
+    pub(crate) fn misnamed_by(&self, expected: &Identity) -> Option<Misnamed<'_>> {
+        let proven = self.identity();
+        let permits = (self.settings().trust_domain_of).permits(expected, &proven);
+        (!permits).then(|| Misnamed {
             id: &self.id,
-            proven: self.identity(),
-            expected,
+            proven,
+            expected: expected.clone(),
         })
     }
 
@@ -72,7 +79,7 @@ impl MeshInner {
         let misnamed = expected.filter(|expected| !permits(expected));
         if misnamed.is_none() {
             // Should it come again, it is told again.
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut told = lock(&self.told);
             told.misnamed = None;
         }
         if self.misnamed.load().as_deref() != misnamed {
@@ -84,7 +91,7 @@ impl MeshInner {
     pub(crate) fn tell(&self, misnamed: &Misnamed<'_>) {
         let pair = (misnamed.proven.clone(), misnamed.expected.clone());
         let is_new = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut told = lock(&self.told);
             told.misnamed.replace(pair.clone()) != Some(pair)
         };
         if is_new {
@@ -109,7 +116,7 @@ impl MeshInner {
             let permits = (self.settings().trust_domain_of).permits(&expected, &proven);
             (expected != proven && permits).then_some((proven, expected))
         });
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         let Some((proven, expected)) = pair else {
             told.differ = None;
             return;

@@ -3,7 +3,7 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -26,6 +26,7 @@ use crate::random::Random;
 use crate::ready::{Gate, PATIENCE, Readiness, Told};
 use crate::settings::Settings;
 use crate::snapshot::{Changes, Draft, Remains, Snapshot, verdicts};
+use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::{Error, ErrorKind};
@@ -752,10 +753,6 @@ async fn keep_certificate(
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Node {

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// What a mesh still waits for, or what took its readiness away.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -145,7 +147,7 @@ impl Gate {
     }
 
     fn waits(&self) -> MutexGuard<'_, HashMap<String, Wait>> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waits)
     }
 
     /// Says why waiting for the first configuration is of no use, or that it is of use again.

@@ -191,6 +191,11 @@ pub(crate) fn valid_for(not_after: SystemTime, now: SystemTime) -> Option<Durati
     (!left.is_zero()).then_some(left)
 }
 
+/// Whether a certificate is valid no more.
+pub(crate) fn has_expired(not_after: SystemTime, now: SystemTime) -> bool {
+    valid_for(not_after, now).is_none()
+}
+
 /// When a wait that begins now ends; one that is too long to be said, in thirty years.
 pub(crate) fn deadline(wait: Duration) -> Instant {
     const LONG: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);

@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+use crate::sync::lock;
+
 /// The tasks of one owner, on the runtime that made it; dropping the owner ends them.
 #[derive(Debug)]
 pub(crate) struct Tasks {
@@ -20,10 +22,7 @@ impl Tasks {
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut set = self
-            .set
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut set = lock(&self.set);
         // Finished tasks leave their handles behind; taking them here keeps the set at the live ones.
         while set.try_join_next().is_some() {}
         set.spawn_on(task, &self.runtime);

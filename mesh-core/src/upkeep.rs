@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::inbound::is_revoked;
 use crate::node::{NodeInner, certificate_name};
-use crate::settings::valid_for;
+use crate::settings::{has_expired, valid_for};
 
 /// The longest pause between two rounds.
 const ROUND: Duration = Duration::from_secs(30);
@@ -61,8 +61,7 @@ impl NodeInner {
         }
         for (key, sender) in self.pool.senders() {
             let own = credentials.get(key.source());
-            let own_expired =
-                own.is_none_or(|own| valid_for(own.current().not_after(), now).is_none());
+            let own_expired = own.is_none_or(|own| has_expired(own.current().not_after(), now));
             let peer_expired = sender.peer().is_some_and(|peer| is_over(peer.not_after()));
             if own_expired || (peer_expired && self.settings.close_expired) {
                 tracing::info!(target: "mesh::outbound", peer = ?sender.peer(), "tunnel connection closed: certificate expired");

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use mesh_authz::Identity;
 use tokio::sync::{Notify, watch};
 
 use crate::WorkloadId;
+use crate::sync::lock;
 
 /// How many names may be wanted; as many as a session with a control plane takes.
 const MAX_WANTED: usize = 10_000;
@@ -155,8 +156,7 @@ impl Board {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is locked.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {

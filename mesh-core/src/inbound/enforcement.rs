@@ -1,6 +1,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 use mesh_authz::PolicySet;
@@ -8,6 +8,7 @@ use mesh_authz::PolicySet;
 use crate::layers::TokenLocations;
 use crate::policies::{Enforced, Policies};
 use crate::snapshot::{PolicyView, Snapshot, WorkloadRecord};
+use crate::sync::lock;
 
 /// What a workload enforces: on most ports the same, on those with an inbound listener what that says.
 ///
@@ -112,7 +113,7 @@ impl Enforcement {
     }
 
     fn source(&self) -> MutexGuard<'_, Source> {
-        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.source)
     }
 }
 

@@ -190,16 +190,9 @@ impl Mesh {
         let mesh = &self.inner;
         mesh.ready().await?;
         let record = mesh.record_to_listen().await?;
-        let proven = mesh.identity();
-        // Where nobody said the trust domain, records and certificates come by another one at different times.
-        if let Some(expected) = record.identity()
-            && !(mesh.settings().trust_domain_of).permits(expected, &proven)
-        {
-            return Err(Error::new(ErrorKind::Identity).with_detail(format!(
-                "the certificate of {} would prove {proven}, but clients expect {expected} of its record: \
-                 give the builder the record's service account and trust domain",
-                mesh.id
-            )));
+        let expected = record.identity();
+        if let Some(misnamed) = expected.and_then(|expected| mesh.misnamed_by(expected)) {
+            return Err(Error::new(ErrorKind::Identity).with_detail(misnamed.to_string()));
         }
         if record.protocol() != TunnelProtocol::Hbone {
             tracing::warn!(

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use mesh_authz::{Decision, PolicySet};
 
@@ -8,7 +8,7 @@ use super::enforcement::Enforcement;
 use super::places::Place;
 use crate::ConnectionContext;
 use crate::net::{Cut, CutReason};
-use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Notify, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Notify, Ordering, lock};
 
 /// How a listener judges its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,9 +95,7 @@ impl Registry {
     }
 
     fn shard(&self, id: u64) -> MutexGuard<'_, Shard> {
-        self.shards[(id % SHARDS) as usize]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shards[(id % SHARDS) as usize])
     }
 
     /// Enters a connection and judges it by what its port enforces.

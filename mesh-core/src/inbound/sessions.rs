@@ -1,8 +1,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Notify, Ordering};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Notify, Ordering, lock};
 
 /// What of one workload's connections a drain waits for beside those that are judged: the TLS connections on which
 /// it accepts tunnels, each of which lives until its peer has been told all that its tunnels said, and so longer
@@ -53,7 +53,7 @@ impl Sessions {
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<u64, SocketAddr>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.live)
     }
 }
 

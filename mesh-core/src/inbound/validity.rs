@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::net::CutReason;
-use crate::settings::{WallClock, valid_for};
+use crate::settings::{WallClock, has_expired, valid_for};
 
 /// The clock may be set at any time, so it is asked at least this often.
 const LOOK: Duration = Duration::from_secs(60);
@@ -77,7 +77,7 @@ impl Validity {
     }
 
     fn judge(&mut self, now: SystemTime) -> Option<Outcome> {
-        if valid_for(self.credentials.current().not_after(), now).is_none() {
+        if has_expired(self.credentials.current().not_after(), now) {
             return Some(Outcome::Close(CutReason::Expired));
         }
         if self.renewed.has_changed().unwrap_or(false) {
@@ -86,7 +86,7 @@ impl Validity {
                 return Some(Outcome::Close(CutReason::Revoked));
             }
         }
-        if valid_for(self.peer.not_after(), now).is_none() && !self.retired {
+        if has_expired(self.peer.not_after(), now) && !self.retired {
             self.retired = true;
             return Some(match self.close_expired {
                 true => Outcome::Close(CutReason::Expired),

@@ -1,12 +1,14 @@
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::task::Context;
 
 use futures_util::task::AtomicWaker;
 use mesh_hbone::ResetHandle;
 
 use super::stream::PlainIo;
+
+use crate::sync::lock;
 
 /// Ends a live connection from another task: its peer is told at once, every later read and write
 /// fails, and whoever waits in one is woken.
@@ -119,7 +121,7 @@ impl Cut {
     }
 
     fn wire(&self) -> std::sync::MutexGuard<'_, Option<Wire>> {
-        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.wire)
     }
 
     /// The reason, once there is one.

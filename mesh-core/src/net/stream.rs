@@ -1,7 +1,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::{BoxedIo, CutReason};
 use crate::ConnectionContext;
 use crate::inbound::Registered;
 use crate::mesh::MeshInner;
+use crate::sync::lock;
 
 /// One connection of the mesh: a tunnel to or from another member, or plaintext where that is permitted.
 ///
@@ -63,7 +64,7 @@ impl PlainIo {
     }
 
     fn get(&self) -> MutexGuard<'_, Option<BoxedIo>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     fn poll<T>(

@@ -19,7 +19,7 @@ use crate::inbound::{Phase, reaches};
 use crate::mesh::MeshInner;
 use crate::net::{BoxedIo, MeshStream, Transport};
 use crate::node::NodeInner;
-use crate::settings::{OutboundPolicy, deadline, valid_for};
+use crate::settings::{OutboundPolicy, deadline, has_expired};
 use crate::snapshot::{
     self, EndpointId, Hop, Refusal, Resolution, Route, Snapshot, Source, Tunnelled,
 };
@@ -402,7 +402,7 @@ impl MeshInner {
             let sender = lease.sender().clone();
             let now = self.settings().wall_clock.now();
             let peer = sender.peer();
-            if !stands() || peer.is_some_and(|peer| valid_for(peer.not_after(), now).is_none()) {
+            if !stands() || peer.is_some_and(|peer| has_expired(peer.not_after(), now)) {
                 // A new connection will show the certificates that the peer and we have now.
                 sender.retire();
                 continue;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::net::Transport;
 use crate::settings::Settings;
+use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::{Error, ErrorKind};
 
@@ -236,11 +237,6 @@ pub(crate) fn in_order(found: &[IpAddr]) -> io::Result<Arc<[IpAddr]>> {
         ordered.extend(other.next());
     }
     Ok(ordered.into())
-}
-
-fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
-    // Nothing panics while it is locked.
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

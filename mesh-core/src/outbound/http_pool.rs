@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
@@ -22,6 +22,7 @@ use crate::layers::{ReplayBody, RetryBudget};
 use crate::mesh::MeshInner;
 use crate::node::NodeInner;
 use crate::snapshot::{Hop, Route, Tunnelled};
+use crate::sync::lock;
 
 /// The protocol of a request on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +99,7 @@ impl Using {
 
 impl Drop for Using {
     fn drop(&mut self) {
-        let mut last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.0.last);
         *last = Instant::now();
     }
 }
@@ -186,11 +187,11 @@ impl HttpPool {
     }
 
     pub(super) fn budget(&self) -> MutexGuard<'_, RetryBudget> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.budget)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A connection along the route that can take a request now.
@@ -549,11 +550,7 @@ impl Multiplexed {
     }
 
     fn idle_since(&self) -> Option<Instant> {
-        let last = self
-            .used
-            .last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let last = lock(&self.used.last);
         (Arc::strong_count(&self.used) == 1).then_some(*last)
     }
 }

@@ -24,6 +24,10 @@ mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
 
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap()
+    }
+
     /// tokio's, as far as it is used: what was notified before is ordered before who sees it.
     #[derive(Debug, Default)]
     pub(crate) struct Notify(Mutex<Told>);

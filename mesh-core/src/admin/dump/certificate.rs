@@ -8,7 +8,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::pem;
 use crate::node::CertificateState;
-use crate::settings::valid_for;
+use crate::settings::has_expired;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -37,7 +37,7 @@ impl CertificateDump {
     pub(super) fn new(identity: &Identity, state: &CertificateState, now: SystemTime) -> Self {
         let bundle = state.credentials.as_ref().map(|it| it.current());
         let text = match (&bundle, &state.error) {
-            (Some(bundle), error) if valid_for(bundle.not_after(), now).is_none() => format!(
+            (Some(bundle), error) if has_expired(bundle.not_after(), now) => format!(
                 "Unavailable: expired{}",
                 error
                     .as_ref()

@@ -20,6 +20,8 @@ use super::{CertificateSource, CertificateStream, Error, ErrorKind};
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 use root::Root;
 
+use crate::sync::lock;
+
 /// A certificate authority that this process runs itself: for laptops, tests and demonstrations.
 ///
 /// It vouches for whoever asks: anybody who can read its folder is every workload of the mesh. In
@@ -213,9 +215,7 @@ impl DevCa {
                 })?
             }
             Place::Memory(root) => {
-                let mut root = root
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut root = lock(root);
                 if let Some(root) = &*root {
                     return Ok(Arc::clone(root));
                 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::stream;
@@ -20,6 +20,7 @@ use super::{keep, work};
 use crate::ControlPlane;
 use crate::identity::renew::{Backoff, Now};
 use crate::identity::{CertificateStream, Error, ErrorKind, TrustDomain};
+use crate::sync::lock;
 
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -195,7 +196,7 @@ impl Latest {
 
 impl Shared {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

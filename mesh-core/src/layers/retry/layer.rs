@@ -1,4 +1,4 @@
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -6,6 +6,8 @@ use tower_layer::Layer;
 
 use super::backoff::{Backoff, Random};
 use super::{Retry, RetryBudget};
+
+use crate::sync::lock;
 
 /// Sends requests again that the peer certainly has not seen.
 ///
@@ -141,6 +143,6 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, RetryBudget> {
         // A panic cannot have left more than a wrong count.
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.budget)
     }
 }

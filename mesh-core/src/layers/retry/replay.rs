@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use crate::error::BoxError;
+use crate::sync::lock;
 use crate::telemetry::size;
 use crate::{Error, ErrorKind};
 
@@ -357,11 +358,6 @@ fn size_of_frame(frame: &Frame<Bytes>) -> usize {
         (None, Some(trailers)) => size::of_headers(trailers) as usize,
         (None, None) => 0,
     }
-}
-
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    // Nothing of the application's runs while it is locked.
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ReplayBody {

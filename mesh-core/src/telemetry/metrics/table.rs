@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// Enough that two connections rarely meet at one lock, which is held for one look-up.
 const SHARDS: usize = 16;
@@ -66,11 +68,6 @@ impl<K, V> Default for Table<K, V> {
             hasher: RandomState::new(),
         }
     }
-}
-
-fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while a shard is locked; a poisoned one is whole.
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<K: Clone + Eq + Hash, V: Default> Table<K, V> {
