@@ -1,6 +1,7 @@
 //! SPIFFE identities in the form that Istio gives them.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ const MAX_TRUST_DOMAIN: usize = 255;
 /// assert!("spiffe://cluster.local/ns//sa/x".parse::<Identity>().is_err());
 /// # Ok::<(), mesh_authz::InvalidIdentity>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Eq, PartialOrd, Ord)]
 pub struct Identity {
     /// `td/ns/<namespace>/sa/<service account>`; the offsets are recomputed from the lengths below.
     principal: Arc<str>,
@@ -143,6 +144,19 @@ fn is_trust_domain_char(byte: u8) -> bool {
 /// SPIFFE-ID 2.2.
 fn is_path_char(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        // The lengths follow from the text, and clones have one text.
+        Arc::ptr_eq(&self.principal, &other.principal) || self.principal == other.principal
+    }
+}
+
+impl Hash for Identity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.principal.hash(state);
+    }
 }
 
 impl fmt::Display for Identity {

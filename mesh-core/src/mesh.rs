@@ -277,14 +277,24 @@ impl MeshInner {
 
     /// As [`identity`](Self::identity), of who has a certificate.
     pub(crate) fn proven(&self) -> Option<Identity> {
+        self.held().map(Credentials::identity)
+    }
+
+    /// Whether [`identity`](Self::identity) is this one.
+    #[cfg(feature = "http")]
+    pub(crate) fn is(&self, identity: &Identity) -> bool {
+        self.held()
+            .map_or(self.asked == *identity, |own| own.proves(identity))
+    }
+
+    fn held(&self) -> Option<&Credentials> {
         // They are exchanged in place.
-        let proven = match self.proven.get() {
+        match self.proven.get() {
             None => self
                 .current()
                 .map(|first| self.proven.get_or_init(|| first)),
             proven => proven,
-        };
-        proven.map(Credentials::identity)
+        }
     }
 
     /// The workload's own record in `snapshot`.

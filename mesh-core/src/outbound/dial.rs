@@ -60,7 +60,7 @@ impl Carrier {
 
     /// Whether the workload is who it was when the connection was made.
     pub(super) fn is_of(&self, mesh: &MeshInner) -> bool {
-        mesh.identity() == self.shown
+        mesh.is(&self.shown)
     }
 }
 
@@ -393,7 +393,7 @@ impl MeshInner {
             let shown = credentials.identity();
             let leased = self.lease(tunnelled, &credentials, &shown).await;
             // Since then we may have become another.
-            let stands = || credentials.identity() == shown;
+            let stands = || credentials.proves(&shown);
             let lease = match leased {
                 Ok(lease) => lease,
                 Err(_) if !stands() => continue,
@@ -465,7 +465,7 @@ impl MeshInner {
         let hbone = node.settings.hbone.clone();
         let dial = move || async move {
             // Whoever waits asks again as who we are now.
-            let are_we = || match credentials.identity() == shown {
+            let are_we = || match credentials.proves(&shown) {
                 true => Ok(()),
                 false => Err(mesh_hbone::Error::dial(another_now())),
             };

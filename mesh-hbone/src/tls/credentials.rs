@@ -264,6 +264,11 @@ impl Credentials {
         self.shared.active.load().bundle.identity().clone()
     }
 
+    /// Whether the next handshake will prove that we are this one: as [`identity`](Self::identity), without a reference count.
+    pub fn proves(&self, identity: &Identity) -> bool {
+        self.shared.active.load().bundle.identity() == identity
+    }
+
     /// Counts bundles: 1 for the first, one more for each [`replace`](Self::replace).
     pub fn generation(&self) -> u64 {
         *self.shared.generation.borrow()
