@@ -84,7 +84,12 @@ pub(crate) enum Asked {
     Waiting,
     /// The source says that there is none.
     Absent,
+    /// The source does not ask for it, and why: nobody knows whether there is one.
+    Refused(&'static str),
 }
+
+/// Why one more name is not wanted.
+const NO_ROOM: &str = "as many names as permitted are asked for already";
 
 /// What stands demanded, and what of it the source was not told yet.
 #[derive(Debug)]
@@ -105,8 +110,7 @@ struct State {
     workloads: Vec<(WorkloadId, Identity)>,
     /// How often each is asked for, and what became of it.
     listeners: BTreeMap<SocketAddr, (usize, Asked)>,
-    /// `None` where the source cannot ask: nobody knows whether there is one.
-    wanted: HashMap<Arc<str>, Option<Asked>>,
+    wanted: HashMap<Arc<str>, Asked>,
     /// What the application says of itself.
     said: Option<AppHealth>,
     /// What a probe found last, if there is a probe and it has found anything.
@@ -295,26 +299,25 @@ impl Board {
         state.taken && state.by_name
     }
 
-    /// Wants a service or workload; `None` if there is no room for more names. One that was refused is asked
+    /// Wants a service or workload; it is refused if there is no room for more names. One that was refused is asked
     /// for anew by whoever comes next.
-    pub(crate) fn want(&self, name: &str) -> Option<Asked> {
-        let mut asked = None;
+    pub(crate) fn want(&self, name: &str) -> Asked {
+        let mut asked = Asked::Waiting;
         self.change(|state| {
             if let Some(known) = state.wanted.get(name) {
                 asked = *known;
-                if known.is_none() {
+                if matches!(asked, Asked::Refused(_)) {
                     state.wanted.remove(name);
                 }
                 return;
             }
             if state.wanted.len() >= MAX_WANTED && !state.forget_an_absent_one() {
+                asked = Asked::Refused(NO_ROOM);
                 return;
             }
             let name: Arc<str> = name.into();
-            let waiting = Some(Asked::Waiting);
-            state.wanted.insert(Arc::clone(&name), waiting);
+            state.wanted.insert(Arc::clone(&name), Asked::Waiting);
             state.tell(Demand::Want(name));
-            asked = Some(Asked::Waiting);
         });
         asked
     }
@@ -322,7 +325,7 @@ impl Board {
     /// The source says that there is no such service or workload.
     pub(crate) fn absent(&self, name: &str) {
         if let Some(asked) = self.state().wanted.get_mut(name) {
-            *asked = Some(Asked::Absent);
+            *asked = Asked::Absent;
         }
         self.answered.send_modify(|count| *count += 1);
     }
@@ -332,7 +335,7 @@ impl Board {
     pub(super) fn refuse(&self, name: &str) {
         self.change(|state| {
             if let Some(asked) = state.wanted.get_mut(name) {
-                *asked = None;
+                *asked = Asked::Refused(NO_ROOM);
             }
             state.forget_an_absent_one();
         });
@@ -341,8 +344,18 @@ impl Board {
 
     /// The source says that there is no such listener.
     pub(crate) fn no_listener(&self, address: SocketAddr) {
+        self.listener_is(address, Asked::Absent);
+    }
+
+    /// The source does not ask for the listener, and why.
+    #[cfg(feature = "istiod")]
+    pub(super) fn refuse_listener(&self, address: SocketAddr, why: &'static str) {
+        self.listener_is(address, Asked::Refused(why));
+    }
+
+    fn listener_is(&self, address: SocketAddr, answer: Asked) {
         if let Some((_, asked)) = self.state().listeners.get_mut(&address) {
-            *asked = Asked::Absent;
+            *asked = answer;
         }
         self.answered.send_modify(|count| *count += 1);
     }
@@ -358,7 +371,7 @@ impl State {
         let absent = self
             .wanted
             .iter()
-            .find(|(_, asked)| **asked == Some(Asked::Absent));
+            .find(|(_, asked)| **asked == Asked::Absent);
         let Some(name) = absent.map(|(name, _)| Arc::clone(name)) else {
             return false;
         };

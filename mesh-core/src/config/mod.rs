@@ -169,6 +169,13 @@ impl ConfigLink {
         Ok(())
     }
 
+    /// Answers [`Demand::Listener`] where the source does not ask for it, and why.
+    #[cfg(feature = "istiod")]
+    fn refuse_listener(&self, address: SocketAddr, why: &'static str) -> Result<(), Error> {
+        self.node()?.board.refuse_listener(address, why);
+        Ok(())
+    }
+
     /// The current certificate of an identity of the node; `None` before the first.
     ///
     /// # Errors

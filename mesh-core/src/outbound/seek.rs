@@ -39,11 +39,14 @@ pub(super) fn waypoint(waypoint: &GatewayDestination) -> Vec<String> {
 pub(super) fn want(board: &Board, names: &[String]) -> Result<bool, Error> {
     let mut waits = false;
     for name in names {
-        let asked = board.want(name).ok_or_else(|| {
-            let detail = format!("{name}: as many names as permitted are asked for already");
-            Error::new(ErrorKind::Overloaded).with_detail(detail)
-        })?;
-        waits |= asked == Asked::Waiting;
+        match board.want(name) {
+            Asked::Waiting => waits = true,
+            Asked::Absent => {}
+            Asked::Refused(why) => {
+                let detail = format!("{name}: {why}");
+                return Err(Error::new(ErrorKind::Overloaded).with_detail(detail));
+            }
+        }
     }
     Ok(waits)
 }

@@ -1,14 +1,16 @@
 //! Settings of the stream from istiod that no other test sets.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_core::Mesh;
 use mesh_core::authz::policy::ztunnel::EmptyMatch;
 use mesh_core::identity::Istiod;
+use mesh_core::{ErrorKind, Mesh};
 use prost::Message;
 
 use crate::istiod_discovery::{ADDRESS, AUTHORIZATION, Answer, Any, Locality, Resource};
 use crate::istiod_place::{HOUR, Place, SERVER, addresses, dump, greet, until, workload};
+use crate::mesh_joins_istiod::{listener_of, serve};
 use crate::mesh_world::echo;
 
 #[tokio::test(start_paused = true)]
@@ -39,6 +41,62 @@ async fn resources_beyond_the_number_that_is_set_are_refused_by_name() {
     .await;
     let dump = dump(&client).await;
     assert_eq!(dump["workloads"].as_array().unwrap().len(), 2);
+}
+
+/// The second port waits for nothing: nobody was asked.
+#[tokio::test(start_paused = true)]
+async fn a_port_beyond_the_names_that_may_be_asked_for_is_said_to_be_so() {
+    let place = Place::new();
+    place.token("server", HOUR);
+    let xds = place.xds("server", [10, 0, 0, 2]).max_names(1);
+    let server = place.mesh("server", "server", xds);
+    for port in [8080, 8081] {
+        serve(&server, port).await;
+    }
+    let first = listener_of(&server, 8080).await;
+    assert!(first.contains("no Service names the port"), "{first}");
+    let second = listener_of(&server, 8081).await;
+    let words = "the control plane is not asked for it, for as many are as config::Xds::max_names permits: \
+                 policies on requests count in their L4 reduction";
+    assert_eq!(second, words);
+    let asked = place.istiod.discovery.asked();
+    let names = asked.iter().flat_map(|one| &one.ask.subscribe);
+    assert!(!names.clone().any(|name| name.ends_with(":8081")));
+    assert!(names.clone().any(|name| name.ends_with(":8080")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_of_the_proxy_of_a_host_is_said_to_get_no_listener() {
+    let place = Place::new();
+    place.token("server", HOUR);
+    let xds = place.xds("server", [10, 0, 0, 2]);
+    let xds = xds.node_proxy("default", "ztunnel");
+    let server = place.mesh("server", "server", xds);
+    serve(&server, 8080).await;
+    let told = listener_of(&server, 8080).await;
+    assert!(told.contains("the proxy of a host gets none"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_beyond_the_names_that_may_be_asked_for_is_an_error() {
+    let place = Place::new();
+    place.token("client", HOUR);
+    let _server = place.server().await;
+    for (name, address) in [("client", [10, 0, 0, 1]), ("server", [10, 0, 0, 2])] {
+        let mut by_address = workload(name, address, "1");
+        by_address.aliases = vec![format!("/{}", IpAddr::from(address))];
+        place
+            .istiod
+            .discovery
+            .say(&addresses(vec![by_address], &[]));
+    }
+    // One is its own.
+    let xds = place.xds("client", [10, 0, 0, 1]).on_demand().max_names(2);
+    let client = place.mesh("client", "client", xds);
+    greet(&client).await;
+    let error = client.connect("10.0.0.3:80").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "{error:?}");
+    greet(&client).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -150,6 +150,9 @@ fn own_listener(
         Wanted::Absent => {
             format!("the control plane has none, for no Service names the port: {reduced}")
         }
+        Wanted::Refused(why) => {
+            format!("the control plane is not asked for it, {why}: {reduced}")
+        }
     })
 }
 

@@ -58,22 +58,19 @@ fn what_was_taken_back_in_time_is_not_told() {
 fn a_name_that_cannot_be_asked_for_is_not_absent() {
     let board = Board::new();
     let mut demands = board.take(true);
-    assert_eq!(board.want("ns/gone"), Some(Asked::Waiting));
+    assert_eq!(board.want("ns/gone"), Asked::Waiting);
     board.absent("ns/gone");
-    assert_eq!(board.want("ns/a"), Some(Asked::Waiting));
+    assert_eq!(board.want("ns/a"), Asked::Waiting);
     all(&mut demands);
     board.refuse("ns/a");
     assert_eq!(all(&mut demands), [Demand::Forget("ns/gone".into())]);
-    assert_eq!(board.want("ns/a"), None, "whoever waits is told");
-    assert_eq!(
-        board.want("ns/a"),
-        Some(Asked::Waiting),
-        "there is room now"
-    );
+    let refused = Asked::Refused(NO_ROOM);
+    assert_eq!(board.want("ns/a"), refused, "whoever waits is told");
+    assert_eq!(board.want("ns/a"), Asked::Waiting, "there is room now");
     assert_eq!(all(&mut demands), [Demand::Want("ns/a".into())]);
     // Of one that nobody waits for any more nothing is left.
     board.refuse("ns/other");
-    assert_eq!(board.want("ns/other"), Some(Asked::Waiting));
+    assert_eq!(board.want("ns/other"), Asked::Waiting);
 }
 
 #[test]
@@ -81,13 +78,13 @@ fn names_are_bounded_and_absent_ones_make_room() {
     let board = Board::new();
     let mut demands = board.take(true);
     for number in 0..MAX_WANTED {
-        assert_eq!(board.want(&format!("ns/{number}")), Some(Asked::Waiting));
+        assert_eq!(board.want(&format!("ns/{number}")), Asked::Waiting);
     }
     assert_eq!(all(&mut demands).len(), MAX_WANTED);
-    assert_eq!(board.want("ns/one-more"), None);
+    assert_eq!(board.want("ns/one-more"), Asked::Refused(NO_ROOM));
     board.absent("ns/7");
-    assert_eq!(board.want("ns/7"), Some(Asked::Absent));
-    assert_eq!(board.want("ns/one-more"), Some(Asked::Waiting));
+    assert_eq!(board.want("ns/7"), Asked::Absent);
+    assert_eq!(board.want("ns/one-more"), Asked::Waiting);
     assert_eq!(
         all(&mut demands),
         [

@@ -167,6 +167,9 @@ impl Xds {
         if let Some(resources) = self.max_resources {
             settings = settings.with_max_resources(resources);
         }
+        if let Some(names) = self.max_names {
+            settings = settings.with_max_names(names);
+        }
         if let Some(bytes) = self.max_initial_versions {
             settings = settings.with_max_initial_versions(bytes);
         }
@@ -561,7 +564,8 @@ impl Ask {
 
     async fn listen(&self, address: SocketAddr) -> Result<(), Error> {
         if !self.listens {
-            return self.link.no_listener(address);
+            let why = "for the proxy of a host gets none";
+            return self.link.refuse_listener(address, why);
         }
         let name = format!("{}{address}", InboundListener::NAME);
         match self.client.want(ResourceType::Listener.url(), name).await {
@@ -569,7 +573,8 @@ impl Ask {
             Ok(_) => self.link.no_listener(address),
             Err(error) if error.kind() == XdsErrorKind::InvalidSettings => {
                 tracing::warn!(target: "mesh::config", %address, %error, "its inbound listener is not asked for: policies on requests count in their L4 reduction");
-                self.link.no_listener(address)
+                let why = "for as many are as config::Xds::max_names permits";
+                self.link.refuse_listener(address, why)
             }
             Err(error) => Err(ended(error)),
         }

@@ -74,6 +74,7 @@ pub struct Xds {
     backoff: Option<(Duration, Duration)>,
     seed: Option<u64>,
     max_resources: Option<usize>,
+    max_names: Option<usize>,
     pause: Duration,
     max_initial_versions: Option<usize>,
     state_dir: Option<Arc<Path>>,
@@ -105,6 +106,7 @@ impl Xds {
             backoff: None,
             seed: None,
             max_resources: None,
+            max_names: None,
             pause: Duration::from_micros(500),
             max_initial_versions: None,
             state_dir: None,
@@ -135,7 +137,7 @@ impl Xds {
     /// The first connection to a destination waits for it, at most the
     /// [policy wait](crate::Builder::policy_wait). Services are found by their names in Kubernetes; one
     /// of a ServiceEntry whose host is not of Kubernetes' form only if it is in the workload's own
-    /// namespace. Up to 10 000 names are asked for.
+    /// namespace. Up to [10 000 names](Self::max_names) are asked for.
     #[must_use]
     pub fn on_demand(mut self) -> Self {
         self.by_name = true;
@@ -212,6 +214,17 @@ impl Xds {
     #[must_use]
     pub fn max_resources(mut self, resources: usize) -> Self {
         self.max_resources = Some(resources);
+        self
+    }
+
+    /// Sets how many names of a type are asked for: the inbound listeners of ports, and [on demand](Self::on_demand)
+    /// what is dialled; 10 000 unless set, which fit a request to istiod, and of what is dialled no more than that.
+    ///
+    /// Whoever dials one more is told so by an error. A port beyond it is judged as one without a listener, with a
+    /// warning, and `/explain` says so.
+    #[must_use]
+    pub fn max_names(mut self, names: usize) -> Self {
+        self.max_names = Some(names);
         self
     }
 
