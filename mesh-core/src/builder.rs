@@ -414,7 +414,8 @@ impl<W, C, I> Builder<W, C, I> {
     }
 
     /// Sets how many HTTP connections that no request uses [`Mesh::http_client`] keeps, over all
-    /// endpoints: 1 024 unless set. Beyond, those that were not used for the longest time go.
+    /// endpoints: 1 024 unless set. Beyond, those that were not used for the longest time go, of HTTP/2 when the next
+    /// request looks for its connection.
     ///
     /// Where the node's tunnels ([`hbone`](Self::hbone): `max_connections`) are all taken and some
     /// serve nothing but such connections, these go first: a new peer is not refused for the sake of

@@ -179,6 +179,15 @@ enum Wait {
     Answers,
 }
 
+impl Held {
+    /// Does something while a connection waits, and then lets all go on.
+    async fn meanwhile(&mut self, something: impl Future<Output = ()>) {
+        self.waits.wait_for(|waits| *waits).await.unwrap();
+        something.await;
+        self.open.send_replace(true);
+    }
+}
+
 fn held(what: Wait) -> Held {
     let (begin, waits) = watch::channel(false);
     let (open, opened) = watch::channel(false);
@@ -267,6 +276,15 @@ impl Renamed {
         }
     }
 
+    /// As [`new`](Self::new), of who waits on the network and of a server that tells everybody whom it sees, both ready.
+    async fn waiting(both: [[u8; 4]; 2], what: Wait) -> (Self, Held) {
+        let held = held(what);
+        let renamed = Self::new(both, Some(held.transport.clone())).await;
+        tells(patiently(async || renamed.server.listen(7000).await).await);
+        patiently(async || renamed.client.ready().await).await;
+        (renamed, held)
+    }
+
     /// The server's `host:port`.
     fn at(&self, port: u16) -> String {
         format!("{}:{port}", self.server_address)
@@ -289,20 +307,10 @@ impl Renamed {
 #[tokio::test]
 async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_one() {
     let (lines, _guard) = capture("mesh::identity=warn");
-    let mut held = held(Wait::Beginning);
     let both = [[127, 95, 1, 19], [127, 95, 1, 20]];
-    let renamed = Renamed::new(both, Some(held.transport)).await;
-    let Renamed { server, client, .. } = &renamed;
-    tells(patiently(async || server.listen(7000).await).await);
-    patiently(async || client.ready().await).await;
-
-    let to = renamed.at(7000);
-    let meanwhile = async {
-        held.waits.wait_for(|waits| *waits).await.unwrap();
-        renamed.rename().await;
-        held.open.send_replace(true);
-    };
-    let (met, ()) = tokio::join!(connects(client, &to), meanwhile);
+    let (renamed, mut held) = Renamed::waiting(both, Wait::Beginning).await;
+    let (client, to) = (&renamed.client, renamed.at(7000));
+    let (met, ()) = tokio::join!(connects(client, &to), held.meanwhile(renamed.rename()));
     assert_eq!(met, [BEFORE, AFTER]);
     assert_eq!(connects(client, &to).await, [BEFORE, AFTER]);
     // Nobody has made a mistake.
@@ -313,23 +321,24 @@ async fn a_connection_that_is_made_while_the_trust_domain_changes_is_of_the_new_
 /// connection does not have another made as who it was.
 #[tokio::test]
 async fn a_connect_that_is_under_way_is_made_again_and_nobody_dials_as_who_it_was() {
-    let mut held = held(Wait::Answers);
-    let both = [[127, 95, 1, 24], [127, 95, 1, 25]];
-    let renamed = Renamed::new(both, Some(held.transport)).await;
-    let Renamed { server, client, .. } = &renamed;
-    tells(patiently(async || server.listen(7000).await).await);
-    patiently(async || client.ready().await).await;
-
-    let to = renamed.at(7000);
-    let meanwhile = async {
-        held.waits.wait_for(|waits| *waits).await.unwrap();
-        renamed.rename().await;
-        held.open.send_replace(true);
-    };
-    let (first, second, ()) = tokio::join!(connects(client, &to), connects(client, &to), meanwhile);
-    assert_eq!([first, second], [[BEFORE, AFTER], [BEFORE, AFTER]]);
-    let dials = held.dials.load(Ordering::Relaxed);
-    assert_eq!(dials, 2, "one as who it was, one as who it is");
+    for host in (40..60).step_by(2) {
+        let begin = Instant::now();
+        let both = [[127, 95, 1, host], [127, 95, 1, host + 1]];
+        let (renamed, mut held) = Renamed::waiting(both, Wait::Answers).await;
+        let (client, to) = (&renamed.client, renamed.at(7000));
+        let (first, second, ()) = tokio::join!(
+            connects(client, &to),
+            connects(client, &to),
+            held.meanwhile(renamed.rename())
+        );
+        assert_eq!([first, second], [[BEFORE, AFTER], [BEFORE, AFTER]]);
+        let dials = held.dials.load(Ordering::Relaxed);
+        // Where the machine stalled, certificates may have expired on the way, and others were dialled for that.
+        if begin.elapsed() < SHORT {
+            return assert_eq!(dials, 2, "one as who it was, one as who it is");
+        }
+    }
+    panic!("the machine is too slow for certificates that live {SHORT:?}");
 }
 
 /// V004, where records come later: all that a request could go on by is there still, but as who the host was.

@@ -54,9 +54,21 @@ impl Live {
     }
 }
 
+/// With a server that echoes.
+async fn echoing(net: u8) -> World {
+    let world = World::new(net);
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    world
+}
+
 fn server(world: &World, policies: Vec<PolicyName>) -> Update {
     let workload = world.workload("server", 2);
     workload.with_authorization_policies(policies).into()
+}
+
+fn named(name: &str) -> ResourceName {
+    ResourceName::Policy(PolicyName::new("default", name))
 }
 
 /// What a change binds, undone by another, for tunnels that live and for those to come.
@@ -98,20 +110,25 @@ async fn tunnels_are_refused_after(
 /// permission is taken from those who live.
 #[tokio::test]
 async fn a_policy_that_is_added_cuts_all_that_it_refuses_and_nothing_else() {
-    let world = World::new(175);
-    let (_, server) = world.pair().await;
-    echo(server.listen(PORT).await.unwrap());
-    let deny = policy("deny", Action::Deny, vec![caller("refused")]);
-    let name = ResourceName::Policy(PolicyName::new("default", "deny"));
-    tunnels_are_refused_by(&world, vec![deny], (Vec::new(), vec![name])).await;
+    added(175, Scope::Namespace("default".into())).await;
+}
+
+/// R-21d: a policy of the root namespace binds the whole mesh.
+#[tokio::test]
+async fn a_policy_of_the_mesh_cuts_all_that_it_refuses_and_nothing_else() {
+    added(200, Scope::Mesh).await;
+}
+
+async fn added(net: u8, scope: Scope) {
+    let world = echoing(net).await;
+    let deny = scoped_policy("deny", Action::Deny, vec![caller("refused")], scope);
+    tunnels_are_refused_by(&world, vec![deny], (Vec::new(), vec![named("deny")])).await;
 }
 
 /// permission is taken from those who live.
 #[tokio::test]
 async fn a_policy_that_is_attached_cuts_all_that_it_refuses_and_nothing_else() {
-    let world = World::new(196);
-    let (_, mesh) = world.pair().await;
-    echo(mesh.listen(PORT).await.unwrap());
+    let world = echoing(196).await;
     let rules = vec![caller("refused")];
     let deny = scoped_policy("deny", Action::Deny, rules, Scope::Workload);
     world.control.set(vec![deny]).await;
@@ -120,15 +137,9 @@ async fn a_policy_that_is_attached_cuts_all_that_it_refuses_and_nothing_else() {
     tunnels_are_refused_by(&world, vec![attached], (vec![detached], Vec::new())).await;
 }
 
-fn named(name: &str) -> ResourceName {
-    ResourceName::Policy(PolicyName::new("default", name))
-}
-
 /// A server with an ALLOW for each of the two clients.
 async fn with_an_allow_for_each(net: u8) -> World {
-    let world = World::new(net);
-    let (_, server) = world.pair().await;
-    echo(server.listen(PORT).await.unwrap());
+    let world = echoing(net).await;
     let allow = |account| policy(account, Action::Allow, vec![caller(account)]);
     world
         .control
@@ -158,9 +169,7 @@ async fn an_identity_that_an_allow_no_longer_lists_loses_its_tunnels_and_nobody_
 /// R-21d: a policy that bound another namespace binds this one, and then another again.
 #[tokio::test]
 async fn a_policy_that_moves_to_the_namespace_cuts_all_that_it_refuses_and_nothing_else() {
-    let world = World::new(199);
-    let (_, server) = world.pair().await;
-    echo(server.listen(PORT).await.unwrap());
+    let world = echoing(199).await;
     let deny = |namespace: &str| {
         let scope = Scope::Namespace(namespace.into());
         scoped_policy("deny", Action::Deny, vec![caller("refused")], scope)
@@ -170,23 +179,10 @@ async fn a_policy_that_moves_to_the_namespace_cuts_all_that_it_refuses_and_nothi
     tunnels_are_refused_by(&world, vec![deny("default")], undo).await;
 }
 
-/// R-21d: a policy of the root namespace binds the whole mesh.
-#[tokio::test]
-async fn a_policy_of_the_mesh_cuts_all_that_it_refuses_and_nothing_else() {
-    let world = World::new(200);
-    let (_, server) = world.pair().await;
-    echo(server.listen(PORT).await.unwrap());
-    let rules = vec![caller("refused")];
-    let deny = scoped_policy("deny", Action::Deny, rules, Scope::Mesh);
-    tunnels_are_refused_by(&world, vec![deny], (Vec::new(), vec![named("deny")])).await;
-}
-
 /// R-21e.
 #[tokio::test]
 async fn a_dry_run_cuts_nobody() {
-    let world = World::new(201);
-    let (_, server) = world.pair().await;
-    echo(server.listen(PORT).await.unwrap());
+    let world = echoing(201).await;
     let mut refused = Live::open(&world, "refused").await;
     let mut admitted = Live::open(&world, "admitted").await;
     let deny = |dry_run: bool| -> Update {

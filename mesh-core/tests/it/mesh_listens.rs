@@ -498,6 +498,29 @@ async fn a_dropped_listener_gives_its_port_back_at_once() {
     assert_eq!(error.reply().status(), 503);
 }
 
+/// Each change looks at who listens, on another thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_listener_gives_its_port_back_while_configuration_changes() {
+    let world = World::new(232);
+    let (_, server) = world.pair().await;
+    let listens = tokio::spawn(async move {
+        for _ in 0..200 {
+            drop(server.listen(PORT).await.unwrap());
+            drop(server.listen_http(PORT).await.unwrap());
+        }
+    });
+    for revision in ["v2", "v1"].into_iter().cycle() {
+        let record = world
+            .workload("server", 2)
+            .with_canonical_revision(revision);
+        world.control.set(vec![record.into()]).await;
+        if listens.is_finished() {
+            break;
+        }
+    }
+    listens.await.unwrap();
+}
+
 #[tokio::test]
 async fn the_last_handle_closes_every_socket() {
     let world = World::new(63);

@@ -440,6 +440,33 @@ async fn idle_http_2_connections_make_room_too() {
         let response = ask(&client, host, Version::HTTP_2).await.unwrap();
         assert_eq!(whole(response).await, "answer to ");
     }
+    // Those that requests have stay.
+    let busy = [
+        ask(&client, "a", Version::HTTP_2).await.unwrap(),
+        ask(&client, "b", Version::HTTP_2).await.unwrap(),
+    ];
+    let error = ask(&client, "c", Version::HTTP_2).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    for response in busy {
+        assert_eq!(whole(response).await, "answer to ");
+    }
+    ask(&client, "c", Version::HTTP_2).await.unwrap();
+}
+
+/// Its tunnel has a place as well.
+#[tokio::test]
+async fn an_http_2_connection_that_takes_no_more_requests_makes_room() {
+    let world = World::with(230, |node| {
+        let hbone = Config::default().max_connections(1);
+        node.hbone(hbone).connect_attempts(1)
+    });
+    let (client, [a, b, _]) = three(&world).await;
+    serve(a, First::Refuse);
+    serve(b, First::Refuse).store(1, Ordering::Relaxed);
+    let error = ask(&client, "a", Version::HTTP_2).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::RefusedStream, "{error:?}");
+    let response = ask(&client, "b", Version::HTTP_2).await.unwrap();
+    assert_eq!(whole(response).await, "answer to ");
 }
 
 #[tokio::test]
@@ -487,4 +514,31 @@ async fn of_more_idle_connections_than_set_the_least_recently_used_goes() {
     }
     let counts = accepted.map(|count| count.load(Ordering::Relaxed));
     assert_eq!(counts, [2, 1, 1]);
+}
+
+/// The one that a request looks for does not count.
+#[tokio::test]
+async fn of_more_idle_http_2_connections_than_set_the_least_recently_used_goes() {
+    let world = World::with(231, |node| node.max_idle_connections(1));
+    let (client, listeners) = three(&world).await;
+    let accepted = listeners.map(|mut listener| {
+        let (streams, accepted) = (AtomicUsize::new(1), Arc::new(AtomicUsize::new(0)));
+        let (streams, count) = (Arc::new(streams), Arc::clone(&accepted));
+        tokio::spawn(async move {
+            while let Ok(stream) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                let streams = Arc::clone(&streams);
+                tokio::spawn(async move { answer(stream, First::Refuse, &streams).await });
+            }
+        });
+        accepted
+    });
+    for host in ["a", "b", "c", "b", "a", "b", "c"] {
+        let response = ask(&client, host, Version::HTTP_2).await.unwrap();
+        assert_eq!(whole(response).await, "answer to ");
+        // Instants that differ.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let counts = accepted.map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(counts, [2, 1, 2]);
 }
