@@ -26,9 +26,9 @@ struct Sample {
 }
 
 struct Measured {
-    deployment: Deployment,
     kept: Process,
     new: Process,
+    deployment: Deployment,
     millis: u64,
 }
 

@@ -82,8 +82,8 @@ fn pause(time: Duration) {
 }
 
 struct Loaded {
-    deployment: Deployment,
     clients: [Process; 2],
+    deployment: Deployment,
     begin: Instant,
 }
 
@@ -93,8 +93,8 @@ impl Loaded {
         let new = deployment.clients("new", of.rate, false)?;
         let kept = deployment.clients("kept", of.kept, true)?;
         Ok(Self {
-            deployment,
             clients: [new, kept],
+            deployment,
             begin: Instant::now(),
         })
     }
