@@ -18,6 +18,7 @@ use crate::node::{Certificate, CertificateState, Node, certificate_name, supervi
 use crate::outbound::HttpPool;
 use crate::ready::Readiness;
 use crate::settings::{deadline, has_expired};
+use crate::shutdown::drain_begins;
 use crate::snapshot::{Snapshot, WorkloadRecord};
 use crate::sync::lock;
 use crate::tasks::Tasks;
@@ -177,7 +178,8 @@ impl Mesh {
     ///
     /// After the start time-out, with what is still pending ([`ErrorKind::NotReady`]). At once where waiting is of no
     /// use until somebody changes something: [`ErrorKind::Config`] for configuration that cannot be read,
-    /// [`ErrorKind::Identity`] for certificates that cannot do. Trying again after that is right.
+    /// [`ErrorKind::Identity`] for certificates that cannot do. Trying again after that is right. [`ErrorKind::Draining`]
+    /// once a [`shutdown`](Self::shutdown) has begun: then nothing is waited for.
     ///
     /// # Cancel safety
     ///
@@ -202,8 +204,7 @@ impl Mesh {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::UnknownHost`] if the mesh does not know the name, [`ErrorKind::NotReady`] after the
-    /// start time-out.
+    /// [`ErrorKind::UnknownHost`] if the mesh does not know the name, and as [`ready`](Self::ready).
     ///
     /// # Cancel safety
     ///
@@ -411,6 +412,29 @@ impl MeshInner {
         {
             return self.usable(spoken_for, credentials);
         }
+        self.unless_draining(self.becomes_ready()).await
+    }
+
+    /// Waits for what only a start needs: once a drain has begun there will be none.
+    pub(crate) async fn unless_draining<T>(
+        &self,
+        waits: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            outcome = waits => outcome,
+            () = drain_begins(self) => Err(self.not_started()),
+        }
+    }
+
+    /// The shutdown has begun before something could begin.
+    pub(crate) fn not_started(&self) -> Error {
+        let readiness = self.node.readiness();
+        Error::new(ErrorKind::Draining)
+            .with_detail(format!("the shutdown has begun; the mesh is {readiness}"))
+    }
+
+    async fn becomes_ready(&self) -> Result<Credentials, Error> {
         let deadline = deadline(self.settings().start_timeout);
         let mut gate = self.node.inner.gate.subscribe();
         let mut certificate = self.certificate.clone();
@@ -486,13 +510,13 @@ impl MeshInner {
     /// Waits for the workload's own record as well; not where the source says that what it gave is all
     /// there is. The error is cheap: a client may have it for each of its requests.
     pub(crate) async fn record_known(&self) -> Result<Arc<WorkloadRecord>, Error> {
-        let found = self.find_record().await;
+        let found = self.find_record().await?;
         found.ok_or_else(|| Error::new(ErrorKind::NoRecord).with_detail(self.id.to_string()))
     }
 
     /// As [`record_known`](Self::record_known), for who begins to listen: the error says what may be the reason.
     pub(crate) async fn record_to_listen(&self) -> Result<Arc<WorkloadRecord>, Error> {
-        let found = self.find_record().await;
+        let found = self.find_record().await?;
         found.ok_or_else(|| {
             let node = &self.node.inner;
             let near = (node.snapshot.load()).names_near(&self.id.namespace, &self.id.name);
@@ -503,11 +527,17 @@ impl MeshInner {
         })
     }
 
-    async fn find_record(&self) -> Option<Arc<WorkloadRecord>> {
+    async fn find_record(&self) -> Result<Option<Arc<WorkloadRecord>>, Error> {
         let node = &self.node.inner;
         if let Some(record) = self.record(&node.snapshot.load()) {
-            return Some(Arc::clone(record));
+            return Ok(Some(Arc::clone(record)));
         }
+        self.unless_draining(async { Ok(self.record_comes().await) })
+            .await
+    }
+
+    async fn record_comes(&self) -> Option<Arc<WorkloadRecord>> {
+        let node = &self.node.inner;
         let deadline = deadline(self.settings().start_timeout);
         let mut published = node.published();
         loop {

@@ -29,6 +29,7 @@ impl Mesh {
     /// Says what was cut. Calling it again waits for the same drain. Connections that the workload opened
     /// itself are the application's to end, but for idle ones of [`http_client`](Self::http_client): what is being
     /// answered may need others until then. Once the drain is over no more are opened ([`ErrorKind::Draining`](crate::ErrorKind::Draining)).
+    /// What still waits for the mesh to be [ready](Self::ready) ends at once with that error.
     ///
     /// # Cancel safety
     ///

@@ -1,6 +1,7 @@
 //! The server as a Pod of a stock Istio.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 
 use axum::Router;
 use mesh_core::identity::Istiod;
@@ -31,6 +32,8 @@ pub(crate) async fn run(pod: Pod, router: Router) -> Result<(), BoxError> {
     if let Some(trust_domain) = pod.trust_domain {
         builder = builder.trust_domain(trust_domain);
     }
+    // Before anything is waited for: the first process of a container is not ended by a signal that it does not handle.
+    let mut told = pin!(told_to_end()?);
     let mesh = builder.build()?;
 
     // Before the mesh is ready: kubelet asks whether it is. All questions are answered to the Pod itself alone.
@@ -47,8 +50,10 @@ pub(crate) async fn run(pod: Pod, router: Router) -> Result<(), BoxError> {
         let listener = listener.map_err(|error| format!("{address}: {error}"))?;
         tokio::spawn(page.serve(listener));
     }
-    let http = mesh.listen_http(PORT).await.map_err(|error| hint(&error))?;
-    let told = told_to_end()?;
+    let http = tokio::select! {
+        http = mesh.listen_http(PORT) => http.map_err(|error| hint(&error))?,
+        () = &mut told => return Ok(()),
+    };
     print(&format!("hello is up on {own}:{PORT}\n"));
     serve(&mesh, http, router, told).await
 }

@@ -9,6 +9,7 @@ use crate::Error;
 use crate::config::{Asked, Board};
 use crate::mesh::MeshInner;
 use crate::settings::deadline;
+use crate::shutdown::drain_begins;
 
 /// An inbound listener is demanded while this lives.
 #[derive(Debug)]
@@ -68,12 +69,15 @@ impl MeshInner {
                 tokio::select! {
                     _ = published.changed() => {}
                     _ = answered.changed() => {}
+                    () = drain_begins(self) => return Err(self.not_started()),
                 }
+                Ok(())
             };
-            if timeout_at(deadline, changes).await.is_err() {
+            let Ok(changed) = timeout_at(deadline, changes).await else {
                 tracing::info!(target: "mesh::inbound", %address, "no inbound listener has come: policies on requests count in their L4 reduction");
                 break;
-            }
+            };
+            changed?;
         }
         Ok(Some(demanded))
     }

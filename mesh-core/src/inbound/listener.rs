@@ -169,7 +169,8 @@ impl Mesh {
     ///
     /// # Errors
     ///
-    /// As [`ready`](Mesh::ready); [`ErrorKind::NoRecord`] after the start time-out, or at once where the
+    /// As [`ready`](Mesh::ready), and [`ErrorKind::Draining`] whenever a [`shutdown`](Mesh::shutdown) has begun;
+    /// [`ErrorKind::NoRecord`] after the start time-out, or at once where the
     /// configuration is in files or in code, which are all there is;
     /// [`ErrorKind::Identity`] also when the record has another identity than the builder was given (of a host
     /// whose trust domain nobody set, another namespace or service account), [`ErrorKind::Bind`] when a port cannot be bound, with the address.
@@ -190,6 +191,9 @@ impl Mesh {
         let mesh = &self.inner;
         mesh.ready().await?;
         let record = mesh.record_to_listen().await?;
+        if mesh.live.is_draining() {
+            return Err(mesh.not_started());
+        }
         let expected = record.identity();
         if let Some(misnamed) = expected.and_then(|expected| mesh.misnamed_by(expected)) {
             return Err(Error::new(ErrorKind::Identity).with_detail(misnamed.to_string()));

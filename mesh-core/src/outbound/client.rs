@@ -72,7 +72,7 @@ impl MeshClient {
     /// [`Error::reply`] gives the HTTP status that a proxy would answer instead.
     /// [`ErrorKind::RequestTimeout`] when no response has begun within the builder's `request_timeout`, and for its body
     /// when that stalls for the builder's `response_idle_timeout`; [`ErrorKind::Draining`] once a
-    /// [shutdown](Mesh::shutdown) is over.
+    /// [shutdown](Mesh::shutdown) is over, or has begun before the mesh was ready.
     ///
     /// # Cancel safety
     ///

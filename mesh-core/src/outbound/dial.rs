@@ -93,7 +93,7 @@ impl Mesh {
     ///
     /// By [`Error::kind`]: what the mesh does not know or has no healthy endpoint for, what refused
     /// or did not answer, [`ErrorKind::NotReady`] after the start time-out, and [`ErrorKind::Draining`] once a
-    /// [`shutdown`](Self::shutdown) is over.
+    /// [`shutdown`](Self::shutdown) is over, or has begun before the mesh was ready.
     ///
     /// # Cancel safety
     ///

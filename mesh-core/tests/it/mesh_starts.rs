@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use mesh_core::identity::DevCa;
 use mesh_core::{ErrorKind, Mesh, Node};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::mesh_world::{Control, PORT, World, echo, ping};
 
@@ -20,7 +22,7 @@ fn all(error: &dyn std::error::Error) -> String {
 async fn what_is_pending_is_said_after_the_start_time_out() {
     let world = World::with(80, |node| node.start_timeout(Duration::from_secs(7)));
     let mesh = world.mesh("server");
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     let error = mesh.listen(PORT).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotReady);
     assert_eq!(began.elapsed().as_secs(), 7);
@@ -29,6 +31,87 @@ async fn what_is_pending_is_said_after_the_start_time_out() {
         "{error:?}"
     );
     assert!(!mesh.readiness().is_ready());
+}
+
+/// What waits for the start of a mesh, by a name.
+fn starts(mesh: &Mesh) -> JoinSet<(&'static str, Option<ErrorKind>)> {
+    let mut starts = JoinSet::new();
+    let [listens, requests, is_ready, connects, resolves] = [(); 5].map(|()| mesh.clone());
+    let kind = |error: mesh_core::Error| error.kind();
+    starts.spawn(async move { ("listen", listens.listen(PORT).await.map_err(kind).err()) });
+    starts.spawn(async move {
+        let listening = requests.listen_http(PORT + 1).await;
+        ("listen_http", listening.map_err(kind).err())
+    });
+    starts.spawn(async move { ("ready", is_ready.ready().await.map_err(kind).err()) });
+    starts.spawn(async move {
+        let connected = connects.connect(format!("server:{PORT}")).await;
+        ("connect", connected.map_err(kind).err())
+    });
+    starts.spawn(async move {
+        let resolved = resolves.resolve("server").await;
+        ("resolve", resolved.map_err(kind).err())
+    });
+    starts
+}
+
+/// Whoever is told to end is not to wait for a configuration that may never come.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_the_start_ends_when_a_shutdown_begins() {
+    for has_configuration in [false, true] {
+        let world = World::new(87);
+        if has_configuration {
+            // But no record of the workload.
+            world.control.set(Vec::new()).await;
+        }
+        let mesh = world.mesh("server");
+        if has_configuration {
+            mesh.ready().await.unwrap();
+        }
+        let mut starts = starts(&mesh);
+        let began = Instant::now();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        mesh.shutdown(Duration::from_secs(5)).await;
+        while let Some(started) = starts.join_next().await {
+            let (what, error) = started.unwrap();
+            // That is there already.
+            let expected = (what != "ready" || !has_configuration).then_some(ErrorKind::Draining);
+            assert_eq!(error, expected, "{what}, configured: {has_configuration}");
+        }
+        assert_eq!(began.elapsed().as_secs(), 1);
+        let error = mesh.listen(PORT).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Draining, "nor does it begin later");
+    }
+}
+
+/// A drain may need others, and a listener that comes then would accept nothing.
+#[tokio::test]
+async fn a_mesh_that_drains_still_connects_but_listens_no_more() {
+    let world = World::new(88);
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    // Not over before this ends.
+    let _open = {
+        let own = client.listen(PORT).await.unwrap();
+        let mut stream = server
+            .connect(format!("{}:{PORT}", world.ip(1)))
+            .await
+            .unwrap();
+        let echoes = echo(own);
+        ping(&mut stream).await.unwrap();
+        (stream, echoes)
+    };
+    let drain = tokio::spawn({
+        let client = client.clone();
+        async move { client.shutdown(Duration::from_secs(60)).await }
+    });
+    client.draining().await;
+    ping(&mut client.connect(format!("server:{PORT}")).await.unwrap())
+        .await
+        .unwrap();
+    let error = client.listen(PORT + 1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Draining);
+    drain.abort();
 }
 
 #[tokio::test(start_paused = true)]

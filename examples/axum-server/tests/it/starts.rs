@@ -104,6 +104,22 @@ struct Program {
     errors: Lines,
 }
 
+impl Program {
+    /// By SIGTERM, and well.
+    async fn ends_when_told(&mut self) {
+        let id = self.child.id().expect("still up");
+        let kill = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -TERM {id}"))
+            .status()
+            .await;
+        assert!(kill.unwrap().success());
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let ended = ended.expect("the end").unwrap();
+        assert!(ended.success(), "{ended}");
+    }
+}
+
 /// Reads until a line has all of it; says what else came if none does.
 async fn says(lines: &mut Lines, parts: &[&str]) -> String {
     let mut all = String::new();
@@ -126,16 +142,17 @@ async fn a_pod_that_kubernetes_ends_drains_and_ends_well() {
     let cluster = Cluster::new("127.0.10.28").await;
     let mut program = cluster.start_well();
     says(&mut program.output, &["hello is up on 127.0.10.28:8080"]).await;
-    let id = program.child.id().expect("still up");
-    let kill = Command::new("sh")
-        .arg("-c")
-        .arg(format!("kill -TERM {id}"))
-        .status()
-        .await;
-    assert!(kill.unwrap().success());
-    let ended = timeout(PATIENCE, program.child.wait()).await;
-    let ended = ended.expect("the end").unwrap();
-    assert!(ended.success(), "{ended}");
+    program.ends_when_told().await;
+}
+
+/// As the first process of a container it would not even be killed by a signal that it does not handle.
+#[tokio::test]
+async fn a_pod_that_is_ended_while_it_waits_for_its_start_ends_well() {
+    let cluster = Cluster::new("127.0.10.29").await;
+    fs::remove_file(cluster.token()).unwrap();
+    let mut program = cluster.start_well();
+    says(&mut program.errors, &["WARN", "is missing"]).await;
+    program.ends_when_told().await;
 }
 
 #[tokio::test]
