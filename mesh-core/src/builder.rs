@@ -238,6 +238,38 @@ impl<W, C, I> Builder<W, C, I> {
         self
     }
 
+    /// Runs what keeps configuration and certificates current on another runtime than the one on which the mesh is
+    /// built, where listeners, connections and requests stay. Unless set all runs on the one.
+    ///
+    /// For a mesh of 100 000 workloads on few cores: a full push takes a second of a core, in small bites, each of which may
+    /// keep a connection waiting. On a thread of a lower priority the push waits for connections instead; where all
+    /// cores stay busy it is in effect later, and with it each DENY in it. The runtime needs timers and I/O
+    /// (`enable_all`), and must live as long as the mesh: with it end news and new certificates.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use mesh_core::Mesh;
+    /// # fn lower_priority() {}
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let control = tokio::runtime::Builder::new_multi_thread()
+    ///     .worker_threads(1)
+    ///     .thread_name("mesh-control")
+    ///     // Linux has a nice value for each thread: `rustix::process::setpriority_process(None, 19)`.
+    ///     .on_thread_start(lower_priority)
+    ///     .enable_all()
+    ///     .build()?;
+    /// let builder = Mesh::builder().control_runtime(control.handle().clone());
+    /// # drop(builder);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn control_runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
+        self.settings.control_runtime = Some(runtime);
+        self
+    }
+
     /// Sets how long a new inbound connection waits for policies that its workload lists and that
     /// have not arrived, before it is refused: 5 s unless set, as long as ztunnel waits for a workload.
     #[must_use]

@@ -88,7 +88,10 @@ pub(crate) struct NodeInner {
     pub(crate) metrics: Metrics,
     pub(crate) gate: Gate,
     pub(crate) random: Random,
+    /// What keeps the configuration and the certificates current.
     pub(crate) tasks: Tasks,
+    /// Where the tasks of its workloads run.
+    pub(crate) runtime: Handle,
     /// Wakes who looks after certificates: there is one that may expire sooner.
     pub(crate) sooner: Arc<Notify>,
 }
@@ -187,6 +190,8 @@ impl Node {
             Error::new(ErrorKind::Config).with_detail("crypto: expected a provider: turn on the feature `aws-lc-rs` or `ring`, or set one")
         })?;
         let transport = settings.transport.clone().unwrap_or_else(Transport::tcp);
+        let control = settings.control_runtime.clone();
+        let control = control.unwrap_or_else(|| runtime.clone());
         let inner = Arc::new(NodeInner {
             provider,
             hosts: Hosts::new(&settings, transport.clone()),
@@ -215,7 +220,8 @@ impl Node {
             metrics: Metrics::with_settings(settings.metrics.clone()),
             gate: Gate::new(),
             random: Random::new(settings.rng_seed),
-            tasks: Tasks::new(runtime),
+            tasks: Tasks::new(control),
+            runtime,
             sooner: Arc::default(),
             settings,
         });
@@ -526,7 +532,10 @@ impl NodeInner {
         drop((certificates, wanted));
         let name = certificate_name(identity);
         self.gate.pend(&name, "no certificate yet");
+        // It may start tasks of its own.
+        let entered = self.tasks.runtime().enter();
         let bundles = self.vouches.watch(identity.clone());
+        drop(entered);
         let node = Arc::downgrade(self);
         self.supervise(
             "certificate source",

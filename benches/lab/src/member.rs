@@ -1,11 +1,14 @@
 //! A member of the mesh, from a folder that has its files.
 
 use std::fs;
+use std::mem;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use mesh_core::{ControlPlane, Mesh, config, identity};
 use mesh_hbone::tls::{Bundle, Credentials, Options, Provider};
+use rustix::process::setpriority_process;
+use tokio::runtime::{self, Handle};
 
 use crate::BoxError;
 use crate::certificates::CONTROL;
@@ -34,11 +37,27 @@ pub(crate) fn join_control(
         .root_cert_file(folder.join("root.pem"))
         .token_file(token);
     let mesh = Mesh::builder()
+        .control_runtime(control_runtime()?)
         .workload("default", name, name)
         .config(config::Xds::istiod(control_plane).addresses([own.ip()]))
         .identity(files(folder, name))
         .build()?;
     Ok(mesh)
+}
+
+/// A thread of the lowest priority, for as long as the process lives: what a service of a large mesh is advised to have.
+fn control_runtime() -> Result<Handle, BoxError> {
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .on_thread_start(|| {
+            // Without it the figures are others, and nothing is wrong.
+            let _ = setpriority_process(None, 19);
+        })
+        .enable_all()
+        .build()?;
+    let handle = runtime.handle().clone();
+    mem::forget(runtime);
+    Ok(handle)
 }
 
 pub(crate) fn files(folder: &Path, name: &str) -> identity::Files {

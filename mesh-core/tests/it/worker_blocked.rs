@@ -1,5 +1,6 @@
-//! an application that blocks a thread of its runtime.
+//! an application that blocks a thread of its runtime, and a control plane that keeps one busy.
 
+use std::pin::pin;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -39,4 +40,47 @@ async fn a_blocked_worker_leaves_the_mesh_to_the_others() {
     go_on.send(()).unwrap();
     served.expect("the other thread does it all");
     blocks.await.unwrap();
+}
+
+/// Connections go on, old and new, with their handshakes; the configuration waits.
+#[tokio::test]
+async fn a_control_runtime_that_is_busy_holds_up_no_connection() {
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let world = World::with(207, |node| node.control_runtime(control.handle().clone()));
+    let (client, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let mut kept = client.connect(format!("server:{PORT}")).await.unwrap();
+    ping(&mut kept).await.unwrap();
+
+    let (go_on, goes_on) = mpsc::channel();
+    let (block, blocked) = oneshot::channel();
+    let blocks = control.spawn(async move {
+        block.send(()).unwrap();
+        goes_on.recv().unwrap();
+    });
+    blocked.await.unwrap();
+    let mut change = pin!(world.control.set(vec![world.workload("late", 3).into()]));
+    let served = async {
+        for _ in 0..20 {
+            ping(&mut kept).await.unwrap();
+            let mut new = client.connect(format!("server:{PORT}")).await.unwrap();
+            ping(&mut new).await.unwrap();
+            let bare = world.bare_client("client", 2, "server").await;
+            let authority = format!("{}:{PORT}", world.ip(2));
+            bare.connect(connect_to(authority)).await.unwrap();
+        }
+    };
+    tokio::select! {
+        biased;
+        () = &mut change => panic!("it was read on the runtime of the connections"),
+        served = timeout(Duration::from_secs(60), served) => served.expect("none of it needs the other runtime"),
+    }
+    go_on.send(()).unwrap();
+    change.await;
+    blocks.await.unwrap();
+    control.shutdown_background();
 }
