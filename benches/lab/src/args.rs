@@ -36,9 +36,6 @@ pub(crate) enum Command {
     /// A role: clients of an HTTP server, told by lines on standard input.
     #[command(hide = true)]
     Load(Load),
-    /// A role: new connections to a service, told by lines on standard input.
-    #[command(hide = true)]
-    Reach(Reach),
     /// A role: the control plane.
     #[command(hide = true)]
     Control(Control),
@@ -310,7 +307,8 @@ pub(crate) struct Control {
     pub(crate) services: u32,
 }
 
-#[derive(Debug, Clone, clap::Args)]
+/// New connections to a service, told by lines on standard input.
+#[derive(Debug, Parser)]
 pub(crate) struct Reach {
     #[arg(long)]
     pub(crate) road: Road,

@@ -87,7 +87,36 @@ impl Process {
     ) -> Result<Self, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(arguments);
-        let mut process = Self::start(name, namespace, folder, &command)?;
+        Self::ready(name, namespace, folder, &command)
+    }
+
+    /// The program `member`, in a namespace.
+    pub(crate) fn member(
+        name: &'static str,
+        namespace: &str,
+        folder: &Path,
+        arguments: &[&str],
+    ) -> Result<Self, BoxError> {
+        let program = std::env::current_exe()?.with_file_name("member");
+        if !program.exists() {
+            let program = program.display();
+            return Err(format!(
+                "{program}: expected to be there: `cargo build --release -p lab` builds it"
+            )
+            .into());
+        }
+        let mut command = Command::new(program);
+        command.args(arguments);
+        Self::ready(name, Some(namespace), folder, &command)
+    }
+
+    fn ready(
+        name: &'static str,
+        namespace: Option<&str>,
+        folder: &Path,
+        command: &Command,
+    ) -> Result<Self, BoxError> {
+        let mut process = Self::start(name, namespace, folder, command)?;
         let line = process.line()?;
         if line == "ready" {
             Ok(process)

@@ -196,9 +196,9 @@ impl Stage<'_> {
     fn reach(&self, road: &str) -> Result<Process, BoxError> {
         let to = SocketAddr::from((SERVICE, SERVICE_PORT)).to_string();
         let control = self.control_at.to_string();
-        let arguments = ["reach", "--road", road, "--to", &to, "--control", &control];
+        let arguments = ["--road", road, "--to", &to, "--control", &control];
         let arguments = [&arguments[..], &["--folder", text(self.folder)?]].concat();
-        Process::role("client", &self.pair.client, self.folder, &arguments)
+        Process::member("client", &self.pair.client, self.folder, &arguments)
     }
 }
 
