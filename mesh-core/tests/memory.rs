@@ -16,6 +16,9 @@ use large_mesh::{LIVE, service, workload};
 /// The goal at 100 000 workloads, in bytes of live allocations for each: 600 with all that a process has beside it.
 const BOUND: usize = 400;
 
+/// The same for a service of which no workload is known.
+const SERVICE_BOUND: usize = 1_000;
+
 fn apply(snapshot: &mut Snapshot, resources: impl Iterator<Item = (String, Vec<u8>)>) {
     let mut reader = Decoder::new().reader();
     let decode = |(name, bytes): (String, Vec<u8>)| -> Update {
@@ -39,12 +42,19 @@ fn a_workload_costs_at_most_400_bytes() {
     let mut snapshot = Snapshot::new();
     let workloads = 100_000;
     let services = workloads / 16;
+    let before = LIVE.load(Ordering::Relaxed);
     for start in (0..services).step_by(1_000) {
         apply(
             &mut snapshot,
             (start..services.min(start + 1_000)).map(service),
         );
     }
+    let service_each = (LIVE.load(Ordering::Relaxed) - before) / services;
+    println!("bytes a service: {service_each}");
+    assert!(
+        service_each <= SERVICE_BOUND,
+        "{service_each} bytes a service"
+    );
     let mut live = Vec::new();
     for start in (0..workloads).step_by(1_000) {
         if start % 10_000 == 0 {

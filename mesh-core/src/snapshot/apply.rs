@@ -13,7 +13,7 @@ use super::endpoints::{Endpoint, Shape};
 use super::index::{CidrTable, Ledger, Made, Uses, insert_into, remove_from};
 use super::late::Late;
 use super::record::{Addresses, Place, Profile, Rare, ServiceRecord, WorkloadRecord};
-use super::{Snapshot, Tables};
+use super::{ServiceTable, Snapshot, Tables};
 
 /// What applying a batch gave.
 #[derive(Debug)]
@@ -104,8 +104,19 @@ pub(super) struct Sharing {
     /// Workloads that are not found by name and address yet, where before there were none: of a whole mesh
     /// those tables are sorted once, and have no holes.
     late: Option<Late>,
-    /// The trust domain that was read last: mostly there is one.
-    domain: Option<Arc<str>>,
+    /// The trust domain and the revision that were read last: most have one.
+    domain: Arc<str>,
+    revision: Arc<str>,
+}
+
+/// One allocation for a text and the one before that is equal.
+fn share(last: &mut Arc<str>, text: &mut Arc<str>) {
+    let (kept, other) = if last == text {
+        (text, last)
+    } else {
+        (last, text)
+    };
+    *kept = Arc::clone(other);
 }
 
 /// How often values are used since they were counted last.
@@ -134,14 +145,19 @@ impl Sharing {
         self.profiles.tidy();
     }
 
-    fn domain(&mut self, mut profile: Profile) -> Profile {
-        match &self.domain {
-            Some(domain) if *domain == profile.trust_domain => {
-                profile.trust_domain = Arc::clone(domain);
+    /// Has a profile share its texts with others, and with its services.
+    fn texts(&mut self, profile: &mut Profile, services: &ServiceTable) {
+        share(&mut self.domain, &mut profile.trust_domain);
+        share(&mut self.revision, &mut profile.canonical_revision);
+        for membership in &mut profile.memberships {
+            let Some((name, _)) = services.get_key_value(membership.service()) else {
+                continue;
+            };
+            membership.name(name);
+            if **name.shared_namespace() == *profile.namespace {
+                profile.namespace = Arc::clone(name.shared_namespace());
             }
-            _ => self.domain = Some(Arc::clone(&profile.trust_domain)),
         }
-        profile
     }
 
     fn count(&mut self, record: &WorkloadRecord, change: isize) {
@@ -195,7 +211,8 @@ impl Tables {
         let profile = match sharing.profiles.get(workload.profile()) {
             Some(profile) => profile,
             None => {
-                let profile = sharing.domain(Profile::of(workload)?);
+                let mut profile = Profile::of(workload)?;
+                sharing.texts(&mut profile, &self.services);
                 let profile = self.share_profile(profile);
                 sharing.profiles.insert(workload.profile(), &profile);
                 profile

@@ -19,8 +19,8 @@ pub(super) struct Endpoints {
     all: Ranked,
     /// For each service port whose target the endpoints say themselves, those that say one.
     by_port: Vec<(u16, Ranked)>,
-    /// Those whose application has a tunnel of its own on a port, whatever the service port.
-    tunnelled: Ranked,
+    /// Those whose application has a tunnel of its own on a port, whatever the service port: few services have any.
+    tunnelled: Option<Box<Ranked>>,
 }
 
 type Tree = WeightedTree<Endpoint, ByPreference>;
@@ -29,7 +29,7 @@ type Tree = WeightedTree<Endpoint, ByPreference>;
 #[derive(Clone, Default)]
 struct Ranked {
     tree: Tree,
-    near: OnceLock<Near>,
+    near: OnceLock<Box<Near>>,
 }
 
 #[derive(Clone)]
@@ -183,7 +183,9 @@ impl Endpoints {
             }
         }
         if endpoint.workload.application_tunnel_port().is_some() {
-            self.tunnelled.insert(endpoint.clone(), weight);
+            let none = || Box::new(Ranked::by(&self.shape.preference));
+            let tunnelled = self.tunnelled.get_or_insert_with(none);
+            tunnelled.insert(endpoint.clone(), weight);
         }
         self.all.insert(endpoint, weight);
     }
@@ -192,13 +194,16 @@ impl Endpoints {
         for (_, those) in &mut self.by_port {
             those.remove(endpoint);
         }
-        self.tunnelled.remove(endpoint);
+        if let Some(tunnelled) = &mut self.tunnelled {
+            tunnelled.remove(endpoint);
+        }
         self.all.remove(endpoint);
     }
 
     /// Lets go of some 32 of them, or of more that others have, too. `false` if there are none.
     pub(super) fn shed(&mut self) -> bool {
-        if self.all.tree.shed() || self.tunnelled.tree.shed() {
+        let tunnelled = self.tunnelled.as_mut().map(|those| &mut those.tree);
+        if self.all.tree.shed() || tunnelled.is_some_and(Tree::shed) {
             return true;
         }
         while let Some((_, those)) = self.by_port.last_mut() {
@@ -216,13 +221,10 @@ impl Endpoints {
         if self.shape == shape {
             return;
         }
-        let none = || Ranked {
-            tree: Tree::new(ByPreference(Arc::clone(&shape.preference))),
-            near: OnceLock::new(),
-        };
+        let none = || Ranked::by(&shape.preference);
         let mut reshaped = Self {
             all: none(),
-            tunnelled: none(),
+            tunnelled: None,
             by_port: shape
                 .open_ports
                 .iter()
@@ -277,7 +279,7 @@ impl Endpoints {
                 let (_, those) = ports.find(|(port, _)| *port == wanted.port)?;
                 Some(those)
             }
-            None if wanted.waypoint => Some(&self.tunnelled),
+            None if wanted.waypoint => self.tunnelled.as_deref(),
             None => None,
         }
     }
@@ -336,6 +338,14 @@ impl Spans {
 }
 
 impl Ranked {
+    /// None so far.
+    fn by(preference: &Arc<[LocalityScope]>) -> Self {
+        Self {
+            tree: Tree::new(ByPreference(Arc::clone(preference))),
+            near: OnceLock::new(),
+        }
+    }
+
     fn insert(&mut self, endpoint: Endpoint, weight: u32) {
         self.near = OnceLock::new();
         self.tree.insert(endpoint, weight);
@@ -354,10 +364,12 @@ impl Ranked {
             LoadBalancingMode::Failover => Tree::by_rank,
             _ => return without(0..self.tree.total(), excluded),
         };
-        let near = self.near.get_or_init(|| Near {
-            source: Arc::clone(wanted.source),
-            mode,
-            spans: ranked(&self.tree, wanted.source, &[]),
+        let near = self.near.get_or_init(|| {
+            Box::new(Near {
+                source: Arc::clone(wanted.source),
+                mode,
+                spans: ranked(&self.tree, wanted.source, &[]),
+            })
         });
         if near.mode == mode && near.source == *wanted.source {
             let left = near.spans.without(excluded);

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use mesh_xds::model::Visibility;
 
 use super::Services;
+use super::claims::Claims;
 use super::hashing::{HashTable, Seeded};
 use super::record::{ServiceRecord, WorkloadRecord};
 use super::weighted::{Order, WeightedTree};
@@ -95,7 +96,7 @@ impl Services {
         let mut classes = classes.into_iter();
         classes
             .find_map(|(private, secondary)| own(private, secondary))
-            .or_else(|| self.first_from(|_| false))
+            .or_else(|| self.first())
             .filter(|service| service.visible_to(namespace))
     }
 }
@@ -110,7 +111,7 @@ where
     }
 }
 
-/// A table of tables that holds no empty one.
+/// A table of tables of claims that holds no empty one.
 #[derive(Clone)]
 pub(super) struct Grouped<K: Eq + Hash, V> {
     groups: HashTable<Arc<str>, HashTable<K, V>>,
@@ -126,7 +127,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Grouped<K, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, T: Clone, O: Order<T> + Default + Clone> Grouped<K, WeightedTree<T, O>> {
+impl<K: Eq + Hash + Clone, T: Clone, O: Order<T> + Default + Clone> Grouped<K, Claims<T, O>> {
     pub(super) fn insert(&mut self, group: &Arc<str>, key: K, item: T) {
         if let Some(table) = self.groups.get_mut(&**group) {
             insert_into(table, key, item);
@@ -267,38 +268,32 @@ fn key(ip: IpAddr) -> Key {
     ((bits >> 64) as u64, bits as u64)
 }
 
-/// Adds an item to the tree under a key.
-pub(super) fn insert_into<K, T, O>(table: &mut HashTable<K, WeightedTree<T, O>>, key: K, item: T)
+/// Adds an item to those under a key.
+pub(super) fn insert_into<K, T, O>(table: &mut HashTable<K, Claims<T, O>>, key: K, item: T)
 where
     K: Eq + Hash + Clone,
     T: Clone,
     O: Order<T> + Default + Clone,
 {
-    if let Some(tree) = table.get_mut(&key) {
-        tree.insert(item, 0);
+    if let Some(claims) = table.get_mut(&key) {
+        claims.insert(item);
     } else {
-        let mut tree = WeightedTree::default();
-        tree.insert(item, 0);
-        table.insert_mut(key, tree);
+        table.insert_mut(key, Claims::One(item));
     }
 }
 
-/// Takes an item from the tree under a key, and the tree with its last.
-pub(super) fn remove_from<K, Q, T, O>(
-    table: &mut HashTable<K, WeightedTree<T, O>>,
-    key: &Q,
-    item: &T,
-) where
+/// Takes an item from those under a key, and the key with its last.
+pub(super) fn remove_from<K, Q, T, O>(table: &mut HashTable<K, Claims<T, O>>, key: &Q, item: &T)
+where
     K: Eq + Hash + Clone + Borrow<Q>,
     Q: Eq + Hash + ?Sized,
     T: Clone,
     O: Order<T> + Default + Clone,
 {
-    let Some(tree) = table.get_mut(key) else {
+    let Some(claims) = table.get_mut(key) else {
         return;
     };
-    tree.remove(item);
-    if tree.is_empty() {
+    if !claims.remove(item) {
         table.remove_mut(key);
     }
 }

@@ -58,7 +58,7 @@ impl Snapshot {
     /// The workload that is found by this DNS name.
     pub fn workload_with_hostname(&self, hostname: &str) -> Option<&Arc<WorkloadRecord>> {
         let workloads = self.tables.workload_hostnames.get(hostname)?;
-        workloads.first_from(|_| false)
+        workloads.first()
     }
 
     /// Names in this namespace that are like a name that is not there, nearest first: for error messages.

@@ -41,6 +41,7 @@
 
 mod apply;
 mod attach;
+mod claims;
 mod draft;
 mod endpoints;
 mod hashing;
@@ -73,6 +74,7 @@ pub use route::{
 };
 
 use attach::Attachments;
+use claims::Claims;
 use endpoints::Endpoints;
 use hashing::HashTable;
 use index::{AddressTable, ByName, ByOwnership, ByPrecedence, ByUid, CidrTable, Grouped, Interner};
@@ -95,7 +97,7 @@ struct Tables {
     workload_names: WeightedTree<Arc<WorkloadRecord>, ByName>,
     workload_addresses: AddressTable,
     workload_hostnames: HashTable<Arc<str>, Workloads>,
-    services: HashTable<ServiceName, ServiceEntry>,
+    services: ServiceTable,
     service_hostnames: HashTable<Arc<str>, Services>,
     /// By network and address.
     virtual_addresses: Grouped<std::net::IpAddr, Services>,
@@ -109,8 +111,9 @@ struct Tables {
     policy_cache: Arc<PolicyCache>,
 }
 
-type Workloads = WeightedTree<Arc<WorkloadRecord>, ByPrecedence>;
-type Services = WeightedTree<Arc<ServiceRecord>, ByOwnership>;
+type ServiceTable = HashTable<ServiceName, ServiceEntry>;
+type Workloads = Claims<Arc<WorkloadRecord>, ByPrecedence>;
+type Services = Claims<Arc<ServiceRecord>, ByOwnership>;
 
 /// A service and its endpoints; either may be here before the other.
 #[derive(Clone, Default)]

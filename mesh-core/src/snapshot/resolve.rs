@@ -66,7 +66,7 @@ impl Snapshot {
     /// The service with a gateway's address. Gateways serve whoever may not see them, too.
     fn gateway_service(&self, network: &str, ip: IpAddr) -> Option<&Arc<ServiceRecord>> {
         let services = self.tables.virtual_addresses.get(network, &ip)?;
-        services.first_from(|_| false)
+        services.first()
     }
 }
 

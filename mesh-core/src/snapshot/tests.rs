@@ -44,6 +44,35 @@ fn replicas_share_what_they_have_in_common() {
 }
 
 #[test]
+fn deployments_share_the_texts_that_they_have_in_common() {
+    let service = ServiceName::new("default", "ratings.default.svc.cluster.local");
+    let known = Batch::new(vec![Service::new(service.clone()).into()], Vec::new());
+    let known = Snapshot::new().apply(&known).snapshot;
+    let revised = |number: usize| {
+        let account = format!("account-{number}");
+        pod(number)
+            .with_service_account(account)
+            .with_canonical_revision(format!("v{}", 1))
+    };
+    let snapshot = put(&known, (0..2).map(revised));
+    assert_eq!(snapshot.tables.profiles.len(), 2);
+
+    let (name, _) = snapshot.tables.services.get_key_value(&service).unwrap();
+    let first = snapshot.workloads().next().unwrap();
+    for workload in snapshot.workloads() {
+        let (own, profile) = (workload.memberships()[0].service(), &workload.profile);
+        assert!(Arc::ptr_eq(own.shared_hostname(), name.shared_hostname()));
+        assert!(Arc::ptr_eq(&profile.namespace, name.shared_namespace()));
+        let shared = &first.profile;
+        assert!(Arc::ptr_eq(&profile.trust_domain, &shared.trust_domain));
+        assert!(Arc::ptr_eq(
+            &profile.canonical_revision,
+            &shared.canonical_revision
+        ));
+    }
+}
+
+#[test]
 fn nothing_is_left_of_workloads_that_are_gone() {
     let snapshot = put(&Snapshot::new(), (0..10).map(pod));
     let uids = snapshot.workloads().map(|workload| workload.uid().clone());

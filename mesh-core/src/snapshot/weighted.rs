@@ -218,10 +218,7 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
 
     /// The items from the first that is not `before`, which must hold for a leading run of the items.
     pub(super) fn iter_from(&self, before: impl Fn(&T) -> bool) -> Iter<'_, T> {
-        let mut iter = Iter {
-            inner: Vec::new(),
-            leaf: [].iter(),
-        };
+        let mut iter = Iter::of(&[]);
         let mut next = self.root.as_ref();
         while let Some(child) = next {
             next = match &*child.node {
@@ -290,6 +287,16 @@ pub(super) struct Iter<'a, T> {
     /// What is left of the inner nodes on the way to the leaf, innermost last.
     inner: Vec<std::slice::Iter<'a, Child<T>>>,
     leaf: std::slice::Iter<'a, T>,
+}
+
+impl<'a, T> Iter<'a, T> {
+    /// Of these alone.
+    pub(super) fn of(items: &'a [T]) -> Self {
+        Self {
+            inner: Vec::new(),
+            leaf: items.iter(),
+        }
+    }
 }
 
 impl<'a, T> Iterator for Iter<'a, T> {

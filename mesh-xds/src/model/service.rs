@@ -212,6 +212,11 @@ impl ServiceName {
         &self.namespace
     }
 
+    /// The [`namespace`](Self::namespace), to be kept without a copy of it.
+    pub fn shared_namespace(&self) -> &Arc<str> {
+        &self.namespace
+    }
+
     /// The hostname.
     pub fn hostname(&self) -> &str {
         &self.hostname

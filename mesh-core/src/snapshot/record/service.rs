@@ -19,7 +19,7 @@ pub struct ServiceRecord {
     addresses: Box<[NetworkAddress]>,
     ports: Box<[ServicePort]>,
     subject_alt_names: Box<[Identity]>,
-    waypoint: Option<GatewayAddress>,
+    waypoint: Option<Box<GatewayAddress>>,
     weighted_waypoints: Box<[(GatewayAddress, u32)]>,
     routing_preference: Arc<[LocalityScope]>,
     mode: LoadBalancingMode,
@@ -98,7 +98,7 @@ impl ServiceRecord {
 
     /// The waypoint in front of it.
     pub fn waypoint(&self) -> Option<&GatewayAddress> {
-        self.waypoint.as_ref()
+        self.waypoint.as_deref()
     }
 
     /// Waypoints with their weights.
@@ -222,11 +222,15 @@ impl ServiceRecord {
             addresses: service.addresses().iter().map(canonical).collect(),
             ports: ports.collect(),
             subject_alt_names: service.subject_alt_names().into(),
-            waypoint: service.waypoint().cloned(),
+            waypoint: service.waypoint().cloned().map(Box::new),
             weighted_waypoints: weighted
                 .map(|weighted| (weighted.gateway().clone(), weighted.weight()))
                 .collect(),
-            routing_preference: balancing.routing_preference().into(),
+            // Of an empty list there is one allocation for all.
+            routing_preference: match balancing.routing_preference() {
+                [] => Arc::default(),
+                scopes => scopes.into(),
+            },
             mode: balancing.mode(),
             health_policy: balancing.health_policy(),
             ip_families: service.ip_families(),
@@ -238,8 +242,12 @@ impl ServiceRecord {
 
 /// An IPv4 address written as IPv6 is the IPv4 address.
 fn canonical(address: &NetworkAddress) -> NetworkAddress {
+    let network = match address.network() {
+        "" => Arc::default(),
+        network => Arc::from(network),
+    };
     match address.ip() {
-        Some(ip) => NetworkAddress::new(address.network(), ip.to_canonical()),
-        None => NetworkAddress::cidr(address.network(), IpNet::trunc(&address.range())),
+        Some(ip) => NetworkAddress::new(network, ip.to_canonical()),
+        None => NetworkAddress::cidr(network, IpNet::trunc(&address.range())),
     }
 }

@@ -124,8 +124,9 @@ pub(in crate::snapshot) struct Profile {
     pub(in crate::snapshot) application_tunnel: Option<(ApplicationProtocol, Option<u16>)>,
     pub(in crate::snapshot) policies: Box<[PolicyName]>,
     pub(in crate::snapshot) request_authentications: Box<[ObjectName]>,
-    pub(in crate::snapshot) waypoint: Option<GatewayAddress>,
-    pub(in crate::snapshot) network_gateway: Option<GatewayAddress>,
+    /// Few have either.
+    pub(in crate::snapshot) waypoint: Option<Box<GatewayAddress>>,
+    pub(in crate::snapshot) network_gateway: Option<Box<GatewayAddress>>,
     pub(in crate::snapshot) memberships: Box<[MembershipRecord]>,
 }
 
@@ -147,6 +148,11 @@ impl MembershipRecord {
     /// The service.
     pub fn service(&self) -> &ServiceName {
         &self.service
+    }
+
+    /// With a name that is equal, and kept already.
+    pub(in crate::snapshot) fn name(&mut self, service: &ServiceName) {
+        self.service = service.clone();
     }
 
     /// Pairs of service port and this workload's own port for it.
@@ -317,12 +323,12 @@ impl WorkloadRecord {
 
     /// The waypoint in front of it.
     pub fn waypoint(&self) -> Option<&GatewayAddress> {
-        self.profile.waypoint.as_ref()
+        self.profile.waypoint.as_deref()
     }
 
     /// The gateway through which other networks reach it.
     pub fn network_gateway(&self) -> Option<&GatewayAddress> {
-        self.profile.network_gateway.as_ref()
+        self.profile.network_gateway.as_deref()
     }
 
     /// The services that it is an endpoint of.
@@ -458,8 +464,8 @@ impl Profile {
             application_tunnel: tunnel.map(|tunnel| (tunnel.protocol(), tunnel.port())),
             policies: distinct(workload.authorization_policies()),
             request_authentications: distinct(workload.request_authentications()),
-            waypoint: workload.waypoint().cloned(),
-            network_gateway: workload.network_gateway().cloned(),
+            waypoint: workload.waypoint().cloned().map(Box::new),
+            network_gateway: workload.network_gateway().cloned().map(Box::new),
             memberships: memberships.collect::<Result<_, _>>()?,
         })
     }
