@@ -54,7 +54,8 @@ impl File {
 
     /// Sets how often the files are looked at: 500 ms unless set. A change takes effect once two
     /// looks saw the same; the second comes 500 ms after the first at the latest, and so does the next where
-    /// nothing was found yet.
+    /// nothing was found yet. Files that were last changed more than ten seconds before the start are taken at the
+    /// first look.
     #[must_use]
     pub fn every(mut self, interval: Duration) -> Self {
         self.every = interval.max(Duration::from_millis(1));

@@ -377,6 +377,31 @@ async fn files_are_read_with_the_builders_root_namespace_and_domain() {
     }
 }
 
+/// Who starts with files that have long been there does not wait for a second look: a command that is run often.
+#[tokio::test(start_paused = true)]
+async fn files_that_have_long_been_there_are_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    std::fs::write(&file, PODS.replace("179", "183")).unwrap();
+    let started = async || {
+        let node = Node::builder()
+            .config(File::watch(&file))
+            .identity(DevCa::ephemeral("cluster.local"))
+            .build_node()
+            .unwrap();
+        let client = node.workload("default", "client", "client").unwrap();
+        let start = tokio::time::Instant::now();
+        client.ready().await.unwrap();
+        start.elapsed()
+    };
+    // The time is the runtime's: it stands unless somebody sleeps.
+    assert!(started().await >= Duration::from_millis(500));
+    let opened = std::fs::File::open(&file).unwrap();
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+    opened.set_modified(long_ago).unwrap();
+    assert!(started().await < Duration::from_millis(500));
+}
+
 /// And once more soon after: a change counts once two looks saw the same.
 #[tokio::test(start_paused = true)]
 async fn files_are_looked_at_as_often_as_is_set() {

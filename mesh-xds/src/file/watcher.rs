@@ -4,21 +4,32 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+/// So long files have to be as they are for the first poll to hand them out: far longer than anybody takes to
+/// write one, also where file systems count in seconds and other hosts' clocks are some seconds off.
+const AT_REST: Duration = Duration::from_secs(10);
+
+/// A time of last change before this, 2001, is none: clocks that were never set begin in 1970 or 2000.
+const PLAUSIBLE: Duration = Duration::from_secs(1_000_000_000);
 
 /// Watches a file or a folder by reading it, and says when it has changed and come to rest.
 ///
-/// Nothing is awaited and no clock is read: call [`poll`](Self::poll) every
-/// [`interval`](Limits::interval), on a thread that may block on files.
+/// Nothing is awaited: call [`poll`](Self::poll) every [`interval`](Limits::interval), on a thread that may
+/// block on files.
 ///
 /// A change counts when two reads in a row were equal, so half a file that an editor is still writing
-/// does not. Of a folder, files ending in `.yaml`, `.yml` or `.json` count, without those of folders in
+/// does not. The first poll reads twice itself if what it finds was last changed more than ten seconds before,
+/// so that who starts with files that have long been there need not wait; a time of last change that lies ahead, or
+/// before 2001, says nothing, and is waited for as others are. Of a folder, files ending in `.yaml`, `.yml` or `.json` count, without those of folders in
 /// it and without names that begin with a dot. Symbolic links are followed at every read: the way in
 /// which Kubernetes swaps the contents of a mounted ConfigMap is one change, not several.
 #[derive(Debug)]
 pub struct Watcher {
     path: PathBuf,
     limits: Limits,
+    /// Nothing was read yet.
+    is_new: bool,
     /// The read before this one, unless it was handed out or failed.
     candidate: Option<Files>,
     /// What was handed out last.
@@ -107,6 +118,7 @@ impl Watcher {
         Self {
             path: path.into(),
             limits,
+            is_new: true,
             candidate: None,
             settled: None,
         }
@@ -122,7 +134,8 @@ impl Watcher {
         &self.limits
     }
 
-    /// Reads the files once more and says whether they changed. The first contents take two polls.
+    /// Reads the files once more and says whether they changed. The first contents take two polls, unless they
+    /// have long been as they are.
     ///
     /// # Errors
     ///
@@ -130,8 +143,13 @@ impl Watcher {
     /// handed out last stays good: a file that is missing for a while has not become empty.
     pub fn poll(&mut self) -> io::Result<Change> {
         // A read that failed settles nothing: what comes next has to be read twice.
-        let candidate = self.candidate.take();
-        let now = self.read()?;
+        let mut candidate = self.candidate.take();
+        let is_new = std::mem::take(&mut self.is_new);
+        let mut now = self.read()?;
+        if is_new && self.is_at_rest(&now) {
+            // Links may have been swapped between one file and the next.
+            candidate = Some(std::mem::replace(&mut now, self.read()?));
+        }
         if self.settled.as_ref() == Some(&now) {
             return Ok(Change::Unchanged);
         }
@@ -141,6 +159,17 @@ impl Watcher {
         }
         self.candidate = Some(now);
         Ok(Change::Unsettled)
+    }
+
+    /// Whether the files, and the folder that holds them, were last changed long ago.
+    fn is_at_rest(&self, files: &Files) -> bool {
+        let now = SystemTime::now();
+        let is_old = |path: &Path| {
+            let changed = fs::metadata(path).and_then(|about| about.modified());
+            changed.is_ok_and(|changed| is_long_before(changed, now))
+        };
+        // Files may be on their way to an empty folder.
+        !files.is_empty() && is_old(&self.path) && files.iter().all(|(path, _)| is_old(path))
     }
 
     fn read(&self) -> io::Result<Files> {
@@ -173,6 +202,13 @@ impl Watcher {
             })
             .collect()
     }
+}
+
+fn is_long_before(changed: SystemTime, now: SystemTime) -> bool {
+    let is_plausible = changed
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .is_ok_and(|since| since >= PLAUSIBLE);
+    is_plausible && now.duration_since(changed).is_ok_and(|age| age > AT_REST)
 }
 
 /// Whether a file of a folder is one of ours.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use mesh_xds::file::{Change, Limits, Watcher};
 
@@ -34,6 +35,85 @@ fn a_change_counts_when_read_twice() {
     assert_eq!(watcher.poll().unwrap(), Change::Unchanged);
     fs::write(&file, "d").unwrap();
     assert_eq!(settle(&mut watcher), [(file, b"d".to_vec())]);
+}
+
+fn set_changed(path: &Path, time: SystemTime) {
+    let opened = fs::File::open(path).unwrap();
+    opened.set_modified(time).unwrap();
+}
+
+/// Who starts with them need not wait for a second look.
+#[test]
+fn files_that_have_long_been_there_are_taken_at_the_first_look() {
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b] = ["a.yaml", "b.yaml"].map(|name| folder.path().join(name));
+    fs::write(&a, "a").unwrap();
+    fs::write(&b, "b").unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    let all = [a.as_path(), b.as_path(), folder.path()];
+    for path in all {
+        set_changed(path, long_ago);
+    }
+    let mut file = Watcher::new(&a, Limits::default());
+    let found = vec![(a.clone(), b"a".to_vec())];
+    assert_eq!(file.poll().unwrap(), Change::Settled(found));
+    assert_eq!(file.poll().unwrap(), Change::Unchanged);
+    // Only the first: what changes under the watcher was put there just now, whatever it says.
+    fs::write(&a, "half").unwrap();
+    set_changed(&a, long_ago);
+    assert_eq!(settle(&mut file), [(a.clone(), b"half".to_vec())]);
+
+    let found = vec![(a.clone(), b"half".to_vec()), (b.clone(), b"b".to_vec())];
+    let first = || Watcher::new(folder.path(), Limits::default()).poll();
+    assert_eq!(first().unwrap(), Change::Settled(found));
+    // One that was just written, or just put there or taken away.
+    for path in all {
+        set_changed(path, SystemTime::now());
+        assert_eq!(first().unwrap(), Change::Unsettled, "{path:?}");
+        set_changed(path, long_ago);
+    }
+    fs::remove_file(&a).unwrap();
+    assert_eq!(first().unwrap(), Change::Unsettled);
+}
+
+/// Of a clock that was set since, or was not set then.
+#[test]
+fn times_that_cannot_be_are_no_reason_to_take_a_file_at_the_first_look() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    fs::write(&file, "a").unwrap();
+    let hour = Duration::from_secs(3600);
+    for time in [
+        SystemTime::now() + hour,
+        SystemTime::UNIX_EPOCH,
+        SystemTime::UNIX_EPOCH + hour,
+        SystemTime::UNIX_EPOCH - hour,
+    ] {
+        set_changed(&file, time);
+        let mut watcher = Watcher::new(&file, Limits::default());
+        assert_eq!(settle(&mut watcher), [(file.clone(), b"a".to_vec())]);
+    }
+}
+
+/// It was not there at the first look: it is being put there.
+#[test]
+fn a_file_that_comes_later_is_read_twice_however_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    let mut watcher = Watcher::new(&file, Limits::default());
+    assert!(watcher.poll().is_err());
+    fs::write(&file, "a").unwrap();
+    set_changed(&file, SystemTime::now() - Duration::from_secs(3600));
+    assert_eq!(settle(&mut watcher), [(file, b"a".to_vec())]);
+}
+
+/// Files may be on their way to it.
+#[test]
+fn an_empty_folder_is_looked_at_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    set_changed(folder.path(), SystemTime::now() - Duration::from_secs(3600));
+    let mut watcher = Watcher::new(folder.path(), Limits::default());
+    assert_eq!(settle(&mut watcher), []);
 }
 
 #[test]
@@ -155,7 +235,7 @@ fn files_are_bounded() {
 /// Whoever polls asks the watcher how often.
 #[test]
 fn a_watcher_says_how_often_it_is_to_be_polled() {
-    let interval = std::time::Duration::from_millis(20);
+    let interval = Duration::from_millis(20);
     let limits = Limits::new().with_interval(interval);
     assert_eq!(
         Watcher::new("mesh.yaml", limits).limits().interval(),
