@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::mem;
 use std::sync::Arc;
 
 use prost::bytes::Bytes;
@@ -177,7 +178,7 @@ impl Session {
             }
             pending.gone.push(name.clone());
             if let Some(absent) = subscription.wanted.get_mut(&name)
-                && !std::mem::replace(absent, true)
+                && !mem::replace(absent, true)
             {
                 delivery.absent.push(name.into());
             }
@@ -240,7 +241,7 @@ impl Session {
                 let known = known.get_mut();
                 known.seen = pending.number;
                 known.new = false;
-                let before = std::mem::replace(&mut known.version, version);
+                let before = mem::replace(&mut known.version, version);
                 pending.before.push((here, before));
                 None
             }
@@ -292,24 +293,49 @@ impl Session {
     pub(crate) fn abandoned(&mut self) {
         if let Some(mut pending) = self.pending.take() {
             let subscription = &mut self.subscriptions[pending.subscription];
-            pending.take_back(&mut subscription.known, |_| true);
+            pending.take_all_back(&mut subscription.known);
             subscription.let_room_go();
         }
     }
 }
 
 impl Pending {
-    /// Takes back what the response brought of these.
+    /// Takes back what the response brought of these. What it replaced of others stays, to be let go of.
     pub(super) fn take_back(
         &mut self,
         known: &mut HashMap<Arc<str>, Known, Seeded>,
-        of: impl Fn(&str) -> bool,
+        names: &HashSet<String>,
     ) {
-        known.retain(|name, known| !(known.new && known.seen == self.number && of(name)));
-        for (name, before) in self.before.drain(..) {
-            if of(&name)
-                && let Some(known) = known.get_mut(&*name)
+        // By where they are: to read all names of a mesh takes as long as to let go of what was replaced.
+        let mut replaced = HashSet::new();
+        for name in names {
+            let here = known.get_key_value(&**name);
+            let Some((name, here)) = here.filter(|(_, known)| known.seen == self.number) else {
+                continue;
+            };
+            if here.new {
+                let name = Arc::clone(name);
+                known.remove(&name);
+            } else {
+                replaced.insert(Arc::as_ptr(name).addr());
+            }
+        }
+        if replaced.is_empty() {
+            return;
+        }
+        for (name, before) in &mut self.before {
+            if replaced.contains(&Arc::as_ptr(name).addr())
+                && let Some(known) = known.get_mut(&**name)
             {
+                mem::swap(&mut known.version, before);
+            }
+        }
+    }
+
+    fn take_all_back(&mut self, known: &mut HashMap<Arc<str>, Known, Seeded>) {
+        known.retain(|_, known| !(known.new && known.seen == self.number));
+        for (name, before) in self.before.drain(..) {
+            if let Some(known) = known.get_mut(&*name) {
                 known.version = before;
             }
         }

@@ -538,9 +538,7 @@ impl Session {
         }
         let subscription = &mut self.subscriptions[pending.subscription];
         if !rejected_names.is_empty() {
-            pending.take_back(&mut subscription.known, |name| {
-                rejected_names.contains(name)
-            });
+            pending.take_back(&mut subscription.known, &rejected_names);
         }
         self.let_go(&mut pending.before);
         let subscription = &mut self.subscriptions[pending.subscription];
@@ -550,9 +548,16 @@ impl Session {
             return None;
         }
         if self.settings.changes {
-            let kept = pending.kept.drain(..);
-            let kept = kept.filter(|one| !rejected_names.contains(one.name()));
-            self.changed.put.extend(kept);
+            if !rejected_names.is_empty() {
+                let is_rejected = |one: &Kept| rejected_names.contains(one.name());
+                pending.kept.retain(|one| !is_rejected(one));
+            }
+            // Of a whole mesh it goes as it is.
+            if self.changed.put.is_empty() {
+                self.changed.put = pending.kept;
+            } else {
+                self.changed.put.append(&mut pending.kept);
+            }
             let gone = pending.gone.iter().cloned();
             let gone = gone.map(|name| (Arc::clone(&subscription.url), name));
             self.changed.gone.extend(gone);

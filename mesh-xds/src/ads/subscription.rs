@@ -180,15 +180,18 @@ impl Subscription {
         Ok(Wanted::Asked)
     }
 
-    /// Whether the name was wanted.
+    /// Whether the name was wanted, and asked for.
     pub(super) fn forget(&mut self, name: &str) -> bool {
         let Some((name, _)) = self.wanted.remove_entry(name) else {
             return false;
         };
         self.wanted_size -= name.len();
-        // What the server was not asked for is not taken back: the next stream asks for what is wanted then.
-        let is_new = self.stream.subscribe.remove(&name);
-        if self.stream.started && !is_new {
+        // What the server was not asked for is not taken back, and has brought nothing along.
+        if self.stream.subscribe.remove(&name) {
+            return false;
+        }
+        // The next stream asks for what is wanted then.
+        if self.stream.started {
             self.stream.unsubscribe.insert(name);
         }
         // What it brings along may be here, or on its way.
@@ -294,6 +297,7 @@ impl Subscription {
             return None;
         }
         self.stream.named = names;
+        self.stream.subscribe.clear();
         Some(DiscoveryRequest {
             error_detail,
             ..self.world()

@@ -295,17 +295,72 @@ fn what_a_push_replaces_is_let_go_of_little_by_little_and_names_are_kept_once() 
     assert_eq!(left, MANY - 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_a_push_replaced_goes_while_nothing_else_happens() {
-    let (_client, mut events, mut peers) = start();
-    let mut peer = peers.recv().await.expect("a stream");
+/// A session with a mesh, and the names of what is in it.
+fn whole() -> (Session, Instant, Vec<Arc<str>>) {
+    let (mut session, now) = asking();
+    let first = session.received(response("n1", many(URL), &[]));
+    let uids = uids(&first.updates);
+    session.judged([]);
+    delta(&mut session);
+    (session, now, uids)
+}
+
+#[test]
+fn what_is_rejected_of_a_push_is_as_it_was_and_the_rest_of_what_it_replaced_is_left() {
+    let (mut session, now, uids) = whole();
+    let mut resources = many(URL);
+    for resource in &mut resources {
+        resource.version = "2".to_owned();
+    }
+    resources.push(resource("new", "2", "x"));
+    drop(session.received(response("n2", resources, &[])));
+    let rejected = |name: &str| (ResourceName::Workload(name.into()), "is not".to_owned());
+    session.judged([rejected(&uids[10]), rejected("new")]);
+    assert_eq!(held(&uids), 2 * (MANY - 1));
+    let mut sheds = 0;
+    while session.has_left() {
+        session.shed();
+        sheds += 1;
+    }
+    assert_eq!((held(&uids), sheds), (MANY - 1, MANY.div_ceil(1_024)));
+
+    session.closed(None, now);
+    let later = now + wait(&session, now);
+    open(&mut session, later);
+    let versions = delta(&mut session).initial_resource_versions;
+    assert_eq!(versions.len(), MANY - 1);
+    let olds = versions.iter().filter(|(_, version)| **version == "1");
+    let olds: Vec<_> = olds.map(|(name, _)| &**name).collect();
+    assert_eq!(olds, [&*uids[10]]);
+}
+
+#[test]
+fn what_two_pushes_replaced_is_let_go_of_little_by_little() {
+    let (mut session, _, uids) = whole();
+    for nonce in ["n2", "n3"] {
+        drop(session.received(response(nonce, many(URL), &[])));
+        session.judged([]);
+    }
+    let mut left = held(&uids);
+    assert_eq!(left, 3 * (MANY - 1));
+    while session.has_left() {
+        session.shed();
+        let now = held(&uids);
+        assert!(left - now <= 1_024, "{left} to {now}");
+        left = now;
+    }
+    assert_eq!(left, MANY - 1);
+}
+
+/// Has a mesh come, and a push of all of it; says the names.
+async fn pushed(peer: &mut client::DeltaPeer, events: &mut Events) -> Vec<Arc<str>> {
     peer.request().await;
     let mut uids = Vec::new();
     for nonce in ["n1", "n2"] {
         uids.clear();
         peer.answer(nonce, many(URL), &[]);
         loop {
-            match next(&mut events).await {
+            match next(events).await {
                 Event::Part(part) => uids.extend(self::uids(&part)),
                 Event::Batch(batch) => {
                     uids.extend(self::uids(batch.updates()));
@@ -317,7 +372,28 @@ async fn what_a_push_replaced_goes_while_nothing_else_happens() {
         }
         peer.request().await;
     }
+    uids
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_push_replaced_goes_while_nothing_else_happens() {
+    let (_client, mut events, mut peers) = start();
+    let mut peer = peers.recv().await.expect("a stream");
+    let uids = pushed(&mut peer, &mut events).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(held(&uids), MANY - 1);
+}
+
+/// Each thing that happens has the worker wait anew.
+#[tokio::test(start_paused = true)]
+async fn what_a_push_replaced_goes_while_much_else_happens() {
+    let (client, mut events, mut peers) = start();
+    let mut peer = peers.recv().await.expect("a stream");
+    let uids = pushed(&mut peer, &mut events).await;
+    for _ in 0..100 {
+        tokio::time::advance(Duration::from_micros(500)).await;
+        client.want(URL, "a").await.expect("a worker");
+    }
     assert_eq!(held(&uids), MANY - 1);
 }
 

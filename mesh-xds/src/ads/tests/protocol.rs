@@ -348,6 +348,31 @@ fn what_came_along_with_a_forgotten_name_goes_after_the_time_that_is_set() {
     assert_eq!(delivery.removed, [ResourceName::Workload("w".into())]);
 }
 
+/// Nothing came along with it: the next stream says which versions are here.
+#[test]
+fn a_name_that_was_never_asked_for_is_forgotten_without_a_trace() {
+    let (mut session, now) = session(settings(&[(URL, Interest::Named)]));
+    open(&mut session, now);
+    session.want(URL, "a").expect("a name");
+    delta(&mut session);
+    session.received(response("n1", vec![resource("a", "1", "x")], &[]));
+    session.judged([]);
+    delta(&mut session);
+    session.want(URL, "b").expect("a name");
+    session.forget(URL, "b", now).expect("a type");
+    assert_eq!(session.poll_timeout(), None, "the stream goes on");
+
+    session.closed(None, now);
+    session.want(URL, "b").expect("a name");
+    session.forget(URL, "b", now).expect("a type");
+    let later = now + wait(&session, now);
+    open(&mut session, later);
+    let request = delta(&mut session);
+    assert_eq!(request.resource_names_subscribe, ["a"]);
+    let here = [("a".to_owned(), "1".to_owned())];
+    assert_eq!(request.initial_resource_versions, here.into());
+}
+
 #[test]
 fn names_have_bounds() {
     let (mut session, _) = session(settings(&[(URL, Interest::Named)]).with_max_names(2));
@@ -599,6 +624,22 @@ fn a_server_without_delta_is_asked_for_the_state_of_the_world() {
     session.closed(None, now);
     let retry = now + wait(&session, now);
     assert_eq!(session.poll_connect(retry), Some(Protocol::Delta));
+}
+
+/// Each request has all names: those that came later are asked for too.
+#[test]
+fn what_came_along_with_a_name_goes_in_the_state_of_the_world_too() {
+    let (mut session, now) = session(settings(&[(URL, Interest::Named)]));
+    session.want(URL, "a").expect("a name");
+    open(&mut session, now);
+    session.closed(Some(ErrorKind::Unimplemented), now);
+    open(&mut session, now);
+    world(&mut session);
+    session.want(URL, "b").expect("a name");
+    assert_eq!(world(&mut session).resource_names, ["a", "b"]);
+    assert_eq!(session.poll_timeout(), None);
+    session.forget(URL, "b", now).expect("a type");
+    assert!(session.poll_timeout().is_some());
 }
 
 #[test]
