@@ -67,13 +67,12 @@ struct Slot {
     failure: Option<Arc<Error>>,
 }
 
-#[derive(Clone)]
 struct Multiplexed {
     sender: http2::SendRequest<ReplayBody>,
     used: Arc<Used>,
     running: Running,
     /// The TLS connection that it shares with others, if it is a tunnel.
-    carrier: Option<Arc<Carrier>>,
+    carrier: Option<Box<Carrier>>,
 }
 
 /// Alone when no request has it; the last one to leave notes the time.
@@ -142,14 +141,17 @@ struct Spawner {
 }
 
 impl Spawner {
+    /// Runs `after` when the connection has ended by itself.
     fn spawn_connection<E: StdError + 'static>(
         &self,
         connection: impl Future<Output = Result<(), E>> + Send + 'static,
+        after: impl Future<Output = ()> + Send + 'static,
     ) {
         self.execute(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(target: "mesh::outbound", error = &error as &dyn StdError, "HTTP connection failed");
             }
+            after.await;
         });
     }
 }
@@ -212,15 +214,21 @@ impl HttpPool {
             mesh: Arc::downgrade(mesh),
             hop: route.hop().clone(),
         };
-        if let Some(connection) = self.take_idle(mesh, route.hop()) {
-            return Ok(Checkout::Http1(connection, home, Age::Used));
+        match self.take_idle(mesh, route.hop()) {
+            Ok(connection) => return Ok(Checkout::Http1(connection, home, Age::Used)),
+            Err(unfit) => end_all(unfit.into_iter().map(Evicted::Http1)).await,
         }
         let (stream, carrier) = mesh.open(route).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(Error::handshake)?;
         let (running, spawner) = Running::new(mesh);
-        spawner.spawn_connection(connection);
+        let (weak, hop) = (Arc::downgrade(mesh), route.hop().clone());
+        spawner.spawn_connection(connection, async move {
+            if let Some(mesh) = weak.upgrade() {
+                mesh.http.let_go_of_closed(&hop);
+            }
+        });
         drop(spawner);
         sender.ready().await.map_err(Error::handshake)?;
         let connection = Exclusive {
@@ -231,11 +239,27 @@ impl HttpPool {
         Ok(Checkout::Http1(connection, home, Age::New))
     }
 
-    fn take_idle(&self, mesh: &MeshInner, hop: &Hop) -> Option<Exclusive> {
+    /// The newest that can take a request, or, where none can, all of them: they may have the places that another needs.
+    fn take_idle(&self, mesh: &MeshInner, hop: &Hop) -> Result<Exclusive, Vec<Exclusive>> {
+        let mut unfit = Vec::new();
         // Each is looked at when it is taken out: that takes its carrier's lock.
-        std::iter::from_fn(|| self.state().take_newest(hop))
-            .find(|idle| idle.since.elapsed() < self.idle_timeout && idle.connection.is_for(mesh))
-            .map(|idle| idle.connection)
+        while let Some(Idle { connection, since }) = self.take_newest(hop) {
+            if since.elapsed() < self.idle_timeout && connection.is_for(mesh) {
+                return Ok(connection);
+            }
+            unfit.push(connection);
+        }
+        Err(unfit)
+    }
+
+    fn take_newest(&self, hop: &Hop) -> Option<Idle> {
+        self.state().take_newest(hop)
+    }
+
+    /// Lets go of closed connections, and so of the TLS connection that each went through: nobody else may want it.
+    fn let_go_of_closed(&self, hop: &Hop) {
+        // Beyond the lock.
+        let _closed = self.state().take_closed(hop);
     }
 
     /// A dial that fails fails for all who wait for it, each of whom may try another endpoint.
@@ -258,7 +282,10 @@ impl HttpPool {
         {
             return Err(failure.shared());
         }
-        match dial(mesh, route).await {
+        // Nobody else can end it to make room: who asks holds it.
+        let unfit = slot.live.take_if(|live| live.idle_since().is_some());
+        end_all(unfit.into_iter().map(Evicted::Http2)).await;
+        match dial(mesh, route, &shared).await {
             Ok(live) => {
                 let checkout =
                     Checkout::Http2(live.sender.clone(), Using::new(&live.used), Age::New);
@@ -345,6 +372,12 @@ impl Evicted {
     }
 }
 
+async fn end_all(evicted: impl IntoIterator<Item = Evicted>) {
+    for connection in evicted {
+        connection.end().await;
+    }
+}
+
 impl NodeInner {
     /// Ends idle HTTP connections through the next hop that was not used for the longest time, of all
     /// workloads, so that its tunnels' places are free; `false` when there is none.
@@ -352,9 +385,7 @@ impl NodeInner {
         let Some(evicted) = self.evict_http() else {
             return false;
         };
-        for connection in evicted {
-            connection.end().await;
-        }
+        end_all(evicted).await;
         true
     }
 
@@ -367,7 +398,11 @@ impl NodeInner {
     }
 }
 
-async fn dial(mesh: &Arc<MeshInner>, route: &Route) -> Result<Multiplexed, Error> {
+async fn dial(
+    mesh: &Arc<MeshInner>,
+    route: &Route,
+    shared: &Arc<Shared>,
+) -> Result<Multiplexed, Error> {
     let (stream, carrier) = mesh.open(route).await?;
     let (running, spawner) = Running::new(mesh);
     let (sender, connection) = http2::Builder::new(spawner.clone())
@@ -379,12 +414,17 @@ async fn dial(mesh: &Arc<MeshInner>, route: &Route) -> Result<Multiplexed, Error
         last: Mutex::new(Instant::now()),
         retired: AtomicBool::new(false),
     };
-    spawner.spawn_connection(connection);
+    let shared = Arc::downgrade(shared);
+    spawner.spawn_connection(connection, async move {
+        if let Some(shared) = shared.upgrade() {
+            shared.let_go_of_closed().await;
+        }
+    });
     Ok(Multiplexed {
         sender,
         used: Arc::new(used),
         running,
-        carrier: carrier.map(Arc::new),
+        carrier: carrier.map(Box::new),
     })
 }
 
@@ -398,6 +438,19 @@ impl State {
             self.http1.remove(hop);
         }
         newest
+    }
+
+    fn take_closed(&mut self, hop: &Hop) -> Vec<Idle> {
+        let Some(idle) = self.http1.get_mut(hop) else {
+            return Vec::new();
+        };
+        let closed = idle.extract_if(.., |idle| idle.connection.sender.is_closed());
+        let closed: Vec<Idle> = closed.collect();
+        self.idle -= closed.len();
+        if idle.is_empty() {
+            self.http1.remove(hop);
+        }
+        closed
     }
 
     /// Keeps, of the connections that no request has, those that are open and that `keep` wants by when
@@ -513,6 +566,12 @@ impl Shared {
             },
             _ => SharedState::Ended,
         }
+    }
+
+    /// Lets go of the connection if it is closed, and so of the TLS connection that it went through: nobody else may want it.
+    async fn let_go_of_closed(&self) {
+        let mut slot = self.slot.lock().await;
+        slot.live.take_if(|live| live.sender.is_closed());
     }
 
     /// Since when no request has it. One that takes no further requests has a place on its TLS connection as well.

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use mesh_xds::model::ServiceName;
 
+use super::claims::Claims;
 use super::endpoints::Endpoints;
 use super::hashing::HashTable;
-use super::index::Grouped;
-use super::record::ServiceRecord;
+use super::index::{ByPrecedence, Grouped};
+use super::record::{ServiceRecord, WorkloadRecord};
+use super::weighted::WeightedTree;
 use super::{Snapshot, Tables};
 
 /// How many values are let go of at once.
@@ -22,6 +24,9 @@ pub(crate) struct Remains {
     /// Of the last one that was taken out.
     endpoints: Endpoints,
     networks: Vec<Arc<str>>,
+    /// Host names of workloads that are still in it, and what the last one led to that was taken out.
+    hostnames: Vec<Arc<str>>,
+    workloads: WeightedTree<Arc<WorkloadRecord>, ByPrecedence>,
     /// What was in it of services, whose other tables cannot be let go of little by little.
     records: Vec<Arc<ServiceRecord>>,
 }
@@ -37,6 +42,8 @@ impl Remains {
             services: tables.services.keys().cloned().collect(),
             endpoints: Endpoints::default(),
             networks: tables.workload_addresses.networks().cloned().collect(),
+            hostnames: tables.workload_hostnames.keys().cloned().collect(),
+            workloads: WeightedTree::default(),
             records: Vec::new(),
             tables,
         })
@@ -62,6 +69,17 @@ impl Remains {
                 return true;
             }
             self.networks.pop();
+        }
+        if self.workloads.shed() {
+            return true;
+        }
+        if let Some(name) = self.hostnames.pop() {
+            if let Some(Claims::Many(workloads)) = tables.workload_hostnames.get(&name) {
+                self.workloads = WeightedTree::clone(workloads);
+            }
+            tables.workload_hostnames.remove_mut(&name);
+            self.workloads.shed();
+            return true;
         }
         // A record goes with the last table that has it.
         if tables.workload_names.shed() || tables.workloads.shed() {

@@ -175,6 +175,23 @@ fn of_a_snapshot_services_and_shared_values_go_in_steps_too() {
     assert_eq!(live(), 0);
 }
 
+#[test]
+fn of_a_snapshot_workloads_with_host_names_go_in_steps_too() {
+    let named = |number: usize| pod(number).with_hostname(format!("host-{}", number / 2));
+    let snapshot = put(&Snapshot::new(), (0..1_000).map(named));
+    let records: Vec<_> = snapshot.workloads().map(Arc::downgrade).collect();
+    let live = || records.iter().filter(|one| one.strong_count() > 0).count();
+    let mut remains = Remains::of(Arc::new(snapshot)).ok().unwrap();
+    let mut left = live();
+    assert_eq!(left, 1_000);
+    while remains.shed() {
+        let now = live();
+        assert!(left - now <= 64, "{left} to {now}");
+        left = now;
+    }
+    assert!(left <= 64, "{left} go with what is left");
+}
+
 /// Any hash may be another value's, too.
 #[test]
 fn values_that_hash_alike_are_shared_each_by_its_own() {

@@ -156,6 +156,18 @@ async fn a_service_account_that_is_misspelt() {
     world.control.set(vec![another.into()]).await;
     client.connect(format!("server:{PORT}")).await.unwrap_err();
     lines.has(&["WARN", "sa/cleint", "sa/another"]);
+
+    // A slip that was mended and is made again is told again.
+    let told = || lines.text().matches("policies see the former").count();
+    let before = told();
+    let right = world.workload("client", 1).with_service_account("cleint");
+    world.control.set(vec![right.into()]).await;
+    client.connect(format!("server:{PORT}")).await.unwrap_err();
+    assert_eq!(told(), before);
+    let another = world.workload("client", 1).with_service_account("another");
+    world.control.set(vec![another.into()]).await;
+    client.connect(format!("server:{PORT}")).await.unwrap_err();
+    assert_eq!(told(), before + 1);
 }
 
 /// Peers refuse who serves, which dials nobody that could say so.

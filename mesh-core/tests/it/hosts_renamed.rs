@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use mesh_core::hbone::config::Config;
 use mesh_core::{BoxedIo, ConnectionContext, Error, ErrorKind, Mesh, MeshListener, Transport};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional, duplex};
@@ -104,7 +105,10 @@ async fn requests(client: &Mesh, to: &str, version: Version) -> String {
     patiently(async || {
         let request = Request::get(format!("http://{to}/")).version(version);
         let request = request.body(Empty::<Bytes>::new()).unwrap();
-        let response = client.http_client().request(request).await?;
+        let response = client.http_client().request(request).await;
+        let response = response.inspect_err(|error| {
+            assert_ne!(error.kind(), ErrorKind::Overloaded, "{error:?}");
+        })?;
         assert_eq!(response.version(), version);
         let who = response.into_body().collect().await?.to_bytes();
         Ok(String::from_utf8(who.to_vec()).unwrap())
@@ -253,6 +257,10 @@ struct Renamed {
 impl Renamed {
     /// Of two addresses of this machine.
     async fn new(both: [[u8; 4]; 2], transport: Option<Transport>) -> Self {
+        Self::with(both, transport, Config::default()).await
+    }
+
+    async fn with(both: [[u8; 4]; 2], transport: Option<Transport>, hbone: Config) -> Self {
         let (istiod, port) = istiod_for(SHORT).await;
         // Records come later.
         say_hosts(&istiod, "old.example", "1", &both);
@@ -262,7 +270,7 @@ impl Renamed {
             .map(|own| host_of(&istiod, port, own, BEFORE, ""));
         let join = |files: &TempDir| Mesh::builder().bootstrap_dir(files.path()).unwrap();
         let server = join(&files[0]).trust_domain_aliases(["new.example"]);
-        let mut client = join(&files[1]);
+        let mut client = join(&files[1]).hbone(hbone);
         if let Some(transport) = transport {
             client = client.transport(transport);
         }
@@ -358,6 +366,22 @@ async fn no_request_goes_on_by_a_connection_of_the_trust_domain_before() {
     met(AFTER).await;
     // Its record is of before: that is no mistake of who runs it.
     client.listen(7002).await.unwrap();
+}
+
+/// V004, as above, where there is one connection at most.
+#[tokio::test]
+async fn an_idle_connection_of_the_trust_domain_before_makes_room_for_the_next_request() {
+    for (version, own) in [(Version::HTTP_11, 31), (Version::HTTP_2, 33)] {
+        let both = [[127, 95, 1, own], [127, 95, 1, own + 1]];
+        let one = Config::default().max_connections(1);
+        let renamed = Renamed::with(both, None, one).await;
+        let Renamed { server, client, .. } = &renamed;
+        tells_requests(patiently(async || server.listen(7001).await).await);
+        let to = renamed.at(7001);
+        assert_eq!(requests(client, &to, version).await, BEFORE);
+        renamed.rename().await;
+        assert_eq!(requests(client, &to, version).await, AFTER);
+    }
 }
 
 /// V004, as above, of a request that waited while another had the connection made.

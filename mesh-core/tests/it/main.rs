@@ -332,6 +332,13 @@ mod mesh_listens;
 ))]
 mod mesh_looks_up;
 #[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
+mod mesh_pools;
+#[cfg(all(
     feature = "admin",
     feature = "dev-ca",
     feature = "istiod",

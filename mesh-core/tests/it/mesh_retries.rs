@@ -28,12 +28,16 @@ fn request(host: &str, version: Version, body: &'static str) -> Request<Full<Byt
     request
 }
 
-async fn ask(client: &Mesh, host: &str, version: Version) -> Result<Response<MeshBody>, Error> {
+pub(crate) async fn ask(
+    client: &Mesh,
+    host: &str,
+    version: Version,
+) -> Result<Response<MeshBody>, Error> {
     let client = client.http_client();
     client.request(request(host, version, "")).await
 }
 
-async fn whole(response: Response<MeshBody>) -> Bytes {
+pub(crate) async fn whole(response: Response<MeshBody>) -> Bytes {
     response.into_body().collect().await.unwrap().to_bytes()
 }
 
@@ -389,7 +393,7 @@ async fn retries_of_refused_streams_end_with_the_attempts() {
 }
 
 /// Three servers beside the client.
-async fn three(world: &World) -> (Mesh, [MeshListener; 3]) {
+pub(crate) async fn three(world: &World) -> (Mesh, [MeshListener; 3]) {
     let mut updates = vec![world.workload("client", 1).into()];
     for (name, host) in [("a", 2), ("b", 3), ("c", 4)] {
         updates.push(world.workload(name, host).into());
@@ -461,6 +465,33 @@ async fn an_http_2_connection_that_takes_no_more_requests_makes_room() {
         node.hbone(hbone).connect_attempts(1)
     });
     let (client, [a, b, _]) = three(&world).await;
+    serve(a, First::Refuse);
+    serve(b, First::Refuse).store(1, Ordering::Relaxed);
+    let error = ask(&client, "a", Version::HTTP_2).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::RefusedStream, "{error:?}");
+    let response = ask(&client, "b", Version::HTTP_2).await.unwrap();
+    assert_eq!(whole(response).await, "answer to ");
+}
+
+/// It is sent again on another connection, for which there is no place but that of the one whose server refused.
+#[tokio::test]
+async fn a_retired_http_2_connection_makes_room_for_its_own_successor() {
+    let one = Config::default().max_connections(1).max_outgoing_streams(1);
+    let world = World::with(206, |node| node.hbone(one));
+    let (client, server) = world.pair().await;
+    let streams = serve(server.listen(PORT).await.unwrap(), First::Refuse);
+    let response = ask(&client, "server", Version::HTTP_2).await.unwrap();
+    assert_eq!(whole(response).await, "answer to ");
+    assert_eq!(streams.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_retired_http_2_connection_makes_room_for_new_peers() {
+    let world = World::with(207, |node| {
+        let node = node.connect_attempts(1);
+        node.hbone(Config::default().max_connections(1))
+    });
+    let (client, [a, b, _c]) = three(&world).await;
     serve(a, First::Refuse);
     serve(b, First::Refuse).store(1, Ordering::Relaxed);
     let error = ask(&client, "a", Version::HTTP_2).await.unwrap_err();

@@ -187,7 +187,7 @@ impl Xds {
             false => "whole",
         };
         let whose = format!("{name}, {mode}, at {}", self.control_plane.address());
-        keep::open(folder, &name, whose, self.registering.clone()).await
+        keep::open(folder, &name, whose, self.registering.clone(), self.pause).await
     }
 
     /// The addresses that were given, or the one from which the control plane is reached; where none
@@ -284,6 +284,9 @@ async fn tend(keeper: Option<&mut Keeper>, control_plane: &ControlPlane) {
 impl Follow {
     async fn run(mut self, mut events: Events) -> Result<(), Error> {
         loop {
+            if let Some(keeper) = &mut self.keeper {
+                keeper.make_room().await;
+            }
             let event = tokio::select! {
                 event = events.next() => event,
                 () = tend(self.keeper.as_mut(), self.prover.control_plane()) => continue,

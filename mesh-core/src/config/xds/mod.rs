@@ -231,6 +231,7 @@ impl Xds {
     /// Sets how long a pause is made after each 64 resources of a push, some 0.3 ms of work, so that the application's
     /// own work does not wait for a core; 0.5 ms unless set, which makes a push of 100 000 resources last 3 to 4 s: the
     /// runtime's clock has steps of 1 ms.
+    /// What comes behind a push on the stream takes effect after it: a policy that denies, so much later.
     /// Zero is none, 100 ms the most. What comes first, before which nothing is served, is read without.
     #[must_use]
     pub fn push_pause(mut self, pause: Duration) -> Self {
@@ -256,7 +257,8 @@ impl Xds {
     /// serves as before. With [`identity::Istiod::state_dir`](crate::identity::Istiod::state_dir) it needs nobody for that.
     ///
     /// What is kept is also in memory, as it came: some 300 bytes a workload. It is written whole, a second
-    /// after a change and at most every ten. A file that is damaged, of another version, of another
+    /// after a change and at most every ten; a push of a large mesh is put with it as it is read, with
+    /// [pauses](Self::push_pause), and written after all of it is. A file that is damaged, of another version, of another
     /// workload or control plane, writable by others or larger than 256 MiB is not used, and a warning says why.
     ///
     /// Of a host that registers ([`Builder::bootstrap_dir`](crate::Builder::bootstrap_dir)), whose name has its address,

@@ -3,6 +3,7 @@
 mod form;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::cmp::Reverse;
 use std::fs::{File, Metadata};
@@ -15,13 +16,14 @@ use std::time::{Duration, SystemTime};
 
 use mesh_xds::ads::Kept;
 use rpds::HashTrieMapSync;
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::task::{JoinHandle, spawn_blocking, yield_now};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::bootstrap::Registering;
 use crate::identity::private_files::{Owner, make_folder, open_if_there, put};
 use crate::identity::{Error, ErrorKind};
 use form::Content;
+use waiting::Waiting;
 
 /// A mesh of 500 000 workloads takes less; what is larger is something else, or not kept.
 const MAX_FILE: u64 = 256 << 20;
@@ -60,6 +62,10 @@ pub(super) struct Keeper {
     /// Whose files by other addresses go when there is one by this.
     host: Option<Registering>,
     content: Content,
+    /// What is in effect, but not among it yet.
+    waiting: Waiting,
+    /// After some of that was put there.
+    pause: Duration,
     /// Whether this is all that is in effect: part of it could allow what the whole does not.
     whole: bool,
     due: Option<Instant>,
@@ -73,6 +79,7 @@ pub(super) async fn open(
     name: &str,
     whose: String,
     host: Option<Registering>,
+    pause: Duration,
 ) -> (Keeper, Option<Found>) {
     let path: Arc<Path> = path_of(folder, name).into();
     let (file, owner) = (Arc::clone(&path), whose.clone());
@@ -102,6 +109,8 @@ pub(super) async fn open(
             saved: SystemTime::UNIX_EPOCH,
             resources: HashTrieMapSync::new_sync(),
         },
+        waiting: Waiting::default(),
+        pause,
         whole: false,
         due: None,
         written: None,
@@ -313,14 +322,26 @@ impl Keeper {
         drop(spawn_blocking(move || std::fs::remove_file(&self.path)));
     }
 
+    /// Little by little, while it is [tended](Self::tend): a whole mesh would keep a worker for some 0.1 s.
     pub(super) fn take(&mut self, put: Vec<Kept>, gone: Vec<(Arc<str>, Box<str>)>) {
-        for one in put {
-            self.content.put(one);
-        }
-        for (url, name) in gone {
-            self.content.remove(url, &name);
-        }
+        self.waiting.push(put, gone);
         self.changed();
+    }
+
+    /// Waits until it can take more: what is not with the rest yet has bounds.
+    pub(super) async fn make_room(&mut self) {
+        while !self.waiting.has_room() {
+            self.waiting.put_some(&mut self.content);
+            self.rest().await;
+        }
+    }
+
+    async fn rest(&self) {
+        match self.whole {
+            true if !self.pause.is_zero() => sleep(self.pause).await,
+            // What comes first, before which nothing is served, is in a hurry.
+            _ => yield_now().await,
+        }
     }
 
     fn changed(&mut self) {
@@ -331,8 +352,12 @@ impl Keeper {
         self.due.get_or_insert(next);
     }
 
-    /// Writes when that is due. It never ends; dropping it loses nothing.
+    /// Puts what was taken with the rest, and writes when that is due. It never ends; dropping it loses nothing.
     pub(super) async fn tend(&mut self, now: impl Fn() -> SystemTime) {
+        // Some of it with what it replaces was never in effect, and is not written.
+        while self.waiting.put_some(&mut self.content) {
+            self.rest().await;
+        }
         loop {
             if let Some(writing) = &mut self.writing {
                 let outcome = writing.await;
