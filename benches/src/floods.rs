@@ -43,7 +43,7 @@ pub const HONEST: &str = "a tunnel";
 const MANY: usize = 30;
 
 /// Everything that our limits let in again and again, and [`HONEST`].
-pub const FLOODS: [Flood; 17] = [
+pub const FLOODS: [Flood; 18] = [
     Flood::new(HONEST, 0, 1, |step| {
         let end = data(stream(step), END_STREAM, b"");
         [connect(stream(step)), end].concat()
@@ -82,13 +82,7 @@ pub const FLOODS: [Flood; 17] = [
         frames
     }),
     Flood::new("a request that is no CONNECT", 0, 1, |step| {
-        let fields = [
-            (":method", "GET"),
-            (":scheme", "http"),
-            (":authority", "a"),
-            (":path", "/"),
-        ];
-        headers(stream(step), END_STREAM, &block(&fields))
+        headers(stream(step), END_STREAM, &get())
     }),
     Flood::list("100 fields of a byte each", |step| {
         listing(step, indexed(ACCEPT_CHARSET).repeat(100))
@@ -98,7 +92,28 @@ pub const FLOODS: [Flood; 17] = [
     }),
     Flood::list("100 names", |step| listing(step, names(100))),
     Flood::list("1000 names", |step| listing(step, names(1000))),
+    Flood {
+        one_in: 10,
+        ..Flood::new(
+            "1000 fields of a request that is no CONNECT",
+            0,
+            MANY,
+            |step| {
+                let all = [get(), indexed(ACCEPT_CHARSET).repeat(1000)].concat();
+                headers(stream(step), END_STREAM, &all)
+            },
+        )
+    },
 ];
+
+fn get() -> Vec<u8> {
+    block(&[
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", "/"),
+    ])
+}
 
 /// A name of the static table ([RFC 7541 appendix A](https://www.rfc-editor.org/rfc/rfc7541#appendix-A)), of many letters.
 const ACCEPT_CHARSET: usize = 15;

@@ -19,8 +19,8 @@ use crate::{DeferredFlush, Error, ErrorKind, Side};
 pub(crate) const MAX_TURNS: usize = 16;
 
 /// Frames after which no more is read in one poll of a connection, before other tasks have their turn: a peer may
-/// send frames that carry nothing faster than anybody can count them.
-pub(crate) const MAX_FRAMES: u64 = 512;
+/// send frames that carry nothing faster than anybody can count them. Those with many header fields weigh more than one.
+pub(crate) const MAX_WEIGHT: u64 = 512;
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that holds one of this crate's locks leaves its data half changed.

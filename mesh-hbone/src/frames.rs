@@ -15,6 +15,12 @@ const FRAME_HEADER: usize = 9;
 /// `PRI * HTTP/2.0 …`, with which a client begins (RFC 9113 section 3.4).
 pub(crate) const PREFACE: usize = 24;
 
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+
+/// Bytes of a header block of which each can be a field: together they are as much to do as a tunnel.
+const FIELDS: usize = 32;
+
 const END_STREAM: u8 = 0x1;
 const ACK: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
@@ -28,8 +34,8 @@ pub(crate) struct Frames {
     header: [u8; FRAME_HEADER],
     /// How much of the header is here.
     have: usize,
-    /// How many there were.
-    begun: u64,
+    /// What all of them weigh.
+    weight: u64,
     control: Rate,
     resets: Rate,
     /// Streams on which data came last, each at its place: to end one of them is no premature reset.
@@ -97,7 +103,7 @@ impl Frames {
             payload: preface,
             header: [0; FRAME_HEADER],
             have: 0,
-            begun: 0,
+            weight: 0,
             control: Rate::new(config.max_control_frames),
             resets: Rate::new(config.max_resets.saturating_mul(10)),
             used: [0; USED],
@@ -137,14 +143,23 @@ impl Frames {
             if bytes.is_empty() {
                 break;
             }
-            let count = (FRAME_HEADER - self.have).min(bytes.len());
-            self.header[self.have..self.have + count].copy_from_slice(&bytes[..count]);
-            self.have += count;
-            bytes = &bytes[count..];
-            if self.have == FRAME_HEADER {
-                self.have = 0;
-                self.begin(&now)?;
+            match bytes.split_first_chunk() {
+                // As it is nearly always.
+                Some((header, rest)) if self.have == 0 => {
+                    self.header = *header;
+                    bytes = rest;
+                }
+                _ => {
+                    let count = (FRAME_HEADER - self.have).min(bytes.len());
+                    self.header[self.have..self.have + count].copy_from_slice(&bytes[..count]);
+                    self.have = (self.have + count) % FRAME_HEADER;
+                    bytes = &bytes[count..];
+                    if self.have != 0 {
+                        continue;
+                    }
+                }
             }
+            self.begin(&now)?;
         }
         if self.block != Block::None && self.block_since.is_none() {
             self.block_since = Some(now());
@@ -154,7 +169,7 @@ impl Frames {
 
     /// A frame's header is here.
     fn begin(&mut self, now: impl Fn() -> Instant) -> Result<(), &'static str> {
-        self.begun += 1;
+        self.weight += 1;
         let [high, mid, low, kind, flags, stream @ ..] = self.header;
         self.payload = u32::from_be_bytes([0, high, mid, low]) as usize;
         let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
@@ -164,9 +179,13 @@ impl Frames {
             // DATA; an empty one that ends its stream says something.
             0 if self.payload > 0 => self.used[place] = stream,
             0 if flags & END_STREAM != 0 => {}
-            // HEADERS, CONTINUATION
-            1 | 9 => {
-                let unasked = kind == 1 && self.owed.as_ref().is_some_and(|owed| !owed.answered());
+            HEADERS | CONTINUATION => {
+                // That of a tunnel is shorter.
+                if self.payload > 2 * FIELDS {
+                    self.weight += (self.payload / FIELDS) as u64;
+                }
+                let unasked =
+                    kind == HEADERS && self.owed.as_ref().is_some_and(|owed| !owed.answered());
                 if unasked && !self.control.admits(now()) {
                     return Err("answers");
                 }
@@ -193,9 +212,9 @@ impl Frames {
         Ok(())
     }
 
-    /// How many frames have begun, ever.
-    pub(crate) fn begun(&self) -> u64 {
-        self.begun
+    /// What all frames weigh that have begun, ever.
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
     }
 
     /// How many of our SETTINGS the peer has acknowledged, counted round.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::driver::{MAX_FRAMES, MAX_TURNS, from_h2, lock};
+use crate::driver::{MAX_TURNS, MAX_WEIGHT, from_h2, lock};
 use crate::frames::Frames;
 use crate::framing::Framing;
 use crate::payloads::Payloads;
@@ -28,7 +28,7 @@ struct Shared<IO> {
     failure: Option<Error>,
     frames: Frames,
     framing: Framing,
-    /// How many frames there were before this poll of the connection.
+    /// What the frames weighed before this poll of the connection.
     before: u64,
     /// How many acknowledged SETTINGS h2 has applied: those that were here when it last read on.
     applied: u32,
@@ -83,10 +83,10 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
         shared.with(|io| io.poll_shutdown(cx))
     }
 
-    /// The task gives way, and may take as many frames again: not with each request, of which one turn can have many.
+    /// The task gives way, and may take as much again: not with each request, of which one turn can have many.
     pub(crate) fn end_turn(&self) {
         let shared = &mut *lock(&self.shared);
-        shared.before = shared.frames.begun();
+        shared.before = shared.frames.weight();
     }
 
     pub(crate) fn take_heard(&self) -> bool {
@@ -218,7 +218,7 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
             // The driver, whose turn is next, ends the connection.
             return Poll::Pending;
         }
-        if shared.frames.begun() - shared.before >= MAX_FRAMES {
+        if shared.frames.weight() - shared.before >= MAX_WEIGHT {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -19,7 +19,7 @@ use crate::certificates::identity;
 use crate::echo::{PORT, REFUSED, SERVER, connect, hbone, tunnel};
 use crate::wire::{
     CANCEL, CONTINUATION, END_STREAM, Frame, GOAWAY, HEADERS, PREFACE, block, data, frame, headers,
-    ping, rst, settings, settings_ack, window_update,
+    indexed, ping, rst, settings, settings_ack, window_update,
 };
 use crate::{BoxError, Done, member};
 
@@ -27,7 +27,7 @@ use crate::{BoxError, Done, member};
 pub(crate) type Flood = (&'static str, Option<fn(u32) -> Vec<u8>>);
 
 /// The first is what anybody may do: a tunnel that moves as much as it can, both ways.
-pub(crate) const FLOODS: [Flood; 11] = [
+pub(crate) const FLOODS: [Flood; 12] = [
     ("(a tunnel at full speed)", None),
     (
         "rapid reset",
@@ -40,6 +40,13 @@ pub(crate) const FLOODS: [Flood; 11] = [
     (
         "no CONNECT",
         Some(|step| headers(stream(step), END_STREAM, &get())),
+    ),
+    (
+        "1000 fields of a byte each",
+        Some(|step| {
+            let all = [get(), indexed(ACCEPT_CHARSET).repeat(1000)].concat();
+            headers(stream(step), END_STREAM, &all)
+        }),
     ),
     (
         "CONTINUATION",
@@ -58,6 +65,9 @@ pub(crate) const FLOODS: [Flood; 11] = [
         Some(|_| window_update(FIRST, 1)),
     ),
 ];
+
+/// A name of the static table ([RFC 7541 appendix A](https://www.rfc-editor.org/rfc/rfc7541#appendix-A)), of many letters.
+const ACCEPT_CHARSET: usize = 15;
 
 /// The tunnel that is there before.
 const FIRST: u32 = 1;

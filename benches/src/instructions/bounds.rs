@@ -36,6 +36,7 @@ const STEPS: [(&str, f64); FLOODS.len() - 1] = [
     ("1000 fields of a byte each", 30.0),
     ("100 names", 10.0),
     ("1000 names", 90.0),
+    ("1000 fields of a request that is no CONNECT", 30.0),
 ];
 /// How much more a step of a flood, or a field, may cost when there are ten times as many: so all of them cost at
 /// most eleven times as much.

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use http::{Response, Version};
 use mesh_core::hbone::config::Config;
-use mesh_core::{BoxedIo, Incoming, MeshListener, Transport};
+use mesh_core::{BoxedIo, ErrorKind, Incoming, MeshListener, Transport};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::mesh_requests::{OK, by_hand};
 use crate::mesh_retries::{ask, three, whole};
-use crate::mesh_world::{World, until};
+use crate::mesh_world::{PORT, World, until};
 
 /// A connection that is counted while it lives.
 struct Counted {
@@ -105,7 +105,8 @@ fn answers_once(mut listener: MeshListener) {
     });
 }
 
-/// What nobody can send on any more has no part in how long its TLS connection lives.
+/// What nobody can send on any more has no part in how long its TLS connection lives, though a dial that fails is no
+/// reason to look what else can go.
 #[tokio::test]
 async fn a_connection_that_its_server_has_closed_keeps_no_tls_connection() {
     for (net, version) in [(208, Version::HTTP_11), (209, Version::HTTP_2)] {
@@ -114,19 +115,40 @@ async fn a_connection_that_its_server_has_closed_keeps_no_tls_connection() {
             let node = node.transport(transport);
             node.hbone(Config::default().max_connections(1))
         });
-        let (client, [a, b, c]) = three(&world).await;
-        for listener in [a, b, c] {
-            match version {
-                Version::HTTP_2 => answers_once(listener),
-                _ => drop(by_hand(listener, OK, 1)),
-            }
+        let (client, [a, _b, _c]) = three(&world).await;
+        match version {
+            Version::HTTP_2 => answers_once(a),
+            _ => drop(by_hand(a, OK, 1)),
         }
-        for host in ["a", "b", "c"] {
-            let response = ask(&client, host, version).await.unwrap();
-            whole(response).await;
-            // Until its end is here.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        until("one is left", || live.load(Ordering::Relaxed) == 1).await;
+        // Nobody is there.
+        let nobody = [
+            world.workload("nobody", 9).into(),
+            world.service("nobody", 9).into(),
+        ];
+        world.control.set(nobody.into()).await;
+        let response = ask(&client, "a", version).await.unwrap();
+        whole(response).await;
+        // Until its end is here.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(live.load(Ordering::Relaxed), 1);
+        let error = ask(&client, "nobody", version).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectFailed, "{error:?}");
+        until("none is left", || live.load(Ordering::Relaxed) == 0).await;
     }
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_is_too_old_makes_room_for_its_own_successor() {
+    let world = World::with(210, |node| {
+        let node = node.http_idle_timeout(Duration::from_millis(20));
+        node.hbone(Config::default().max_connections(1).max_outgoing_streams(1))
+    });
+    let (client, server) = world.pair().await;
+    let accepted = by_hand(server.listen(PORT).await.unwrap(), OK, usize::MAX);
+    for _ in 0..2 {
+        let response = ask(&client, "server", Version::HTTP_11).await.unwrap();
+        assert_eq!(whole(response).await, "ok");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(accepted.load(Ordering::Relaxed), 2);
 }

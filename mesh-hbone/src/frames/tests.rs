@@ -4,14 +4,12 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::{Frames, PREFACE, Rate};
+use super::{CONTINUATION, Frames, HEADERS, PREFACE, Rate};
 use crate::config::Config;
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
-const CONTINUATION: u8 = 9;
 
 fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
     let length = u32::try_from(payload).unwrap().to_be_bytes();

@@ -11,7 +11,8 @@ use mesh_hbone::{DeferredFlush, server};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::hostile::wire::{
-    END_STREAM, PREFACE, block, connect, headers, settings, settings_ack, window_update,
+    CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PREFACE, block, connect, frame, headers,
+    indexed, settings, settings_ack, window_update,
 };
 
 /// A peer whose bytes are all here.
@@ -75,36 +76,72 @@ impl Wake for Woken {
 /// connection takes only so many, and asks for another.
 #[tokio::test(start_paused = true)]
 async fn frames_that_are_here_wait_for_the_turns_of_others() {
-    take_turns(Vec::new).await;
+    let one = window_update(1, 1);
+    take_turns(&one.repeat(100_000), MOST * one.len()).await;
 }
 
 /// The same where requests that are refused, and are answered at once, come between them.
 #[tokio::test(start_paused = true)]
 async fn requests_among_them_are_no_turns_of_their_own() {
-    let mut stream = 1;
-    let get = block(&[
+    let one = window_update(1, 1);
+    let some = one.repeat(400);
+    let frames: Vec<u8> = (1..=250)
+        .flat_map(|request| [&some[..], &refused(request, &[])].concat())
+        .collect();
+    take_turns(&frames, MOST * one.len()).await;
+}
+
+/// A block of 1000 fields of a byte each is as much to do as dozens of tunnels.
+#[tokio::test(start_paused = true)]
+async fn header_blocks_weigh_what_is_in_them() {
+    let fields = indexed(ACCEPT_CHARSET).repeat(1_000);
+    let frames: Vec<u8> = (1..=500)
+        .flat_map(|request| refused(request, &fields))
+        .collect();
+    take_turns(&frames, LISTS * refused(1, &fields).len()).await;
+}
+
+/// So it is where the fields come in CONTINUATIONs.
+#[tokio::test(start_paused = true)]
+async fn continuations_weigh_what_is_in_them() {
+    let fields = indexed(ACCEPT_CHARSET).repeat(1_000);
+    let whole = |request: u32| {
+        let stream = 1 + 2 * request;
+        let begin = frame(HEADERS, END_STREAM, stream, &get());
+        let rest = frame(CONTINUATION, END_HEADERS, stream, &fields);
+        [begin, rest].concat()
+    };
+    let frames: Vec<u8> = (1..=500).flat_map(whole).collect();
+    take_turns(&frames, LISTS * whole(1).len()).await;
+}
+
+/// WINDOW_UPDATEs that one poll may take: those that weigh enough, and what was read with them.
+const MOST: usize = 4_000;
+
+/// Lists of 1000 fields, likewise.
+const LISTS: usize = 24;
+
+/// A name of the static table ([RFC 7541 appendix A](https://www.rfc-editor.org/rfc/rfc7541#appendix-A)).
+const ACCEPT_CHARSET: usize = 15;
+
+fn get() -> Vec<u8> {
+    block(&[
         (":method", "GET"),
         (":scheme", "http"),
         (":authority", "a"),
         (":path", "/"),
-    ]);
-    take_turns(|| {
-        stream += 2;
-        headers(stream, END_STREAM, &get)
-    })
-    .await;
+    ])
 }
 
-/// What is `between` comes after each 400 of them.
-async fn take_turns(mut between: impl FnMut() -> Vec<u8>) {
-    const FRAMES: usize = 100_000;
-    const MOST: usize = 4_000;
-    let one = window_update(1, 1);
-    let mut bytes = [PREFACE, &settings(&[]), &settings_ack(), &connect(1)].concat();
-    for _ in 0..FRAMES / 400 {
-        bytes.extend(one.repeat(400));
-        bytes.extend(between());
-    }
+/// A request that is no CONNECT, with more fields.
+fn refused(request: u32, fields: &[u8]) -> Vec<u8> {
+    headers(1 + 2 * request, END_STREAM, &[&get(), fields].concat())
+}
+
+/// Of `frames`, which come after a tunnel's CONNECT, one poll takes `most` bytes.
+async fn take_turns(frames: &[u8], most: usize) {
+    let begin = [PREFACE, &settings(&[]), &settings_ack(), &connect(1)];
+    let bytes = [&begin.concat(), frames].concat();
     let (all, at) = (bytes.len(), Arc::<AtomicUsize>::default());
     let io = Here {
         bytes,
@@ -121,10 +158,10 @@ async fn take_turns(mut between: impl FnMut() -> Vec<u8>) {
         let polled = connection.poll_accept(&mut Context::from_waker(&waker));
         assert!(polled.is_pending());
         let taken = at.load(Relaxed) - before;
-        assert!(taken <= MOST * one.len(), "{taken} bytes in one poll");
+        assert!(taken <= most, "{taken} bytes in one poll");
         let comes_again = woken.0.load(Relaxed) > wakes || at.load(Relaxed) == all;
         assert!(comes_again, "nobody would poll it again");
         polls += 1;
     }
-    assert!(polls >= FRAMES / MOST);
+    assert!(polls >= frames.len() / most);
 }

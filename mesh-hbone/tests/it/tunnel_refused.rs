@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
 
 use mesh_hbone::config::Config;
-use mesh_hbone::{ErrorKind, Side, client, tls};
+use mesh_hbone::{DeferredFlush, Error, ErrorKind, Side, client, tls};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 
 use crate::authority::{Authority, CLIENT, SERVER, id};
+use crate::hostile::wire::window_update;
 
 /// As a socket whose peer has sent an alert and closed, and whose reads are not noticed before a
 /// write has failed.
@@ -61,7 +62,7 @@ impl AsyncWrite for Closing {
 const FOREIGNER: &str = "spiffe://elsewhere.example/ns/default/sa/client";
 
 /// A server's answer to a client of this identity: tunnels, or not.
-async fn outcome(identity: &str) -> Result<(), mesh_hbone::Error> {
+async fn outcome(identity: &str) -> Result<(), Error> {
     let root = Authority::root("root");
     let (near, far) = duplex(64 << 10);
     let closed = Arc::new(AtomicBool::new(false));
@@ -102,4 +103,71 @@ async fn a_write_that_failed_without_an_alert_is_what_it_was() {
         "{error:?}"
     );
     assert!(error.is_retry_safe());
+}
+
+/// A socket that cannot be written to any more, of which much is still to be read before what its peer said last.
+struct Broken {
+    bytes: Vec<u8>,
+    said: Error,
+    failed: bool,
+    reader: Option<Waker>,
+}
+
+impl AsyncRead for Broken {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.failed {
+            self.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if self.bytes.is_empty() {
+            return Poll::Ready(Err(io::Error::other(self.said.clone())));
+        }
+        let count = self.bytes.len().min(buf.remaining());
+        buf.put_slice(&self.bytes[..count]);
+        self.bytes.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Broken {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.failed = true;
+        self.reader.take().into_iter().for_each(Waker::wake);
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl DeferredFlush for Broken {
+    fn poll_flush_now(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// It has the turns of a connection that nobody drives any more.
+#[tokio::test]
+async fn an_alert_is_heard_behind_more_frames_than_one_turn_takes() {
+    let io = Broken {
+        bytes: window_update(0, 1).repeat(2_000),
+        said: outcome(FOREIGNER).await.unwrap_err(),
+        failed: false,
+        reader: None,
+    };
+    let error = client::handshake(io, &Config::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
 }
