@@ -5,11 +5,13 @@ use crate::policy::PolicyName;
 /// Answers whether a connection or a request is permitted, and which policy and rule said so.
 ///
 /// `Display` gives the text that ztunnel writes to its access log:
-/// `explicitly denied by: <namespace>/<name>`, `allow policies exist, but none allowed`.
+/// `explicitly denied by: <namespace>/<name>`, `allow policies exist, but none allowed`; of a policy that
+/// [cannot be read](Self::unreadable), that and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision<'a> {
     reason: Reason,
     by: Option<(&'a PolicyName, usize)>,
+    unreadable: Option<&'a str>,
 }
 
 /// Why a decision is what it is.
@@ -40,14 +42,24 @@ impl Reason {
 
 impl<'a> Decision<'a> {
     pub(crate) fn without_rule(reason: Reason) -> Self {
-        Self { reason, by: None }
+        Self {
+            reason,
+            by: None,
+            unreadable: None,
+        }
     }
 
     pub(crate) fn by(reason: Reason, policy: &'a PolicyName, rule: usize) -> Self {
         Self {
             reason,
             by: Some((policy, rule)),
+            unreadable: None,
         }
+    }
+
+    pub(crate) fn with_unreadable(mut self, why: Option<&'a str>) -> Self {
+        self.unreadable = why;
+        self
     }
 
     /// Whether it permits.
@@ -65,6 +77,12 @@ impl<'a> Decision<'a> {
         self.by.map(|(policy, _)| policy)
     }
 
+    /// Why [`policy`](Self::policy) cannot be read, where that is why it denies
+    /// ([`Policy::unreadable`](crate::policy::Policy::unreadable)).
+    pub fn unreadable(&self) -> Option<&'a str> {
+        self.unreadable
+    }
+
     /// The index of the rule that matched in [`policy`](Self::policy).
     pub fn rule(&self) -> Option<usize> {
         self.by.map(|(_, rule)| rule)
@@ -73,6 +91,9 @@ impl<'a> Decision<'a> {
 
 impl fmt::Display for Decision<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some((policy, _)), Some(why)) = (self.by, self.unreadable) {
+            return write!(f, "{policy} cannot be read, so it lets nobody in ({why})");
+        }
         match (self.reason, self.by) {
             (Reason::Denied, Some((policy, _))) => write!(f, "explicitly denied by: {policy}"),
             (Reason::CustomUnavailable, Some((policy, _))) => {

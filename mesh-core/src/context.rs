@@ -92,6 +92,12 @@ impl ConnectionContext {
         self.inner.identity.as_ref()
     }
 
+    /// The peer's identity for logs, where `plaintext` says more than nothing.
+    pub(crate) fn who(&self) -> String {
+        let identity = self.identity().map(ToString::to_string);
+        identity.unwrap_or_else(|| "plaintext".to_owned())
+    }
+
     /// Whether the connection came through a tunnel with mutual TLS.
     pub fn is_mutual_tls(&self) -> bool {
         self.inner.identity.is_some()

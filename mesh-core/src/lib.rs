@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use axum::{Router, routing::get};
-//! use mesh_core::{Mesh, config, identity};
+//! use mesh_core::{Mesh, config, identity}; // with the feature `axum`
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let router = Router::new().route("/", get(|| async { "hello" }));
@@ -34,14 +34,22 @@
 //!   hyper-util's and tonic's own clients.
 //! - **Any other client**: [`Mesh::connect`].
 //! - **Several workloads in one process**: a [`Node`] that they share.
+//! - **Operations**: [`Mesh::admin`] explains decisions, dumps what is known and has the metrics; [`telemetry`];
+//!   [`Mesh::shutdown`] and [`Mesh::draining`].
+//! - **istiod, and hosts outside Kubernetes** (feature `istiod`): `ControlPlane`, `config::Xds` and `identity::Istiod`;
+//!   `Builder::bootstrap_dir` and `health::Probe`.
+//! - **Manifests**: the kinds and fields that [`config::File`] reads are in [`xds::file`].
+//! - **Errors**: one [`Error`], with [`Error::kind`], [`Error::is_denied`] and the [`Error::reply`] of a proxy. `Display` (`{}`) is
+//!   its own text, `Debug` (`{:?}`) has the causes as well.
 //! - **Tests**: [`testing`] calls a handler as any identity, in memory.
 //! - **Your own sources**: [`config::ConfigSource`] and [`identity::CertificateSource`], one method
 //!   each. Everything else extends by tower's `Service` and `Layer`.
 //!
 //! # Features
 //!
-//! Default: `aws-lc-rs`, `file`, `dev-ca`, `http`, `metrics`, `admin`. Off: `ring`, `istiod`,
-//! `workload-api`, `axum`, `tonic`.
+//! Default: `aws-lc-rs` (crypto), `file` (manifests), `dev-ca` (certificates without an authority), `http` (layers and
+//! client), `metrics`, `admin`. Off: `ring` (other crypto), `istiod` (control plane, hosts outside Kubernetes), `workload-api`
+//! (SPIRE), `axum` (for `axum::serve`), `tonic` (its server).
 //! Features add and never change behaviour; `aws-lc-rs` and `ring` may both be on. The crypto
 //! provider is a value of the builder: the process default is neither read nor set.
 //!
@@ -109,6 +117,7 @@ mod inbound;
 pub mod layers;
 mod mesh;
 mod misnamed;
+mod missed;
 mod net;
 mod node;
 mod outbound;

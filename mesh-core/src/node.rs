@@ -250,7 +250,7 @@ impl Node {
     /// # Errors
     ///
     /// When the three do not make a SPIFFE id, or when the source of configuration speaks for another
-    /// workload alone, as [`config::Xds`](crate::config::Xds) does; made before the source began, the
+    /// workload alone, as `config::Xds` (feature `istiod`) does; made before the source began, the
     /// workload's listeners and connections have that error.
     pub fn workload(
         &self,
@@ -389,11 +389,16 @@ impl NodeInner {
     }
 
     pub(crate) fn report_problems(&self, problems: Vec<String>) {
+        self.report_closed(problems, &HashSet::new());
+    }
+
+    /// As [`report_problems`](Self::report_problems), of who knows for what something narrower stands.
+    pub(crate) fn report_closed(&self, problems: Vec<String>, closed: &HashSet<String>) {
         let problems: Vec<Arc<str>> = problems.into_iter().map(Arc::from).collect();
         let mut standing = lock(&self.problems);
         let known: HashSet<&Arc<str>> = standing.iter().collect();
         let new = problems.iter().filter(|problem| !known.contains(problem));
-        self.warn_of(new);
+        self.warn_of(new, |problem| closed.contains(problem));
         *standing = problems;
     }
 
@@ -401,15 +406,21 @@ impl NodeInner {
     #[cfg(feature = "istiod")]
     pub(crate) fn report_changed(&self, new: &[Arc<str>], all: Vec<Arc<str>>) {
         let mut standing = lock(&self.problems);
-        self.warn_of(new);
+        self.warn_of(new, |_| false);
         *standing = all;
     }
 
-    fn warn_of<'a>(&self, problems: impl IntoIterator<Item = &'a Arc<str>>) {
+    fn warn_of<'a>(
+        &self,
+        problems: impl IntoIterator<Item = &'a Arc<str>>,
+        is_closed: impl Fn(&str) -> bool,
+    ) {
         let nothing = self.gate.current().start_failure().is_some();
         for problem in problems {
             if nothing {
                 tracing::warn!(target: "mesh::config", %problem, "refused; there is no configuration before it is right");
+            } else if is_closed(problem) {
+                tracing::warn!(target: "mesh::config", %problem, "refused, and it has no last good version");
             } else {
                 tracing::warn!(target: "mesh::config", %problem, "refused; its last good version stays, if there is one");
             }

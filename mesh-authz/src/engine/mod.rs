@@ -193,6 +193,7 @@ impl PolicySet {
             Action::Deny | Action::Audit => Reason::Denied,
         };
         Decision::by(reason, policy.name(), rule.rule as usize)
+            .with_unreadable(policy.why_unreadable())
     }
 
     fn dry_run(&self, reading: Reading, attributes: &Attributes<'_>) -> DryRun<'_> {

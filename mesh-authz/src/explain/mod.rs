@@ -211,6 +211,10 @@ impl fmt::Display for PolicyExplanation {
         } else {
             ""
         };
+        if let Some(why) = self.policy.why_unreadable() {
+            let name = self.policy.name();
+            return writeln!(f, "{name} cannot be read, so it lets nobody in: {why}");
+        }
         write!(f, "{action} {}{dry_run}: ", self.policy.name())?;
         match self.matched() {
             _ if self.rules.is_empty() => writeln!(f, "has no rules, so none matches")?,

@@ -72,6 +72,7 @@ pub struct Policy {
     action: Action,
     rules: Vec<Rule>,
     dry_run: bool,
+    unreadable: Option<Arc<str>>,
 }
 
 impl Policy {
@@ -82,6 +83,16 @@ impl Policy {
             action,
             rules,
             dry_run: false,
+            unreadable: None,
+        }
+    }
+
+    /// Stands for a policy that cannot be read, of which nobody knows whom it would let in: denies everything, and
+    /// gives the reason, which says where the policy is and what is wrong with it, wherever a decision is told.
+    pub fn unreadable(name: PolicyName, why: impl Into<Arc<str>>) -> Self {
+        Self {
+            unreadable: Some(why.into()),
+            ..Self::new(name, Action::Deny, vec![Rule::new(Expr::TRUE)])
         }
     }
 
@@ -105,6 +116,11 @@ impl Policy {
     /// Its rules; any may match.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    /// Why the policy cannot be read for which this one [stands](Self::unreadable).
+    pub fn why_unreadable(&self) -> Option<&str> {
+        self.unreadable.as_deref()
     }
 
     /// Whether it is reported but not enforced.

@@ -317,3 +317,28 @@ fn server_names_that_nobody_looked_at() {
         assert_eq!(deny.evaluate(&attributes).is_allowed(), allowed, "{seen:?}");
     }
 }
+
+/// Whoever asks why everything is denied is told that nobody wrote so.
+#[test]
+fn a_policy_that_cannot_be_read_denies_and_says_why() {
+    let name = PolicyName::new("default", "reviews");
+    let why = "mesh.yaml:30: spec.rules[0].to[0].operation.method: unknown field";
+    let policies = set([
+        policy("allow", Action::Allow, vec![Expr::TRUE]),
+        Policy::unreadable(name, why),
+    ]);
+    for decision in [
+        policies.evaluate(&to(1)),
+        policies.evaluate_l4(&to(1)),
+        policies.could_allow(&to(1)),
+    ] {
+        assert!(!decision.is_allowed());
+        assert_eq!(decision.unreadable(), Some(why));
+        let text = format!("default/reviews cannot be read, so it lets nobody in ({why})");
+        assert_eq!(decision.to_string(), text);
+    }
+    let told = policies.explain(&to(1)).to_string();
+    let line = format!("default/reviews cannot be read, so it lets nobody in: {why}");
+    assert!(told.lines().any(|told| told == line), "{told}");
+    assert!(!told.contains("DENY"), "{told}");
+}

@@ -190,6 +190,8 @@ impl Work {
         for what in skipped {
             tracing::info!(target: "mesh::config", %what, "of no use as it is");
         }
+        let closed = problems.iter().filter(|problem| problem.is_closed());
+        let closed = closed.map(ToString::to_string).collect();
         let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         if !complete {
             // Until all files were readable at once, a workload could appear without its policies.
@@ -205,7 +207,7 @@ impl Work {
         let changed = batch.updates().len() + batch.removed().len();
         if self.refused.is_empty() {
             // Who finds itself missing is told why.
-            link.report(problems.clone())?;
+            link.report_closed(problems.clone(), &closed)?;
         }
         let verdicts = link.apply(batch)?;
         for verdict in verdicts {
@@ -222,6 +224,6 @@ impl Work {
             .filter_map(|verdict| self.loader.refusal(verdict));
         problems.extend(refused.map(|problem| problem.to_string()));
         tracing::info!(target: "mesh::config", changed, problems = problems.len(), "configuration files applied");
-        link.report(problems)
+        link.report_closed(problems, &closed)
     }
 }

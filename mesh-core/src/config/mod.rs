@@ -240,6 +240,17 @@ impl ConfigLink {
         Ok(())
     }
 
+    /// As [`report`](Self::report), of a source that knows for which objects something narrower stands.
+    #[cfg(feature = "file")]
+    fn report_closed(
+        &self,
+        problems: Vec<String>,
+        closed: &std::collections::HashSet<String>,
+    ) -> Result<(), Error> {
+        self.node()?.report_closed(problems, closed);
+        Ok(())
+    }
+
     /// As [`report`](Self::report), of a source that knows which of all problems are new.
     #[cfg(feature = "istiod")]
     fn report_changed(&self, new: &[Arc<str>], all: Vec<Arc<str>>) -> Result<(), Error> {

@@ -12,10 +12,12 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ::http::uri::PathAndQuery;
-use ::http::{HeaderName, HeaderValue};
+use ::http::{HeaderName, HeaderValue, Method};
 
 use crate::{Error, ErrorKind};
 
@@ -28,9 +30,11 @@ pub(crate) use run::run;
 /// Before the first verdict nothing is reported, and the control plane has the host as unhealthy.
 ///
 /// The target is plain HTTP, TCP or gRPC on the workload's own first address unless
-/// [`host`](Self::host) says otherwise. A port that this mesh serves is no good target under STRICT
-/// mutual TLS: the probe is a plaintext client like any other. There the application says itself how it
-/// is, by [`Mesh::report_health`](crate::Mesh::report_health).
+/// [`host`](Self::host) says otherwise. The probe is a plaintext client like any other, whom pilot-agent's would go
+/// around the sidecar: a port that this mesh serves is no good target under STRICT mutual TLS, or where an ALLOW
+/// policy applies that does not let plaintext in for the probe's path. There another port is probed, or the
+/// application says itself how it is, by [`Mesh::report_health`](crate::Mesh::report_health); a verdict that the
+/// workload's own policies are the reason of says so.
 ///
 /// # Examples
 ///
@@ -62,6 +66,9 @@ enum Check {
     },
     Exec(Vec<String>),
 }
+
+/// The method and path of a probe's request.
+type Asked<'a> = (Method, Cow<'a, str>);
 
 /// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,6 +220,25 @@ impl Probe {
             }
             Check::Exec(_) => None,
         }
+    }
+
+    /// The port of the workload's own address that it asks, if it does, and the request that it makes.
+    fn of_own(&self, own: IpAddr) -> Option<(u16, Option<Asked<'_>>)> {
+        let (target, request) = match &self.check {
+            Check::Http { target, path, .. } => {
+                let path = path.split(['?', '#']).next().unwrap_or(path);
+                (target, Some((Method::GET, path.into())))
+            }
+            Check::Tcp(target) => (target, None),
+            Check::Grpc { target, .. } => {
+                let path = "/grpc.health.v1.Health/Check";
+                (target, Some((Method::POST, path.into())))
+            }
+            Check::Exec(_) => return None,
+        };
+        let host = target.host.as_deref();
+        let is_own = host.is_none_or(|host| host.parse() == Ok(own));
+        is_own.then_some((target.port, request))
     }
 
     /// Probes this host where none was set.

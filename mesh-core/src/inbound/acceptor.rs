@@ -321,12 +321,13 @@ pub(super) fn admit(
     let admitted = mesh.live.admit(context, judgement, &mesh.enforcement);
     admitted.map_err(|refused| match refused {
         Refused::TooMany => too_many(),
-        Refused::Denied(why) => {
+        Refused::Denied(why, missed) => {
             tracing::debug!(
                 target: "mesh::authz",
                 reason = why,
+                policies = missed,
                 source = %context.source(),
-                identity = context.identity().map(tracing::field::display),
+                identity = %context.who(),
                 destination = %context.destination(),
                 "denied"
             );

@@ -7,6 +7,7 @@ use mesh_authz::{Decision, PolicySet};
 use super::enforcement::Enforcement;
 use super::places::Place;
 use crate::ConnectionContext;
+use crate::missed::missed;
 use crate::net::{Cut, CutReason};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Notify, Ordering, lock};
 
@@ -25,7 +26,11 @@ pub(crate) enum Judgement {
 
 impl Judgement {
     /// Whether `policies` admit the connection, and which did not.
-    fn decide<'a>(self, policies: &'a PolicySet, context: &ConnectionContext) -> Decision<'a> {
+    pub(crate) fn decide<'a>(
+        self,
+        policies: &'a PolicySet,
+        context: &ConnectionContext,
+    ) -> Decision<'a> {
         let attributes = context.attributes();
         match self {
             Self::L4 => policies.evaluate_l4(&attributes),
@@ -36,7 +41,7 @@ impl Judgement {
 
 /// A refusal in ztunnel's words, and the rule. For logs: the peer is told a status and no more.
 fn refusal(decision: &Decision<'_>) -> String {
-    match decision.rule() {
+    match decision.rule().filter(|_| decision.unreadable().is_none()) {
         Some(rule) => format!("{decision}, rule {rule}"),
         None => decision.to_string(),
     }
@@ -47,8 +52,8 @@ fn refusal(decision: &Decision<'_>) -> String {
 pub(crate) enum Refused {
     /// There are as many as permitted.
     TooMany,
-    /// What its port enforces refuses it, as it says.
-    Denied(String),
+    /// What its port enforces refuses it, as it says, and which ALLOW policies did not allow it.
+    Denied(String, Option<String>),
     /// The workload's service is.
     Over,
 }
@@ -114,7 +119,8 @@ impl Registry {
         let enforced = enforced.load();
         let decision = judgement.decide(enforced.policies(), context);
         if !decision.is_allowed() {
-            return Err(Refused::Denied(refusal(&decision)));
+            let missed = missed(&decision, enforced.policies());
+            return Err(Refused::Denied(refusal(&decision), missed));
         }
         Ok(registered)
     }
@@ -176,6 +182,8 @@ impl Registry {
                     destination = %entry.context.destination(),
                     policy = decision.policy().map(tracing::field::display),
                     rule = decision.rule(),
+                    policies = missed(&decision, enforced.policies()),
+                    unreadable = decision.unreadable(),
                     reason = %decision.reason(),
                     "connection closed because it is no longer allowed after a policy update"
                 );

@@ -119,6 +119,7 @@ async fn the_keys_at_the_top() {
         "snapshotVersion",
         "stagedServices",
         "version",
+        "warnings",
         "workloadState",
         "workloads",
     ];

@@ -77,6 +77,20 @@ async fn a_denial_is_logged_with_its_policy_and_rule() {
 }
 
 #[tokio::test]
+async fn a_denial_that_no_policy_allowed_is_logged_with_those_that_could_have() {
+    let paths = to(|operation| operation.paths = vec!["/open".into()]);
+    let caller = Caller::new(Handler::default()).policies(policy(Action::Allow, vec![paths]));
+    let (lines, _guard) = capture("mesh::authz=debug");
+    caller.call(get("/closed")).await.unwrap();
+    lines.has(&[
+        "denied",
+        "none allowed",
+        "policies=\"default/test\"",
+        "identity=plaintext",
+    ]);
+}
+
+#[tokio::test]
 async fn a_dry_run_says_what_it_would_do() {
     let mut dry = AuthorizationPolicy::new("default", "dry");
     dry.action = Action::Deny;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+use mesh_core::authz::policy::Action;
 use mesh_core::config::AppHealth;
 use mesh_core::health::Probe;
 use mesh_core::identity::Istiod;
@@ -15,9 +16,12 @@ use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::handler::{Handler, to};
 use crate::istiod::{HttpRequest, HttpResponse, Method, Served};
 use crate::istiod_discovery::HEALTH;
 use crate::istiod_place::{HOUR, Place, until};
+use crate::layers_logs::capture;
+use crate::mesh_world::{Control, PORT, World, caller, policy};
 
 /// Long enough for any machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -173,6 +177,56 @@ async fn the_application_has_a_word_too() {
     drop(listener);
     until("the probe disagrees", || reports(&place).len() == 3).await;
     assert!(reports(&place)[2].1.as_ref().unwrap().1.starts_with("TCP "));
+}
+
+/// The probe of one's own listener has no identity. Why it is refused nobody could guess from a reset or a 403.
+#[tokio::test]
+async fn a_probe_that_the_workloads_own_policy_refuses_says_so() {
+    let (lines, _guard) = capture("mesh::health=info");
+    let (control, batches) = Control::new();
+    let world = World::new(89);
+    let mesh = Mesh::builder()
+        .workload("default", "server", "server")
+        .readiness_probe(
+            Probe::http(PORT)
+                .path("/healthz?full")
+                .timeout(LONG)
+                .period(OFTEN),
+        )
+        .config(batches)
+        .identity(world.ca.clone())
+        .build()
+        .unwrap();
+    let callers = policy("callers", Action::Allow, vec![caller("client")]);
+    control
+        .set(vec![world.workload("server", 2).into(), callers])
+        .await;
+    let http = mesh.listen_http(PORT).await.unwrap();
+    tokio::spawn(http.serve(Handler::default()));
+    let says = async |parts: &[&str]| {
+        until("a verdict", || {
+            let text = lines.text();
+            let mut lines = text.lines();
+            lines.any(|line| parts.iter().all(|part| line.contains(part)))
+        })
+        .await;
+    };
+    let refused =
+        "own policies refuse it (allow policies exist, but none allowed: default/callers)";
+    let to_do = "plaintext, GET /healthz,";
+    says(&["WARN", refused, to_do, "Mesh::report_health"]).await;
+    let healthz = to(|operation| {
+        operation.paths = vec!["/healthz".into()];
+        operation.methods = vec!["GET".into()];
+    });
+    control
+        .set(vec![policy(
+            "callers",
+            Action::Allow,
+            vec![caller("client"), healthz],
+        )])
+        .await;
+    says(&["INFO", "finds the application healthy"]).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,10 @@ use mesh_core::{Error, ErrorKind, Mesh};
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tokio::time::Instant;
 
+use crate::admin::get;
+use crate::handler::Handler;
 use crate::layers_logs::capture;
+use crate::mesh_world::until;
 
 const START: Duration = Duration::from_secs(30);
 
@@ -166,6 +169,68 @@ async fn an_object_that_was_refused_is_named_to_who_misses_it() {
     assert!(seconds <= 1, "{seconds}");
 }
 
+/// An ALLOW policy with a slip.
+fn broken_policy(method: &str) -> String {
+    format!(
+        "{}---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: reviews}}\n\
+         spec:\n  rules:\n  - to: [{{operation: {{{method}: [GET]}}}}]\n",
+        pod("podIP: 127.90.0.12")
+    )
+}
+
+/// At a start there is no last good version of it: nobody is let in, and whoever looks finds out why.
+#[tokio::test]
+async fn a_policy_that_cannot_be_read_at_the_start_is_not_told_as_a_deny() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &broken_policy("method"));
+    let (lines, _guard) = capture("mesh::config=info,mesh::authz=debug");
+    let server = Mesh::builder()
+        .workload("default", "reviews-v1", "reviews")
+        .config(File::watch(folder.path().join("mesh.yaml")).every(Duration::from_millis(10)))
+        .identity(ca())
+        .build()
+        .unwrap();
+    let http = server.listen_http(9080).await.unwrap();
+    tokio::spawn(http.serve(Handler::default()));
+    let slip = "mesh.yaml:12: spec.rules[0].to[0].operation.method: unknown field";
+    lines.has(&[
+        "WARN",
+        slip,
+        "; until it is right, all that it selects is denied",
+        "refused, and it has no last good version",
+    ]);
+    assert!(!lines.text().contains("stays"), "{}", lines.text());
+    let mut refused = tokio::net::TcpStream::connect("127.90.0.12:9080")
+        .await
+        .unwrap();
+    let _ = tokio::io::AsyncReadExt::read(&mut refused, &mut [0; 1]).await;
+    let denied = "default/reviews cannot be read, so it lets nobody in (";
+    lines.has(&["DEBUG", "denied", denied, slip, "identity=plaintext"]);
+    let explained = get(&server.admin(), "/explain?to=9080&from=plaintext&path=/").await;
+    let text = explained.text;
+    assert!(text.contains(denied) && text.contains(slip), "{text}");
+    assert!(!text.contains("DENY "), "{text}");
+    let dump = get(&server.admin(), "/config_dump").await.json();
+    let why = dump["policies"][0]["unreadable"].as_str().unwrap();
+    assert!(why.contains(slip), "{why}");
+    // Another slip: the reason is the new one, and still nothing good stays.
+    write(folder.path(), &broken_policy("methodes"));
+    until("it is read again", || {
+        lines.text().contains("operation.methodes")
+    })
+    .await;
+    lines.has(&[
+        "WARN",
+        "operation.methodes",
+        "refused, and it has no last good version",
+    ]);
+    write(folder.path(), &broken_policy("methods"));
+    until("it is right", || server.node().problems().is_empty()).await;
+    write(folder.path(), &broken_policy("method"));
+    until("it is wrong", || !server.node().problems().is_empty()).await;
+    lines.has(&["WARN", slip, "refused; its last good version stays"]);
+}
+
 struct Ends;
 
 impl ConfigSource for Ends {
@@ -274,10 +339,7 @@ async fn a_development_ca_that_cannot_do_fails_the_start_at_once() {
 
 /// What `/config_dump` says of the configuration's age.
 async fn stale(mesh: &Mesh) -> serde_json::Value {
-    crate::admin::get(&mesh.admin(), "/config_dump")
-        .await
-        .json()["stale"]
-        .clone()
+    get(&mesh.admin(), "/config_dump").await.json()["stale"].clone()
 }
 
 #[tokio::test(start_paused = true)]

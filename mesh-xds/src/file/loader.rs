@@ -34,6 +34,8 @@ struct Entry {
     key: String,
     line: u32,
     object: Object,
+    /// It only stands for one that could not be read.
+    stands: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -228,6 +230,7 @@ fn last_good(files: &BTreeMap<PathBuf, Vec<Entry>>) -> BTreeMap<&str, &Object> {
     files
         .values()
         .flatten()
+        .filter(|entry| !entry.stands)
         .map(|entry| (&*entry.key, &entry.object))
         .collect()
 }
@@ -254,8 +257,8 @@ struct Pending {
     key: String,
     line: u32,
     read: Result<Object, Invalid>,
-    /// What stands for it when it is refused and has no last good version.
-    closed: Option<Object>,
+    /// What stands for it when it is refused and has no last good version, and what that does.
+    closed: Option<(Object, &'static str)>,
     passed_over: Vec<Invalid>,
 }
 
@@ -325,7 +328,11 @@ impl Load<'_> {
                     let read = item.read(self.settings).map(wrap);
                     let closed = match &read {
                         Ok(_) => None,
-                        Err(_) => item.closed(self.settings).map(wrap),
+                        Err(invalid) => {
+                            let why = Problem::new(path, invalid.clone()).to_string();
+                            let closed = item.closed(self.settings, &why).map(wrap);
+                            closed.map(|object| (object, item.until_right()))
+                        }
                     };
                     pending.push(Pending {
                         key: item.key().to_owned(),
@@ -361,23 +368,30 @@ impl Load<'_> {
         let warnings = passed_over.into_iter().take(room);
         self.warnings
             .extend(warnings.map(|invalid| Problem::new(path, invalid)));
+        let mut stands = false;
         let object = match read {
             Ok(object) => Some(object),
             Err(mut invalid) => {
                 let last = self.before.get(&*key).map(|object| (*object).clone());
-                let stands = last.or_else(|| {
-                    let closed = closed?;
-                    invalid.message.push_str(
-                        "; until it is right, the narrowest thing that it could mean stands for it",
-                    );
+                let object = last.or_else(|| {
+                    let (closed, until_right) = closed?;
+                    stands = true;
+                    let message = &mut invalid.message;
+                    message.push_str(&format!("; until it is right, {until_right}"));
                     Some(closed)
                 });
-                self.problems.push(Problem::new(path, invalid));
-                stands
+                self.problems
+                    .push(Problem::new(path, invalid).closed(stands));
+                object
             }
         };
         if let Some(object) = object {
-            entries.push(Entry { key, line, object });
+            entries.push(Entry {
+                key,
+                line,
+                object,
+                stands,
+            });
         }
     }
 }

@@ -41,7 +41,7 @@
 //! A file that does not parse, or holds a document that cannot be told apart, is refused whole; an
 //! object that is not right is refused alone. Either way the last good version stays, and a [`Problem`]
 //! names file, line and field. Where there is no last good version of an object that carries security, the
-//! narrowest thing that it could mean stands for it: what an AuthorizationPolicy selects is denied, what a
+//! narrowest thing that it could mean stands for it, as the problem says: what an AuthorizationPolicy selects is denied, what a
 //! PeerAuthentication selects is STRICT, and what a RequestAuthentication selects refuses tokens.
 //! Of a Namespace, the labels that can be read count.
 //!

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 pub struct Problem {
     file: PathBuf,
     invalid: Invalid,
+    closed: bool,
 }
 
 impl Problem {
@@ -18,7 +19,19 @@ impl Problem {
         Self {
             file: file.to_owned(),
             invalid,
+            closed: false,
         }
+    }
+
+    pub(crate) fn closed(mut self, closed: bool) -> Self {
+        self.closed = closed;
+        self
+    }
+
+    /// Whether the object has no last good version, and something narrower stands for it, as the
+    /// [message](Self::message) says.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// The file.

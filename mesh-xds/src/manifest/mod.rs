@@ -236,8 +236,9 @@ impl Item<'_> {
 
     /// What stands for an object that carries security, could not be read, and has no last good
     /// version: the narrowest thing that it could have been. Its metadata counts as far as it can be
-    /// read, of which [`find`] has made sure for the names. Of a Namespace, that is all there is.
-    pub(crate) fn closed(&self, settings: &Settings) -> Option<Object> {
+    /// read, of which [`find`] has made sure for the names. Of a Namespace, that is all there is. `why` says
+    /// where and why it could not be read.
+    pub(crate) fn closed(&self, settings: &Settings, why: &str) -> Option<Object> {
         let meta = self.meta().unwrap_or_else(|_| {
             let mut meta = self.partial_meta().unwrap_or_default();
             meta.namespace = Arc::clone(&self.namespace);
@@ -248,7 +249,7 @@ impl Item<'_> {
         match self.kind {
             Kind::Namespace => Some(Object::Namespace(meta)),
             Kind::AuthorizationPolicy => {
-                security::AuthorizationPolicy::closed(meta, &mut fields, settings)
+                security::AuthorizationPolicy::closed(meta, &mut fields, settings, why)
                     .map(Object::AuthorizationPolicy)
             }
             Kind::PeerAuthentication => Some(Object::PeerAuthentication(
@@ -258,6 +259,16 @@ impl Item<'_> {
                 security::RequestAuthentication::closed(meta, &mut fields, settings),
             )),
             _ => None,
+        }
+    }
+
+    /// What [`closed`](Self::closed) does.
+    pub(crate) fn until_right(&self) -> &'static str {
+        match self.kind {
+            Kind::AuthorizationPolicy => "all that it selects is denied",
+            Kind::PeerAuthentication => "what it selects is STRICT",
+            Kind::RequestAuthentication => "what it selects refuses tokens",
+            _ => "what of it can be read counts",
         }
     }
 

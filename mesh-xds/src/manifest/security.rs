@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use mesh_authz::policy::istio::{self, Condition, Operation, Rule, Source};
-use mesh_authz::policy::{self, Action, Expr, Policy, PolicyName, TrustDomains};
+use mesh_authz::policy::{Action, Policy, PolicyName, TrustDomains};
 
 use super::meta::{Labels, Meta, labels};
 use super::quantity::duration;
@@ -395,17 +395,21 @@ pub(crate) fn header(at: &Cursor<'_>) -> Result<HeaderName> {
 impl AuthorizationPolicy {
     /// Denies everything that the policy selects, or its namespace when even that cannot be read.
     /// One that would only be reported has no stand-in.
-    pub(crate) fn closed(meta: Meta, fields: &mut Fields<'_>, settings: &Settings) -> Option<Self> {
+    pub(crate) fn closed(
+        meta: Meta,
+        fields: &mut Fields<'_>,
+        settings: &Settings,
+        why: &str,
+    ) -> Option<Self> {
         if meta.annotation("istio.io/dry-run") == Some("true") {
             return None;
         }
         let attachment = Attachment::read_or_everything(&meta, fields, settings);
         let name = PolicyName::new(Arc::clone(&meta.namespace), Arc::clone(&meta.name));
-        let everything = policy::Rule::new(Expr::TRUE);
         Some(Self {
             meta,
             attachment,
-            policy: Arc::new(Policy::new(name, Action::Deny, vec![everything])),
+            policy: Arc::new(Policy::unreadable(name, why)),
         })
     }
 }

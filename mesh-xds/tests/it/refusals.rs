@@ -391,7 +391,7 @@ fn a_policy_that_was_never_right_denies_what_it_selects() {
         let (loader, problems) = loaded(&format!("{POD}---\n{broken}"));
         assert_eq!(problems.len(), 1);
         assert!(
-            problems[0].ends_with("the narrowest thing that it could mean stands for it"),
+            problems[0].ends_with("; until it is right, all that it selects is denied"),
             "{problems:?}"
         );
         let name = ResourceName::Policy(PolicyName::new("shop", "x"));

@@ -41,6 +41,8 @@ pub(super) struct Dump {
     config: SettingsDump,
     /// What sources of configuration refused. Not of ztunnel.
     problems: Vec<String>,
+    /// What they passed over, most likely slips. Not of ztunnel.
+    warnings: Vec<String>,
     /// What is waited for, with reasons. Not of ztunnel.
     pending: BTreeMap<String, String>,
     /// Since when and why the configuration is not kept current. Not of ztunnel.
@@ -71,6 +73,7 @@ impl Dump {
             version: Version::of(&node.settings),
             config: SettingsDump::of(&node.settings),
             problems: node.problems(),
+            warnings: node.warnings(),
             pending: pending
                 .map(|(name, why)| (name.to_owned(), why.to_owned()))
                 .collect(),

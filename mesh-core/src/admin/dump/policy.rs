@@ -22,7 +22,10 @@ pub(super) struct PolicyDump<'a> {
     /// there, as istiod sends it, and told whole in `expressions`.
     rules: Vec<Vec<Clause>>,
     dry_run: bool,
-    /// The extension provider of a CUSTOM policy. Not of ztunnel, as the rest.
+    /// Why the policy for which this one stands cannot be read. Not of ztunnel, as the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<&'a str>,
+    /// The extension provider of a CUSTOM policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     provider: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -74,6 +77,7 @@ impl<'a> PolicyDump<'a> {
             },
             rules,
             dry_run: policy.dry_run(),
+            unreadable: policy.why_unreadable(),
             provider: match policy.action() {
                 Action::Custom { provider } => Some(provider),
                 _ => None,

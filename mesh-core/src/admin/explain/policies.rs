@@ -65,6 +65,7 @@ fn tell(told: &PolicyExplanation, left: &mut Left) -> Option<Value> {
             _ => "AUDIT",
         },
         "dryRun": policy.dry_run(),
+        "unreadable": policy.why_unreadable(),
         "matched": told.matched(),
         "rules": rules,
     }))

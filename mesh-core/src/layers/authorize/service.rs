@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::task::{Context, Poll};
 
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, Uri};
+use http::{Request, Response, Uri};
 use mesh_authz::matcher::PathNormalization;
 use mesh_authz::{Attribute, Attributes, Decision, RequestAttributes};
 use tower_service::Service;
@@ -12,6 +12,7 @@ use super::facts;
 use super::layer::Settings;
 use crate::layers::identify::no_context;
 use crate::layers::reply::{Reply, ReplyBody, ReplyFuture, is_grpc};
+use crate::missed::missed;
 use crate::policies::Enforced;
 use crate::{ConnectionContext, ErrorKind, Policies};
 
@@ -98,7 +99,7 @@ fn judge(
     if decision.is_allowed() {
         return Ok(());
     }
-    report_denial(&decision, context, &head.method, head.uri.path());
+    report_denial(&decision, enforced, context, head);
     Err(Reply::new(ErrorKind::Denied).details(details(&decision)))
 }
 
@@ -141,20 +142,22 @@ fn details(decision: &Decision<'_>) -> String {
 
 fn report_denial(
     decision: &Decision<'_>,
+    enforced: &Enforced,
     context: &ConnectionContext,
-    method: &Method,
-    path: &str,
+    head: &http::request::Parts,
 ) {
     debug!(
         target: "mesh::authz",
         policy = decision.policy().map(tracing::field::display),
         rule = decision.rule(),
+        policies = missed(decision, enforced.policies()),
+        unreadable = decision.unreadable(),
         reason = %decision.reason(),
         source = %context.source(),
-        identity = context.identity().map(tracing::field::display),
+        identity = %context.who(),
         destination = %context.destination(),
-        %method,
-        path,
+        method = %head.method,
+        path = head.uri.path(),
         "denied"
     );
 }
