@@ -243,24 +243,32 @@ impl<W, C, I> Builder<W, C, I> {
     ///
     /// For a mesh of 100 000 workloads on few cores: a full push takes a second of a core, in small bites, each of which may
     /// keep a connection waiting. On a thread of a lower priority the push waits for connections instead; where all
-    /// cores stay busy it is in effect later, and with it each DENY in it. The runtime needs timers and I/O
+    /// cores stay busy it is in effect later, and with it each DENY in it: lower it when the mesh is
+    /// [`ready`](Mesh::ready), which it should be soon. The runtime needs timers and I/O
     /// (`enable_all`), and must live as long as the mesh: with it end news and new certificates.
     ///
     /// # Examples
     ///
     /// ```
-    /// # use mesh_core::Mesh;
+    /// # use mesh_core::{Mesh, config::ConfigSource, identity::CertificateSource};
     /// # fn lower_priority() {}
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn start(source: impl ConfigSource, certificates: impl CertificateSource) -> Result<(), Box<dyn std::error::Error>> {
     /// let control = tokio::runtime::Builder::new_multi_thread()
     ///     .worker_threads(1)
     ///     .thread_name("mesh-control")
-    ///     // Linux has a nice value for each thread: `rustix::process::setpriority_process(None, 19)`.
-    ///     .on_thread_start(lower_priority)
     ///     .enable_all()
     ///     .build()?;
-    /// let builder = Mesh::builder().control_runtime(control.handle().clone());
-    /// # drop(builder);
+    /// let mesh = Mesh::builder()
+    ///     .control_runtime(control.handle().clone())
+    ///     .workload("default", "reviews-v1", "reviews")
+    ///     .config(source)
+    ///     .identity(certificates)
+    ///     .build()?;
+    /// mesh.ready().await?;
+    /// // Of its only thread, which on Linux has a nice value of its own: `rustix::process::setpriority_process(None, 19)`.
+    /// control.spawn(async { lower_priority() });
+    /// // … At the end, for dropping a runtime waits, which an async function must not:
+    /// control.shutdown_background();
     /// # Ok(())
     /// # }
     /// ```

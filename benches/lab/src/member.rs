@@ -36,23 +36,27 @@ pub(crate) fn join_control(
         .at(control.ip())
         .root_cert_file(folder.join("root.pem"))
         .token_file(token);
+    let runtime = control_runtime()?;
     let mesh = Mesh::builder()
-        .control_runtime(control_runtime()?)
+        .control_runtime(runtime.clone())
         .workload("default", name, name)
         .config(config::Xds::istiod(control_plane).addresses([own.ip()]))
         .identity(files(folder, name))
         .build()?;
+    let started = mesh.clone();
+    runtime.spawn(async move {
+        // Of the one thread; where it cannot be, the figures are others, and nothing is wrong.
+        if started.ready().await.is_ok() {
+            let _ = setpriority_process(None, 19);
+        }
+    });
     Ok(mesh)
 }
 
-/// A thread of the lowest priority, for as long as the process lives: what a service of a large mesh is advised to have.
+/// One thread, of the lowest priority when the mesh is ready, for as long as the process lives: what `control_runtime` advises.
 fn control_runtime() -> Result<Handle, BoxError> {
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        .on_thread_start(|| {
-            // Without it the figures are others, and nothing is wrong.
-            let _ = setpriority_process(None, 19);
-        })
         .enable_all()
         .build()?;
     let handle = runtime.handle().clone();
