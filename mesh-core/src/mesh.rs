@@ -519,9 +519,14 @@ impl MeshInner {
         let found = self.find_record().await?;
         found.ok_or_else(|| {
             let node = &self.node.inner;
-            let near = (node.snapshot.load()).names_near(&self.id.namespace, &self.id.name);
+            let snapshot = node.snapshot.load();
+            let mut near = snapshot.names_near(&self.id.namespace, &self.id.name);
+            if near.is_empty() {
+                near = snapshot.namesakes(&self.id.name);
+            }
             // A slip in a manifest is the likeliest reason.
             let mut known = node.problems();
+            known.extend(lock(&node.of_no_use).iter().cloned());
             known.extend(node.warnings());
             no_record(&self.id, &near, &known)
         })

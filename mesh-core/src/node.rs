@@ -71,6 +71,8 @@ pub(crate) struct NodeInner {
     meshes: Mutex<Vec<Weak<MeshInner>>>,
     problems: Mutex<Vec<Arc<str>>>,
     warnings: Mutex<Vec<String>>,
+    /// What of the configuration makes nothing as it is.
+    pub(crate) of_no_use: Mutex<Vec<String>>,
     /// Whether what is configured is all there is.
     whole: AtomicBool,
     stale: Mutex<Option<Stale>>,
@@ -202,6 +204,7 @@ impl Node {
             meshes: Mutex::default(),
             problems: Mutex::default(),
             warnings: Mutex::default(),
+            of_no_use: Mutex::default(),
             whole: AtomicBool::new(false),
             stale: Mutex::default(),
             board: Board::new(),

@@ -186,6 +186,8 @@ impl Work {
     fn take_effect(&mut self, link: &ConfigLink, loaded: Loaded) -> Result<(), Error> {
         let complete = loaded.is_complete();
         link.set_warnings(loaded.warnings().iter().map(ToString::to_string).collect())?;
+        let of_no_use = self.loader.skipped().iter();
+        link.set_of_no_use(of_no_use.map(ToString::to_string).collect())?;
         let (batch, problems, skipped) = loaded.into_parts();
         for what in skipped {
             tracing::info!(target: "mesh::config", %what, "of no use as it is");

@@ -240,6 +240,13 @@ impl ConfigLink {
         Ok(())
     }
 
+    /// Replaces what the configuration has that makes nothing as it is: who finds itself missing is told of it.
+    #[cfg(feature = "file")]
+    fn set_of_no_use(&self, what: Vec<String>) -> Result<(), Error> {
+        *crate::sync::lock(&self.node()?.of_no_use) = what;
+        Ok(())
+    }
+
     /// As [`report`](Self::report), of a source that knows for which objects something narrower stands.
     #[cfg(feature = "file")]
     fn report_closed(

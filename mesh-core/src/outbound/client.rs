@@ -18,6 +18,7 @@ use super::http_pool::Protocol;
 use super::report::RequestReport;
 use crate::error::BoxError;
 use crate::layers::{AppBody, Replay, erase};
+use crate::snapshot::{Hop, Route};
 use crate::telemetry::request_id;
 use crate::{Error, ErrorKind, Mesh};
 
@@ -181,6 +182,7 @@ async fn attempts(
         report.routed(mesh, &route, &head);
         let error = match pool.checkout(mesh, &route, protocol).await {
             Err(error) => {
+                let error = on_the_way(error, &route);
                 account::failed(mesh, &route, &error);
                 error
             }
@@ -191,6 +193,7 @@ async fn attempts(
                     Ok(answer) => return Ok(answer),
                     Err(unanswered) => unanswered,
                 };
+                let error = on_the_way(error, &route);
                 let error = if unsent {
                     error.with_retry_safe(true)
                 } else {
@@ -218,6 +221,25 @@ async fn attempts(
         }
         tracing::debug!(target: "mesh::outbound", %destination, %error, "trying the request again");
         tried.add(&route);
+    }
+}
+
+/// Says where it was, and that it was in plaintext, of an error that says neither.
+fn on_the_way(error: Error, route: &Route) -> Error {
+    if error.detail().is_some() {
+        return error;
+    }
+    match route.hop() {
+        Hop::Plain(address) => error.with_detail(format!(
+            "in plaintext to {address}, whose record is not in the mesh"
+        )),
+        Hop::Passthrough(address) => error.with_detail(format!(
+            "in plaintext to {address}, which the mesh does not know"
+        )),
+        _ => match account::next_hop(route) {
+            Some(next_hop) => error.with_detail(next_hop.to_string()),
+            None => error,
+        },
     }
 }
 

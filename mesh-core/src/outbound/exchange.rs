@@ -155,8 +155,6 @@ impl Error {
 
     /// A connection that ended before it could take a request.
     pub(super) fn handshake(error: hyper::Error) -> Self {
-        Self::new(ErrorKind::ConnectFailed)
-            .with_detail("HTTP")
-            .with_source(error)
+        Self::new(ErrorKind::ConnectFailed).with_source(error)
     }
 }

@@ -82,6 +82,18 @@ impl Snapshot {
         near.into_iter().map(|(_, name)| name.into()).collect()
     }
 
+    /// Workloads with this name in other namespaces, at most three: `<namespace>/<name>`.
+    pub(crate) fn namesakes(&self, name: &str) -> Vec<Arc<str>> {
+        let all = self.tables.workload_names.iter_from(|_| false);
+        let namesakes = all.filter(|workload| workload.name() == name);
+        let mut names: Vec<Arc<str>> = namesakes
+            .map(|workload| format!("{}/{name}", workload.namespace()).into())
+            .collect();
+        names.dedup();
+        names.truncate(NEAR_NAMES);
+        names
+    }
+
     /// The service with this name.
     pub fn service(&self, name: &ServiceName) -> Option<&Arc<ServiceRecord>> {
         self.tables.service(name)

@@ -4,11 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use http::Version;
 use mesh_core::authz::policy::Action;
 use mesh_core::config::File;
 use mesh_core::identity::{DevCa, Files};
+use mesh_core::xds::model::TunnelProtocol;
 use mesh_core::{Error, Mesh};
+use tokio::io::AsyncReadExt;
 
+use crate::handler::Handler;
 use crate::layers_logs::capture;
 use crate::mesh_world::{PORT, World, caller, policy};
 
@@ -100,6 +104,80 @@ async fn a_key_that_is_none() {
         "Error: no usable certificate: certificate of spiffe://cluster.local/ns/default/sa/reviews: \
          invalid certificate or key: certificate chain DIR/tls.crt, private key DIR/tls.key, \
          trust roots DIR/ca.crt: invalid certificate bundle: private key: no items found"
+    );
+}
+
+/// Nothing else tells its caller that it was in plaintext.
+#[tokio::test]
+async fn a_label_that_is_missing() {
+    let world = World::new(167);
+    let (client, server) = world.pair().await;
+    let plaintext = world
+        .workload("server", 2)
+        .with_protocol(TunnelProtocol::None);
+    let callers = policy("callers", Action::Allow, vec![caller("client")]);
+    world.control.set(vec![plaintext.into(), callers]).await;
+    let http = server.listen_http(PORT).await.unwrap();
+    tokio::spawn(http.serve(Handler::default()));
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let request = http::Request::get(format!("http://server:{PORT}/")).version(version);
+        let request = request.body(String::new()).unwrap();
+        let error = client.http_client().request(request).await.unwrap_err();
+        let text = error.to_string();
+        let expected = "in plaintext to 127.167.0.2:9080, whose record is not in the mesh";
+        assert!(text.ends_with(expected), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_is_missing() {
+    let world = World::new(168);
+    let (client, server) = world.pair().await;
+    let mut http = server.listen_http(PORT).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok(mut stream) = http.listener.accept().await {
+            let _ = stream.read(&mut [0; 1]).await;
+        }
+    });
+    let request = http::Request::get(format!("http://server:{PORT}/"));
+    let request = request.body(String::new()).unwrap();
+    let error = client.http_client().request(request).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("127.168.0.2:15008"), "{text}");
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_misspelt() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("mesh.yaml"), POD).unwrap();
+    let mesh = Mesh::builder()
+        .workload("defalt", "reviews-v1", "reviews")
+        .config(File::watch(folder.path().join("mesh.yaml")))
+        .identity(DevCa::ephemeral("cluster.local"))
+        .build()
+        .unwrap();
+    let error = mesh.listen(PORT).await.unwrap_err();
+    assert_eq!(
+        printed(folder.path(), &error),
+        "Error: no record of this workload: defalt/reviews-v1; near it: default/reviews-v1"
+    );
+}
+
+/// As a manifest that was copied from a cluster.
+#[tokio::test]
+async fn an_address_that_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let pod = POD.replace("status: {podIP: 127.91.0.1}\n", "");
+    fs::write(folder.path().join("mesh.yaml"), &pod).unwrap();
+    let error = mesh(folder.path(), "reviews-v1")
+        .listen(PORT)
+        .await
+        .unwrap_err();
+    let text = printed(folder.path(), &error);
+    let expected = "Pod default/reviews-v1 has no address in podIPs or podIP";
+    assert!(
+        text.contains("DIR/mesh.yaml:") && text.contains(expected),
+        "{text}"
     );
 }
 

@@ -24,6 +24,8 @@ pub struct Loader {
     resources: BTreeMap<ResourceName, Resource>,
     /// What the last load said to be skipped, or would have said again.
     named: BTreeSet<String>,
+    /// All of it, at most [`MAX_WARNINGS`].
+    skipped: Vec<Problem>,
     /// Whether all files could be read at once, ever.
     complete: bool,
 }
@@ -105,6 +107,7 @@ impl Loader {
             files: BTreeMap::new(),
             resources: BTreeMap::new(),
             named: BTreeSet::new(),
+            skipped: Vec::new(),
             complete: false,
         }
     }
@@ -172,6 +175,7 @@ impl Loader {
         mut warnings: Vec<Problem>,
         skipped: Skipped,
     ) -> Loaded {
+        self.skipped = skipped.values().take(MAX_WARNINGS).cloned().collect();
         let now = skipped.keys().cloned().collect();
         let named = mem::replace(&mut self.named, now);
         let news = skipped
@@ -205,6 +209,11 @@ impl Loader {
         let field = verdict.resource().to_string();
         let invalid = Invalid::new(line, field, reason.to_owned());
         Some(Problem::new(file, invalid))
+    }
+
+    /// What the last load skipped, 100 at most: what [`Loaded::skipped`] says, and what was so before.
+    pub fn skipped(&self) -> &[Problem] {
+        &self.skipped
     }
 
     /// The WorkloadGroups in effect: templates for the entries of hosts that register, which say nothing of

@@ -177,13 +177,14 @@ impl Item<'_> {
         &self.key
     }
 
-    /// The fields that the kind does not have and that are passed over; those of a kind that carries
-    /// security are not, [`read`](Self::read) refuses them.
+    /// The fields that the kind does not have and that are passed over, and methods that no request has; fields of a
+    /// kind that carries security are not, [`read`](Self::read) refuses them.
     pub(crate) fn passed_over(&self) -> Vec<Invalid> {
-        if self.kind.is_security() {
-            return Vec::new();
+        match self.kind {
+            Kind::AuthorizationPolicy => security::lower_case_methods(&self.at),
+            kind if kind.is_security() => Vec::new(),
+            _ => self.unknown(),
         }
-        self.unknown()
     }
 
     fn unknown(&self) -> Vec<Invalid> {

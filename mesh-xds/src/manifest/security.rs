@@ -12,6 +12,7 @@ use mesh_authz::policy::{Action, Policy, PolicyName, TrustDomains};
 use super::meta::{Labels, Meta, labels};
 use super::quantity::duration;
 use crate::file::cursor::{Cursor, Fields, Result};
+use crate::file::problem::Invalid;
 use crate::file::settings::Settings;
 use crate::model::{Jwks, JwtRule, ObjectName, Scope, Target, TokenLocation};
 
@@ -390,6 +391,41 @@ fn jwt_rule(at: &Cursor<'_>) -> Result<JwtRule> {
 
 pub(crate) fn header(at: &Cursor<'_>) -> Result<HeaderName> {
     at.parse("the name of an HTTP header")
+}
+
+/// Methods compare with case, so `get` matches no `GET`.
+pub(super) fn lower_case_methods(at: &Cursor<'_>) -> Vec<Invalid> {
+    let mut found = Vec::new();
+    // What cannot be read has been said.
+    let _ = at.fields().and_then(|mut fields| {
+        let Some(spec) = fields.get("spec") else {
+            return Ok(());
+        };
+        for rule in spec.fields()?.list("rules", |rule| Ok(rule.clone()))? {
+            for to in rule.fields()?.list("to", |to| Ok(to.clone()))? {
+                let Some(operation) = to.fields()?.get("operation") else {
+                    continue;
+                };
+                for list in ["methods", "notMethods"] {
+                    for method in operation
+                        .fields()?
+                        .list(list, |method| Ok(method.clone()))?
+                    {
+                        let text = method.str()?;
+                        let upper = text.to_ascii_uppercase();
+                        if text != upper {
+                            let message = format!(
+                                "methods compare with case, found {text:?}; expected {upper:?}?"
+                            );
+                            found.push(method.invalid(message));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    });
+    found
 }
 
 impl AuthorizationPolicy {

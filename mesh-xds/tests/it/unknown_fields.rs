@@ -381,3 +381,18 @@ fn what_has_been_of_use_meanwhile_is_told_again() {
         assert_eq!(loaded.skipped().len(), told, "{:?}", loaded.skipped());
     }
 }
+
+/// `get` matches no `GET`, so nobody is let in, and nothing else would say why.
+#[test]
+fn a_method_in_lower_case_is_warned_of_and_the_policy_holds() {
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}\nspec:\n  rules:\n  \
+                - to: [{operation: {methods: [GET, get], paths: [/a]}}]\n";
+    let (warnings, problems) = load(text);
+    assert!(problems.is_empty(), "{problems:?}");
+    let expected = "mesh.yaml:6: spec.rules[0].to[0].operation.methods[1]: methods compare with case, \
+                    found \"get\"; expected \"GET\"?";
+    assert!(
+        warnings.iter().any(|warning| warning == expected),
+        "{warnings:?}"
+    );
+}

@@ -182,7 +182,7 @@ impl DevCa {
     async fn issue_owned(self, identity: Identity) -> Result<Bundle, Error> {
         if identity.trust_domain() != &*self.trust_domain {
             let detail = format!(
-                "{identity}: this authority vouches for the trust domain {}; set both to the same",
+                "{identity}: this authority vouches for the trust domain {}; expected the same one in `DevCa::in_dir` and `Builder::trust_domain`",
                 self.trust_domain
             );
             return Err(Error::new(ErrorKind::WrongTrustDomain, detail).lasting());
