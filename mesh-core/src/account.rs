@@ -120,3 +120,9 @@ pub(crate) fn refused(metrics: &Metrics, labels: &Labels, log: &AccessLog, error
     metrics.tcp_refused(labels, error.kind().into());
     log.failed(Default::default(), Default::default(), error);
 }
+
+/// Reports an attempt to open a connection that another follows.
+pub(crate) fn passed_over(metrics: &Metrics, labels: &Labels, log: &AccessLog, error: &Error) {
+    metrics.tcp_refused(labels, error.kind().into());
+    log.passed_over(error);
+}

@@ -117,7 +117,7 @@ impl From<std::convert::Infallible> for Error {
     }
 }
 
-fn causes<'a>(
+pub(super) fn causes<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     /// A chain that is longer is no chain.

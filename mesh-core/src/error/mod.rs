@@ -240,6 +240,19 @@ impl Error {
         )
     }
 
+    /// Whether the peer's certificate was judged, and would not do.
+    pub(crate) fn is_of_certificate(&self) -> bool {
+        let judged = |cause: &(dyn std::error::Error + 'static)| {
+            #[cfg(feature = "http")]
+            if let Some(SharedCause(error)) = cause.downcast_ref() {
+                return error.is_of_certificate();
+            }
+            let tunnel = cause.downcast_ref::<mesh_hbone::Error>();
+            tunnel.is_some_and(mesh_hbone::Error::is_authentication)
+        };
+        foreign::causes(self).any(judged)
+    }
+
     /// The same error, for one more of those who waited for what failed.
     #[cfg(feature = "http")]
     pub(crate) fn shared(self: &Arc<Self>) -> Self {

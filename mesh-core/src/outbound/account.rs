@@ -165,15 +165,15 @@ pub(super) fn accounted(mesh: &MeshInner, route: &Route, stream: MeshStream) -> 
     stream.with_account(Box::new(connection))
 }
 
-/// Reports a connection that could not be opened.
-pub(super) fn failed(mesh: &MeshInner, route: &Route, error: &Error) {
+/// Reports a connection that could not be opened, and whether another attempt follows.
+pub(super) fn failed(mesh: &MeshInner, route: &Route, error: &Error, again: bool) {
     let labels = labels(mesh, route);
-    account::refused(
-        &mesh.node.inner.metrics,
-        &labels,
-        &log(mesh, route, &labels),
-        error,
-    );
+    let log = log(mesh, route, &labels);
+    let metrics = &mesh.node.inner.metrics;
+    match again {
+        true => account::passed_over(metrics, &labels, &log, error),
+        false => account::refused(metrics, &labels, &log, error),
+    }
 }
 
 /// The address that is dialled; unknown while a hostname has yet to be looked up.

@@ -180,12 +180,8 @@ async fn attempts(
             }
         };
         report.routed(mesh, &route, &head);
-        let error = match pool.checkout(mesh, &route, protocol).await {
-            Err(error) => {
-                let error = on_the_way(error, &route);
-                account::failed(mesh, &route, &error);
-                error
-            }
+        let (error, is_open) = match pool.checkout(mesh, &route, protocol).await {
+            Err(error) => (on_the_way(error, &route), false),
             Ok(connection) => {
                 let age = connection.age();
                 let request = head.clone().map(|()| attempt);
@@ -209,18 +205,22 @@ async fn attempts(
                 if unsent && age == Age::Used {
                     continue;
                 }
-                error
+                (error, true)
             }
         };
         attempts += 1;
+        tried.add(&route, &error);
         let again = error.is_retry_safe()
             && attempts <= mesh.settings().connect_attempts
+            && mesh.has_unjudged(&destination, &tried)
             && pool.budget().try_retry(Instant::now());
+        if !is_open {
+            account::failed(mesh, &route, &error, again);
+        }
         if !again {
             return Err(error);
         }
         tracing::debug!(target: "mesh::outbound", %destination, %error, "trying the request again");
-        tried.add(&route);
     }
 }
 

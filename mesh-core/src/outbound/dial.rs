@@ -70,11 +70,16 @@ pub(super) struct Tried {
     endpoints: Vec<EndpointId>,
     /// Of hosts that were looked up, one endpoint may have several.
     addresses: Vec<IpAddr>,
+    /// Whose certificate would not do: it is the same the next time.
+    judged: Vec<EndpointId>,
 }
 
 impl Tried {
-    pub(super) fn add(&mut self, route: &Route) {
+    pub(super) fn add(&mut self, route: &Route, error: &Error) {
         self.endpoints.extend(route.endpoint());
+        if error.is_of_certificate() {
+            self.judged.extend(route.endpoint());
+        }
         self.addresses
             .extend(account::next_hop(route).map(|address| address.ip()));
     }
@@ -85,7 +90,8 @@ impl Mesh {
     ///
     /// Service names may be short, as Kubernetes expands them: `mysql`, `mysql.db`, `mysql.db.svc`,
     /// `mysql.db.svc.cluster.local`. Endpoints that cannot be reached are passed over for others, as
-    /// many as the builder's `connect_attempts`. A failed tunnel never falls back to plaintext.
+    /// many as the builder's `connect_attempts`; where there is no other, the same is tried again, but not one whose
+    /// certificate would not do. A failed tunnel never falls back to plaintext.
     ///
     /// The stream keeps the mesh: it goes on when all handles are dropped.
     ///
@@ -127,13 +133,36 @@ impl MeshInner {
                 Ok((stream, _)) => return Ok((route, self.tracked(destination, stream))),
                 Err(error) => error,
             };
-            account::failed(self, &route, &error);
             attempt += 1;
-            if attempt > self.settings().connect_attempts || !error.is_retry_safe() {
+            tried.add(&route, &error);
+            let again = error.is_retry_safe()
+                && attempt <= self.settings().connect_attempts
+                && self.has_unjudged(destination, &tried);
+            account::failed(self, &route, &error, again);
+            if !again {
                 return Err(error);
             }
             tracing::debug!(target: "mesh::outbound", %destination, %error, "trying another endpoint");
-            tried.add(&route);
+        }
+    }
+
+    /// Whether there is an endpoint that was not judged by its certificate: another attempt at such a one ends alike.
+    pub(super) fn has_unjudged(&self, destination: &Destination, tried: &Tried) -> bool {
+        let node = &self.node.inner;
+        let snapshot = node.snapshot.load();
+        let Some(record) = self.record(&snapshot) else {
+            return true;
+        };
+        let source = Source::new(Arc::clone(record))
+            .with_cluster_domain(self.settings().cluster_domain.as_str());
+        let mut random = || node.random.next();
+        let target = destination.as_target();
+        match snapshot.resolve(&source, target, &tried.judged, &mut random) {
+            // A host may have other addresses.
+            Resolution::Found(route) if !matches!(route.hop(), Hop::Resolve(_)) => route
+                .endpoint()
+                .is_none_or(|endpoint| !tried.judged.contains(&endpoint)),
+            _ => true,
         }
     }
 

@@ -23,6 +23,7 @@ pub const ACCESS_TARGET: &str = "mesh::access";
 /// | DEBUG | `connection opened` | its bytes can flow |
 /// | INFO | `connection complete` | it ended well |
 /// | INFO | `connection complete` | it was denied by policy: whoever is can repeat it as often as it likes |
+/// | WARN | `connection complete` | it could not be opened, and another attempt follows |
 /// | ERROR | `connection complete` | it ended with another error |
 /// | WARN | `connection failed` | it was refused before both its ends were known |
 ///
@@ -140,6 +141,14 @@ impl AccessLog {
         }
     }
 
+    /// Says that the connection could not be opened, and that another attempt follows.
+    pub(crate) fn passed_over(&self, error: &(dyn Error + 'static)) {
+        if tracing::enabled!(target: ACCESS_TARGET, Level::WARN) {
+            let (traffic, duration) = Default::default();
+            self.ended(traffic, duration, Level::WARN, Some(&chain(error)));
+        }
+    }
+
     fn ended(&self, traffic: Traffic, duration: Duration, level: Level, error: Option<&str>) {
         let ends = Ends::of(&self.labels);
         // Unlike in the metrics, `sent` is what this end sent on: to the server when outbound.
@@ -177,6 +186,7 @@ impl AccessLog {
         }
         match level {
             Level::ERROR => record!(ERROR),
+            Level::WARN => record!(WARN),
             _ => record!(INFO),
         }
     }

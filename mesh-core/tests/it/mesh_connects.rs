@@ -85,6 +85,69 @@ async fn an_impostor_is_passed_over_for_another_endpoint() {
     }
 }
 
+/// Its certificate is the same the next time, so more attempts are for others.
+#[tokio::test]
+async fn a_certificate_that_will_not_do_is_not_asked_for_again() {
+    let (transport, dials) = counting(|to| async move {
+        let stream = tokio::net::TcpStream::connect(to).await?;
+        Ok(BoxedIo::new(stream))
+    });
+    let world = World::with(242, |node| node.transport(transport).connect_attempts(5));
+    let (client, _) = world.pair().await;
+    let (of_mesh, of_others) = (world.credentials("impostor").await, other_ca().await);
+    let members = |accounts: &[(&str, u8)]| {
+        let service = world.workload("server", 2).services().to_vec();
+        let named = |&(name, host): &(&str, u8)| {
+            let workload = world.workload(name, host).with_services(service.clone());
+            workload.with_service_account("server").into()
+        };
+        accounts.iter().map(named).collect()
+    };
+    for (credentials, host) in [(of_mesh, 2), (of_others, 3)] {
+        let listener = TcpListener::bind(SocketAddr::new(world.ip(host), 15008));
+        let listener = listener.await.unwrap();
+        tokio::spawn(async move {
+            while let Ok((io, _)) = listener.accept().await {
+                // The client refuses.
+                let _ = mesh_core::hbone::tls::accept(io, &credentials).await;
+            }
+        });
+    }
+    // Nobody is at the fourth, which may be otherwise the next time.
+    for (accounts, expected) in [
+        (&[("server", 2)][..], 1),
+        (&[("server", 3)], 1),
+        (&[("server", 2), ("second", 3)], 2),
+        (&[("server", 4), ("second", 4)], 5),
+    ] {
+        world.control.set(members(accounts)).await;
+        for version in [
+            None,
+            Some(http::Version::HTTP_11),
+            Some(http::Version::HTTP_2),
+        ] {
+            let before = dials.load(Ordering::Relaxed);
+            let error = match version {
+                None => client.connect(format!("server:{PORT}")).await.unwrap_err(),
+                Some(version) => {
+                    let request = http::Request::get(format!("http://server:{PORT}/"));
+                    let request = request.version(version);
+                    let body = http_body_util::Empty::<bytes::Bytes>::new();
+                    let request = request.body(body).unwrap();
+                    client.http_client().request(request).await.unwrap_err()
+                }
+            };
+            let dialled = dials.load(Ordering::Relaxed) - before;
+            assert_eq!(dialled, expected, "{accounts:?} {version:?} {error:?}");
+        }
+    }
+}
+
+async fn other_ca() -> mesh_core::hbone::tls::Credentials {
+    let other = World::new(243);
+    other.credentials("server").await
+}
+
 #[tokio::test]
 async fn unhealthy_endpoints_are_not_chosen_and_none_is_an_error() {
     let world = World::new(34);

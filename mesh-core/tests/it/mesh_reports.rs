@@ -411,6 +411,39 @@ async fn requests_and_connections_without_a_way_are_counted_and_logged() {
     ]);
 }
 
+/// What an attempt fails with is no error while another follows; the last one's is.
+#[tokio::test]
+async fn of_several_attempts_the_last_is_the_error() {
+    let world = World::with(241, |node| node.connect_attempts(3));
+    // Nobody listens.
+    let (client, _) = world.pair().await;
+    let levels = |lines: &crate::layers_logs::Lines, message: &str| -> Vec<String> {
+        let text = lines.text();
+        let told = text.lines().filter(|line| line.contains(message));
+        told.map(|line| line.split_whitespace().nth(1).unwrap().to_owned())
+            .collect()
+    };
+    let (lines, guard) = capture("info");
+    client.connect("server:9080").await.unwrap_err();
+    assert_eq!(
+        levels(&lines, "connection complete"),
+        ["WARN", "WARN", "ERROR"]
+    );
+    drop(guard);
+    let (lines, _guard) = capture("info");
+    let request = Request::get("http://server:9080/");
+    let request = request.body(Empty::<Bytes>::new()).unwrap();
+    client.http_client().request(request).await.unwrap_err();
+    assert_eq!(
+        levels(&lines, "connection complete"),
+        ["WARN", "WARN", "ERROR"]
+    );
+    assert_eq!(levels(&lines, "request complete"), ["ERROR"]);
+    // Each attempt is counted.
+    let failed = series(&world, "istio_tcp_connections_failed_total", "source");
+    assert_eq!(failed.iter().map(|(_, count)| count).sum::<f64>(), 6.0);
+}
+
 #[tokio::test]
 async fn bytes_to_hosts_outside_the_mesh_are_the_passthrough_cluster_s() {
     let world = World::new(159);
