@@ -4,6 +4,8 @@
 //! take turns, and each is compared with the quiet server of its round. That they share a machine counts in full against
 //! the server: the first "flood" is a tunnel at full speed, which anybody may have.
 
+use tokio::time::Instant;
+
 use crate::args::{Flood, say};
 use crate::echo::Deployment;
 use crate::flooding::FLOODS;
@@ -37,6 +39,7 @@ impl Measured {
         let server = &self.deployment.server;
         let (cpu, resident) = (server.cpu()?, server.resident()?);
         server.forget_peak()?;
+        let begin = Instant::now();
         let read = |process: &mut Process| -> Result<[f64; 4], BoxError> {
             let line = process.line()?;
             let values: Result<Vec<f64>, _> = line.split(' ').map(str::parse).collect();
@@ -48,11 +51,13 @@ impl Measured {
         }
         let kept = read(&mut self.kept)?;
         let new = read(&mut self.new)?;
+        // Longer than was asked for where somebody had to wait.
+        let took = begin.elapsed().as_secs_f64();
         Ok(Sample {
             kept: (kept[0], kept[1]),
             new: (new[0], new[1]),
             failed: kept[3] + new[3],
-            cores: (server.cpu()? - cpu) * 1e3 / self.millis as f64,
+            cores: (server.cpu()? - cpu) / took,
             grown: server.peak()? - resident,
             ..Sample::default()
         })
@@ -82,20 +87,23 @@ pub(crate) fn run(of: &Flood) -> Done {
         for (at, flood) in floods.iter().enumerate() {
             attacker.tell(&flood.to_string())?;
             attacker.line()?;
+            let begin = Instant::now();
             let mut sample = measured.sample()?;
             attacker.tell("stop")?;
             let line = attacker.line()?;
+            let took = begin.elapsed().as_secs_f64();
             let mut words = line.splitn(3, ' ');
             let mut figure = || words.next().unwrap_or_default().parse::<f64>();
-            sample.connections = figure()? * 1e3 / of.millis as f64;
-            sample.sent = figure()? * 1e3 / of.millis as f64;
+            sample.connections = figure()? / took;
+            sample.sent = figure()? / took;
             ends[at] = words.next().unwrap_or_default().to_owned();
             samples[at].push(sample);
         }
     }
     machine::print();
     print(of, &quiet, &floods, &samples, &ends);
-    let failed: f64 = samples.iter().flatten().map(|sample| sample.failed).sum();
+    let all = quiet.iter().chain(samples.iter().flatten());
+    let failed: f64 = all.map(|sample| sample.failed).sum();
     match failed {
         0.0 => Ok(()),
         _ => Err(format!("{failed} tunnels or bytes of others failed").into()),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -172,7 +173,8 @@ async fn flood(
     ];
     writes.write_all(&begin.concat()).await?;
     writes.flush().await?;
-    let mut end = tokio::spawn(last_word(reads));
+    // Not a task: whoever stops the flood stops this as well, and with it goes the connection.
+    let mut end = pin!(last_word(reads));
     let mut next = 0;
     let send = async {
         loop {
@@ -185,10 +187,10 @@ async fn flood(
         }
     };
     tokio::select! {
-        end = &mut end => return Ok(end?),
+        end = &mut end => return Ok(end),
         () = send => {}
     }
-    Ok(timeout(PATIENCE, end).await??)
+    Ok(timeout(PATIENCE, end).await?)
 }
 
 /// Reads to the end; what the server said of it.
