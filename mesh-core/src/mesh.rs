@@ -226,7 +226,7 @@ impl MeshInner {
         identity: Identity,
         (certificate, wanted): (Certificate, Arc<()>),
     ) -> Arc<Self> {
-        let tasks = Tasks::new(node.inner.runtime.clone());
+        let tasks = Tasks::new(node.inner.work.runtime().clone());
         let settings = &node.inner.settings;
         let limit = settings.max_connections;
         let places = Places::new(

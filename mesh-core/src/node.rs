@@ -92,8 +92,8 @@ pub(crate) struct NodeInner {
     pub(crate) random: Random,
     /// What keeps the configuration and the certificates current.
     pub(crate) tasks: Tasks,
-    /// Where the tasks of its workloads run.
-    pub(crate) runtime: Handle,
+    /// What works for connections: upkeep of pools, look-ups, answers. Where the tasks of its workloads run, too.
+    pub(crate) work: Tasks,
     /// Wakes who looks after certificates: there is one that may expire sooner.
     pub(crate) sooner: Arc<Notify>,
 }
@@ -224,12 +224,12 @@ impl Node {
             gate: Gate::new(),
             random: Random::new(settings.rng_seed),
             tasks: Tasks::new(control),
-            runtime,
+            work: Tasks::new(runtime),
             sooner: Arc::default(),
             settings,
         });
         let link = ConfigLink::new(Arc::downgrade(&inner));
-        let source = (config.0)(link);
+        let source = inner.tasks.enter(|| (config.0)(link));
         let node = Arc::downgrade(&inner);
         inner.supervise(CONFIG_SOURCE, async move {
             source.await?;
@@ -239,11 +239,13 @@ impl Node {
             }
             Ok(())
         });
-        let upkeep = crate::upkeep::run(Arc::downgrade(&inner));
-        inner.supervise("upkeep", async {
+        let node = Arc::downgrade(&inner);
+        let upkeep = crate::upkeep::run(Weak::clone(&node));
+        // It holds locks that connections want: not on a thread that may have to wait for a core.
+        inner.work.spawn(supervised(node, "upkeep", async {
             upkeep.await;
             Ok(())
-        });
+        }));
         Ok(Self { inner })
     }
 
@@ -546,10 +548,8 @@ impl NodeInner {
         drop((certificates, wanted));
         let name = certificate_name(identity);
         self.gate.pend(&name, "no certificate yet");
-        // It may start tasks of its own.
-        let entered = self.tasks.runtime().enter();
-        let bundles = self.vouches.watch(identity.clone());
-        drop(entered);
+        let watch = || self.vouches.watch(identity.clone());
+        let bundles = self.tasks.enter(watch);
         let node = Arc::downgrade(self);
         self.supervise(
             "certificate source",

@@ -28,6 +28,12 @@ impl Tasks {
         set.spawn_on(task, &self.runtime);
     }
 
+    /// Calls what may start tasks of its own.
+    pub(crate) fn enter<T>(&self, call: impl FnOnce() -> T) -> T {
+        let _entered = self.runtime.enter();
+        call()
+    }
+
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }

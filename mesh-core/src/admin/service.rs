@@ -103,7 +103,7 @@ impl NodeInner {
         self: Arc<Self>,
         answer: impl FnOnce() -> Response<AdminBody> + Send + 'static,
     ) -> AdminFuture {
-        let running = self.tasks.runtime().spawn_blocking(answer);
+        let running = self.work.runtime().spawn_blocking(answer);
         drop(self);
         AdminFuture {
             answer: Box::pin(async move {

@@ -64,7 +64,7 @@ fn names(mesh: Weak<MeshInner>) -> LookUp {
     Arc::new(move |host| {
         let found = mesh.upgrade().map(|mesh| {
             let node = &mesh.node.inner;
-            node.hosts.look_up(host, &node.tasks)
+            node.hosts.look_up(host, &node.work)
         });
         Box::pin(async move {
             let found = found.ok_or("the workload is gone")?;

@@ -295,7 +295,7 @@ impl MeshInner {
     /// An address of a host that was not tried yet, if there is one.
     async fn look_up(&self, host: &str, tried: &Tried) -> Result<IpAddr, Error> {
         let node = &self.node.inner;
-        let addresses = node.hosts.look_up(host, &node.tasks).await?;
+        let addresses = node.hosts.look_up(host, &node.work).await?;
         let mut untried = addresses
             .iter()
             .filter(|address| !tried.addresses.contains(address));

@@ -486,21 +486,6 @@ async fn a_retired_http_2_connection_makes_room_for_its_own_successor() {
 }
 
 #[tokio::test]
-async fn a_retired_http_2_connection_makes_room_for_new_peers() {
-    let world = World::with(207, |node| {
-        let node = node.connect_attempts(1);
-        node.hbone(Config::default().max_connections(1))
-    });
-    let (client, [a, b, _c]) = three(&world).await;
-    serve(a, First::Refuse);
-    serve(b, First::Refuse).store(1, Ordering::Relaxed);
-    let error = ask(&client, "a", Version::HTTP_2).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::RefusedStream, "{error:?}");
-    let response = ask(&client, "b", Version::HTTP_2).await.unwrap();
-    assert_eq!(whole(response).await, "answer to ");
-}
-
-#[tokio::test]
 async fn only_connections_that_hold_a_tunnel_make_room_and_no_more_than_helps() {
     let world = World::with(148, |node| node.hbone(Config::default().max_connections(1)));
     let (client, listeners) = three(&world).await;

@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -51,6 +52,8 @@ async fn a_control_runtime_that_is_busy_holds_up_no_connection() {
         .build()
         .unwrap();
     let world = World::with(207, |node| node.control_runtime(control.handle().clone()));
+    let outside = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let outside = (outside.local_addr().unwrap().port(), outside);
     let (client, server) = world.pair().await;
     echo(server.listen(PORT).await.unwrap());
     let mut kept = client.connect(format!("server:{PORT}")).await.unwrap();
@@ -72,6 +75,9 @@ async fn a_control_runtime_that_is_busy_holds_up_no_connection() {
             let bare = world.bare_client("client", 2, "server").await;
             let authority = format!("{}:{PORT}", world.ip(2));
             bare.connect(connect_to(authority)).await.unwrap();
+            // One whose host is to be looked up.
+            let named = format!("localhost:{}", outside.0);
+            client.connect(named).await.unwrap();
         }
     };
     tokio::select! {

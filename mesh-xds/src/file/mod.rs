@@ -2,8 +2,8 @@
 //!
 //! A file holds either what people already give to `kubectl` or what istio/ztunnel reads locally; a
 //! folder may mix them. A [`Watcher`] finds out when files changed, a [`Loader`] turns their contents
-//! into a [`Batch`](crate::model::Batch) of what changed. Neither starts a task or reads a clock: whoever drives them
-//! says when.
+//! into a [`Batch`](crate::model::Batch) of what changed. Neither starts a task: whoever drives them says when. Of clocks
+//! the watcher's first look alone reads the machine's, which files' times are of.
 //!
 //! # Kubernetes manifests
 //!

@@ -328,11 +328,11 @@ impl Keeper {
         self.changed();
     }
 
-    /// Waits until it can take more: what is not with the rest yet has bounds.
+    /// Waits until it can take more: what is not with the rest yet has bounds. Without pauses, for no news is read meanwhile.
     pub(super) async fn make_room(&mut self) {
         while !self.waiting.has_room() {
             self.waiting.put_some(&mut self.content);
-            self.rest().await;
+            yield_now().await;
         }
     }
 
