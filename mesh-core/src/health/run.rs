@@ -107,7 +107,7 @@ impl MeshInner {
         let what = request.map(|(method, path)| format!(", {method} {path},"));
         let what = what.unwrap_or_default();
         Some(format!(
-            "this workload's own policies refuse it ({decision}{missed}), for the probe has no identity: \
+            "unless the application itself answered so, this workload's own policies refuse it ({decision}{missed}), for the probe has no identity: \
              let plaintext{what} in, {to_do}"
         ))
     }

@@ -169,7 +169,7 @@ impl Mesh {
     ///
     /// # Errors
     ///
-    /// As [`ready`](Mesh::ready), and [`ErrorKind::Draining`] whenever a [`shutdown`](Mesh::shutdown) has begun;
+    /// As [`ready`](Mesh::ready), and [`ErrorKind::Draining`] where it would listen after a [`shutdown`](Mesh::shutdown) has begun;
     /// [`ErrorKind::NoRecord`] after the start time-out, or at once where the
     /// configuration is in files or in code, which are all there is;
     /// [`ErrorKind::Identity`] also when the record has another identity than the builder was given (of a host

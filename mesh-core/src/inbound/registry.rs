@@ -119,7 +119,10 @@ impl Registry {
         let enforced = enforced.load();
         let decision = judgement.decide(enforced.policies(), context);
         if !decision.is_allowed() {
-            let missed = missed(&decision, enforced.policies());
+            // Looked for only for whoever reads it: anybody may be refused, as often as they like.
+            let told = tracing::enabled!(target: "mesh::authz", tracing::Level::DEBUG);
+            let missed = told.then(|| missed(&decision, enforced.policies()));
+            let missed = missed.flatten();
             return Err(Refused::Denied(refusal(&decision), missed));
         }
         Ok(registered)
