@@ -28,7 +28,7 @@ pub use listener::MeshListener;
 pub(crate) use listener::PortListener;
 pub(crate) use live::{Live, Phase, reaches};
 pub(crate) use places::Places;
-#[cfg(feature = "admin")]
+#[cfg(any(feature = "admin", feature = "istiod"))]
 pub(crate) use registry::Judgement;
 pub(crate) use registry::Registered;
 #[cfg(test)]

@@ -148,6 +148,9 @@ impl MeshInner {
 
     /// Whether there is an endpoint that was not judged by its certificate: another attempt at such a one ends alike.
     pub(super) fn has_unjudged(&self, destination: &Destination, tried: &Tried) -> bool {
+        if tried.judged.is_empty() {
+            return true;
+        }
         let node = &self.node.inner;
         let snapshot = node.snapshot.load();
         let Some(record) = self.record(&snapshot) else {
@@ -207,12 +210,20 @@ impl MeshInner {
             let resolution = {
                 let snapshot: Guard<Arc<Snapshot>> = node.snapshot.load();
                 let mut random = || node.random.next();
-                snapshot.resolve(
-                    &source,
-                    destination.as_target(),
-                    &tried.endpoints,
-                    &mut random,
-                )
+                let mut without = |tried: &[_]| {
+                    let target = destination.as_target();
+                    snapshot.resolve(&source, target, tried, &mut random)
+                };
+                let resolution = without(&tried.endpoints);
+                // Where all were tried any is found: rather one that may do now.
+                let endpoint = match &resolution {
+                    Resolution::Found(route) => route.endpoint(),
+                    _ => None,
+                };
+                match endpoint {
+                    Some(endpoint) if tried.judged.contains(&endpoint) => without(&tried.judged),
+                    _ => resolution,
+                }
             };
             match resolution {
                 Resolution::Found(route) => break route,

@@ -86,11 +86,16 @@ impl Snapshot {
     pub(crate) fn namesakes(&self, name: &str) -> Vec<Arc<str>> {
         let all = self.tables.workload_names.iter_from(|_| false);
         let namesakes = all.filter(|workload| workload.name() == name);
-        let mut names: Vec<Arc<str>> = namesakes
-            .map(|workload| format!("{}/{name}", workload.namespace()).into())
-            .collect();
-        names.dedup();
-        names.truncate(NEAR_NAMES);
+        let mut names: Vec<Arc<str>> = Vec::new();
+        for namesake in namesakes {
+            let named: Arc<str> = format!("{}/{name}", namesake.namespace()).into();
+            if names.last() != Some(&named) {
+                names.push(named);
+            }
+            if names.len() == NEAR_NAMES {
+                break;
+            }
+        }
         names
     }
 

@@ -19,7 +19,7 @@ async fn told(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> ErrorKind {
 
 #[tokio::test]
 async fn a_policy_that_refuses_a_held_tunnel_resets_it_and_no_other() {
-    let world = World::new(130);
+    let world = World::new(43);
     let (_, server) = world.pair().await;
     let allow = |accounts: &[&str]| {
         let rules = accounts.iter().map(|account| caller(account)).collect();

@@ -110,7 +110,7 @@ async fn a_key_that_is_none() {
 /// Nothing else tells its caller that it was in plaintext.
 #[tokio::test]
 async fn a_label_that_is_missing() {
-    let world = World::new(167);
+    let world = World::new(42);
     let (client, server) = world.pair().await;
     let plaintext = world
         .workload("server", 2)
@@ -124,7 +124,7 @@ async fn a_label_that_is_missing() {
         let request = request.body(String::new()).unwrap();
         let error = client.http_client().request(request).await.unwrap_err();
         let text = error.to_string();
-        let expected = "in plaintext to 127.167.0.2:9080, whose record is not in the mesh";
+        let expected = "in plaintext to 127.42.0.2:9080, whose record is not in the mesh";
         assert!(text.ends_with(expected), "{text}");
     }
 }

@@ -82,7 +82,7 @@ async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper
 async fn a_request_that_is_dropped_takes_nothing_from_others() {
     at_every_poll(4, async |polls| {
         let tasks = alive_tasks();
-        let world = World::with(177, |settings| settings.transport(network()));
+        let world = World::with(46, |settings| settings.transport(network()));
         let (client, server) = world.pair().await;
         let http = server.listen_http(PORT).await.unwrap();
         tokio::spawn(http.serve(service_fn(echo)));

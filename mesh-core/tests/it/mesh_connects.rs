@@ -103,22 +103,26 @@ async fn a_certificate_that_will_not_do_is_not_asked_for_again() {
         };
         accounts.iter().map(named).collect()
     };
+    let judged = Arc::new(AtomicUsize::new(0));
     for (credentials, host) in [(of_mesh, 2), (of_others, 3)] {
+        let judged = Arc::clone(&judged);
         let listener = TcpListener::bind(SocketAddr::new(world.ip(host), 15008));
         let listener = listener.await.unwrap();
         tokio::spawn(async move {
             while let Ok((io, _)) = listener.accept().await {
+                judged.fetch_add(1, Ordering::Relaxed);
                 // The client refuses.
                 let _ = mesh_core::hbone::tls::accept(io, &credentials).await;
             }
         });
     }
     // Nobody is at the fourth, which may be otherwise the next time.
-    for (accounts, expected) in [
-        (&[("server", 2)][..], 1),
-        (&[("server", 3)], 1),
-        (&[("server", 2), ("second", 3)], 2),
-        (&[("server", 4), ("second", 4)], 5),
+    for (accounts, expected, with_certificate) in [
+        (&[("server", 2)][..], 1, 1),
+        (&[("server", 3)], 1, 1),
+        (&[("server", 2), ("second", 3)], 2, 2),
+        (&[("server", 2), ("second", 4)], 5, 1),
+        (&[("server", 4), ("second", 4)], 5, 0),
     ] {
         world.control.set(members(accounts)).await;
         for version in [
@@ -127,6 +131,7 @@ async fn a_certificate_that_will_not_do_is_not_asked_for_again() {
             Some(http::Version::HTTP_2),
         ] {
             let before = dials.load(Ordering::Relaxed);
+            judged.store(0, Ordering::Relaxed);
             let error = match version {
                 None => client.connect(format!("server:{PORT}")).await.unwrap_err(),
                 Some(version) => {
@@ -137,6 +142,7 @@ async fn a_certificate_that_will_not_do_is_not_asked_for_again() {
                     client.http_client().request(request).await.unwrap_err()
                 }
             };
+            assert_eq!(judged.load(Ordering::Relaxed), with_certificate);
             let dialled = dials.load(Ordering::Relaxed) - before;
             assert_eq!(dialled, expected, "{accounts:?} {version:?} {error:?}");
         }

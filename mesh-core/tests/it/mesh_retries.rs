@@ -255,7 +255,7 @@ async fn greet(stream: MeshStream, calls: Arc<AtomicUsize>) {
 
 #[tokio::test]
 async fn a_unary_grpc_call_that_its_server_refused_is_sent_again() {
-    let world = World::new(174);
+    let world = World::new(45);
     let (client, server) = world.pair().await;
     let mut listener = server.listen(PORT).await.unwrap();
     let calls = Arc::new(AtomicUsize::new(0));

@@ -20,6 +20,7 @@ use super::{CertificateSource, CertificateStream, Error, ErrorKind};
 #[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 use root::Root;
 
+#[cfg(any(feature = "aws-lc-rs", feature = "ring"))]
 use crate::sync::lock;
 
 /// A certificate authority that this process runs itself: for laptops, tests and demonstrations.
