@@ -18,7 +18,7 @@ pub(crate) enum Judgement {
     L4,
     /// Only what no request could be allowed on is refused; a layer judges each request in full.
     #[cfg_attr(
-        not(feature = "http"),
+        not(any(feature = "http", feature = "istiod")),
         expect(dead_code, reason = "HTTP listeners judge so")
     )]
     PerRequest,
