@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::policy::PolicyName;
+use crate::policy::{Policy, PolicyName};
 
 /// Answers whether a connection or a request is permitted, and which policy and rule said so.
 ///
@@ -10,8 +10,34 @@ use crate::policy::PolicyName;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision<'a> {
     reason: Reason,
-    by: Option<(&'a PolicyName, usize)>,
-    unreadable: Option<&'a str>,
+    by: Option<Match<'a>>,
+}
+
+/// A rule that matched. Of a set each policy has a name of its own, by which it is compared and shown.
+#[derive(Clone, Copy)]
+pub(crate) struct Match<'a> {
+    pub(crate) policy: &'a Policy,
+    pub(crate) rule: usize,
+}
+
+impl<'a> Match<'a> {
+    fn named(self) -> (&'a PolicyName, usize) {
+        (self.policy.name(), self.rule)
+    }
+}
+
+impl PartialEq for Match<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.named() == other.named()
+    }
+}
+
+impl Eq for Match<'_> {}
+
+impl fmt::Debug for Match<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.named().fmt(f)
+    }
 }
 
 /// Why a decision is what it is.
@@ -42,24 +68,12 @@ impl Reason {
 
 impl<'a> Decision<'a> {
     pub(crate) fn without_rule(reason: Reason) -> Self {
-        Self {
-            reason,
-            by: None,
-            unreadable: None,
-        }
+        Self { reason, by: None }
     }
 
-    pub(crate) fn by(reason: Reason, policy: &'a PolicyName, rule: usize) -> Self {
-        Self {
-            reason,
-            by: Some((policy, rule)),
-            unreadable: None,
-        }
-    }
-
-    pub(crate) fn with_unreadable(mut self, why: Option<&'a str>) -> Self {
-        self.unreadable = why;
-        self
+    pub(crate) fn by(reason: Reason, by: Match<'a>) -> Self {
+        let by = Some(by);
+        Self { reason, by }
     }
 
     /// Whether it permits.
@@ -74,32 +88,33 @@ impl<'a> Decision<'a> {
 
     /// The policy whose rule matched: of several, the first in the order of the set.
     pub fn policy(&self) -> Option<&'a PolicyName> {
-        self.by.map(|(policy, _)| policy)
+        self.by.map(|by| by.policy.name())
     }
 
     /// Why [`policy`](Self::policy) cannot be read, where that is why it denies
     /// ([`Policy::unreadable`](crate::policy::Policy::unreadable)).
     pub fn unreadable(&self) -> Option<&'a str> {
-        self.unreadable
+        self.by?.policy.why_unreadable()
     }
 
     /// The index of the rule that matched in [`policy`](Self::policy).
     pub fn rule(&self) -> Option<usize> {
-        self.by.map(|(_, rule)| rule)
+        self.by.map(|by| by.rule)
     }
 }
 
 impl fmt::Display for Decision<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let (Some((policy, _)), Some(why)) = (self.by, self.unreadable) {
+        let by = self.policy();
+        if let (Some(policy), Some(why)) = (by, self.unreadable()) {
             return write!(f, "{policy} cannot be read, so it lets nobody in ({why})");
         }
-        match (self.reason, self.by) {
-            (Reason::Denied, Some((policy, _))) => write!(f, "explicitly denied by: {policy}"),
-            (Reason::CustomUnavailable, Some((policy, _))) => {
+        match (self.reason, by) {
+            (Reason::Denied, Some(policy)) => write!(f, "explicitly denied by: {policy}"),
+            (Reason::CustomUnavailable, Some(policy)) => {
                 write!(f, "external authorization is unavailable for: {policy}")
             }
-            (Reason::Allowed, Some((policy, _))) => write!(f, "allowed by: {policy}"),
+            (Reason::Allowed, Some(policy)) => write!(f, "allowed by: {policy}"),
             (reason, _) => fmt::Display::fmt(&reason, f),
         }
     }
@@ -121,16 +136,16 @@ impl fmt::Display for Reason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DryRun<'a> {
     enforced: Decision<'a>,
-    deny: Option<(&'a PolicyName, usize)>,
+    deny: Option<Match<'a>>,
     /// `None` where no ALLOW policy is under dry run.
-    allow: Option<Option<(&'a PolicyName, usize)>>,
+    allow: Option<Option<Match<'a>>>,
 }
 
 impl<'a> DryRun<'a> {
     pub(crate) fn new(
         enforced: Decision<'a>,
-        deny: Option<(&'a PolicyName, usize)>,
-        allow: Option<Option<(&'a PolicyName, usize)>>,
+        deny: Option<Match<'a>>,
+        allow: Option<Option<Match<'a>>>,
     ) -> Self {
         Self {
             enforced,
@@ -148,21 +163,21 @@ impl<'a> DryRun<'a> {
     pub fn decision(&self) -> Decision<'a> {
         match (self.enforced.reason, self.deny, self.allow) {
             (Reason::Denied | Reason::CustomUnavailable, _, _) => self.enforced,
-            (_, Some((policy, rule)), _) => Decision::by(Reason::Denied, policy, rule),
+            (_, Some(by), _) => Decision::by(Reason::Denied, by),
             (Reason::Allowed, None, _) | (_, None, None) => self.enforced,
-            (_, None, Some(Some((policy, rule)))) => Decision::by(Reason::Allowed, policy, rule),
+            (_, None, Some(Some(by))) => Decision::by(Reason::Allowed, by),
             (_, None, Some(None)) => Decision::without_rule(Reason::NoneAllowed),
         }
     }
 
     /// The DENY (or CUSTOM) policy under dry run that matched, and its rule.
     pub fn denied_by(&self) -> Option<(&'a PolicyName, usize)> {
-        self.deny
+        self.deny.map(Match::named)
     }
 
     /// The ALLOW policy under dry run that matched, and its rule.
     pub fn allowed_by(&self) -> Option<(&'a PolicyName, usize)> {
-        self.allow.flatten()
+        self.allow.flatten().map(Match::named)
     }
 
     /// Whether ALLOW policies are under dry run and none of them matched.

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use self::index::{Compiled, Index, Reading};
 use crate::attributes::{Attribute, Attributes};
-use crate::decision::{Decision, DryRun, Reason};
+use crate::decision::{Decision, DryRun, Match, Reason};
 use crate::explain::{Asked, Explanation};
 use crate::policy::{Action, Policy, PolicyName};
 
@@ -185,30 +185,33 @@ impl PolicySet {
                 Reason::NoAllowPolicies
             });
         };
-        let policy = &self.shared.policies[rule.policy as usize];
-        let reason = match policy.action() {
+        let by = self.matched(rule);
+        let reason = match by.policy.action() {
             Action::Allow => Reason::Allowed,
             Action::Custom { .. } => Reason::CustomUnavailable,
             // AUDIT rules are never compiled.
             Action::Deny | Action::Audit => Reason::Denied,
         };
-        Decision::by(reason, policy.name(), rule.rule as usize)
-            .with_unreadable(policy.why_unreadable())
+        Decision::by(reason, by)
+    }
+
+    fn matched(&self, rule: &Compiled) -> Match<'_> {
+        Match {
+            policy: &self.shared.policies[rule.policy as usize],
+            rule: rule.rule as usize,
+        }
     }
 
     fn dry_run(&self, reading: Reading, attributes: &Attributes<'_>) -> DryRun<'_> {
         let dry = self.index(reading, true);
-        let named = |rule: &Compiled| {
-            let policy = &self.shared.policies[rule.policy as usize];
-            (policy.name(), rule.rule as usize)
-        };
+        let matched = |rule: &Compiled| self.matched(rule);
         let first = dry.first_match(attributes, false);
-        let deny = first.filter(|rule| rule.refuses).map(named);
+        let deny = first.filter(|rule| rule.refuses).map(matched);
         let permit = match deny {
             None => first,
             Some(_) => dry.first_permit(attributes),
         };
-        let allow = dry.allows().then(|| permit.map(named));
+        let allow = dry.allows().then(|| permit.map(matched));
         DryRun::new(self.decide(reading, attributes, false), deny, allow)
     }
 }
