@@ -5,10 +5,24 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::mesh_world::{PORT, World, connect_to, echo, ping};
+
+/// Blocks a thread of the runtime until it is told to go on.
+async fn block(runtime: &Handle) -> (mpsc::Sender<()>, JoinHandle<()>) {
+    let (go_on, goes_on) = mpsc::channel();
+    let (block, blocked) = oneshot::channel();
+    let blocks = runtime.spawn(async move {
+        block.send(()).unwrap();
+        goes_on.recv().unwrap();
+    });
+    blocked.await.unwrap();
+    (go_on, blocks)
+}
 
 /// One of two is blocked until all is done; the other serves what comes, on old connections and on new ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -19,13 +33,7 @@ async fn a_blocked_worker_leaves_the_mesh_to_the_others() {
     let mut kept = client.connect(format!("server:{PORT}")).await.unwrap();
     ping(&mut kept).await.unwrap();
 
-    let (go_on, goes_on) = mpsc::channel();
-    let (block, blocked) = oneshot::channel();
-    let blocks = tokio::spawn(async move {
-        block.send(()).unwrap();
-        goes_on.recv().unwrap();
-    });
-    blocked.await.unwrap();
+    let (go_on, blocks) = block(&Handle::current()).await;
     let served = async {
         for _ in 0..50 {
             ping(&mut kept).await.unwrap();
@@ -59,13 +67,7 @@ async fn a_control_runtime_that_is_busy_holds_up_no_connection() {
     let mut kept = client.connect(format!("server:{PORT}")).await.unwrap();
     ping(&mut kept).await.unwrap();
 
-    let (go_on, goes_on) = mpsc::channel();
-    let (block, blocked) = oneshot::channel();
-    let blocks = control.spawn(async move {
-        block.send(()).unwrap();
-        goes_on.recv().unwrap();
-    });
-    blocked.await.unwrap();
+    let (go_on, blocks) = block(control.handle()).await;
     let mut change = pin!(world.control.set(vec![world.workload("late", 3).into()]));
     let served = async {
         for _ in 0..20 {
