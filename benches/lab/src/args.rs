@@ -16,7 +16,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// HTTP requests over kept connections: no mesh, the SDK at both ends, two ztunnels, two Envoys. Takes root.
+    /// HTTP requests over kept connections: no mesh, bare mutual TLS, CONNECT by h2 alone, the SDK at both ends, two
+    /// ztunnels, two Envoys. Takes root.
     Requests(Requests),
     /// New tunnels against bare handshakes with certificates on both sides.
     Handshakes(Handshakes),
@@ -263,6 +264,10 @@ pub(crate) struct Handshakes {
 pub(crate) enum Road {
     /// TCP; a mesh, if any, is not the application's business.
     Plain,
+    /// Mutual TLS by tokio-rustls, and nothing else.
+    Tls,
+    /// CONNECT streams by h2 on one such connection.
+    Connect,
     /// `Mesh::connect` to `Mesh::listen`: L4, as ztunnel has it.
     Tunnel,
     /// `Mesh::http_client` to `Mesh::listen_http`: L7, as Envoy has it.
@@ -276,7 +281,7 @@ pub(crate) struct Serve {
     /// Where it listens; of a member of the mesh only the port counts.
     #[arg(long)]
     pub(crate) listen: SocketAddr,
-    /// The folder of the member's files.
+    /// The folder of the server's files.
     #[arg(long)]
     pub(crate) folder: Option<PathBuf>,
 }
@@ -287,7 +292,7 @@ pub(crate) struct Load {
     pub(crate) road: Road,
     #[arg(long)]
     pub(crate) to: SocketAddr,
-    /// The folder of the member's files.
+    /// The folder of the client's files.
     #[arg(long)]
     pub(crate) folder: Option<PathBuf>,
 }

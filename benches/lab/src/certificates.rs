@@ -89,18 +89,23 @@ impl Root {
         Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
+    /// Writes a certificate with these names as `<name>.crt`, and its key as `<name>.key`.
+    pub(crate) fn write_leaf(
+        &self,
+        folder: &Path,
+        name: &str,
+        names: Vec<SanType>,
+    ) -> Result<Leaf, BoxError> {
+        let leaf = self.issue(names)?;
+        fs::write(folder.join(format!("{name}.crt")), leaf.certificate.pem())?;
+        fs::write(folder.join(format!("{name}.key")), leaf.key.serialize_pem())?;
+        Ok(leaf)
+    }
+
     /// Writes `<account>.crt` and `<account>.key`.
     pub(crate) fn write_member(&self, folder: &Path, account: &str) -> Result<Leaf, BoxError> {
-        let leaf = self.issue(vec![SanType::URI(Ia5String::try_from(identity(account))?)])?;
-        fs::write(
-            folder.join(format!("{account}.crt")),
-            leaf.certificate.pem(),
-        )?;
-        fs::write(
-            folder.join(format!("{account}.key")),
-            leaf.key.serialize_pem(),
-        )?;
-        Ok(leaf)
+        let names = vec![SanType::URI(Ia5String::try_from(identity(account))?)];
+        self.write_leaf(folder, account, names)
     }
 
     /// Writes `root.pem` and `root.key`, and a server certificate for `address` and [`CONTROL`] as `control.crt`
@@ -108,12 +113,11 @@ impl Root {
     pub(crate) fn write(&self, folder: &Path, address: std::net::IpAddr) -> Done {
         fs::write(folder.join("root.pem"), self.issuer.pem())?;
         fs::write(folder.join("root.key"), self.issuer.key().serialize_pem())?;
-        let leaf = self.issue(vec![
+        let names = vec![
             SanType::IpAddress(address),
             SanType::DnsName(Ia5String::try_from(CONTROL)?),
-        ])?;
-        fs::write(folder.join("control.crt"), leaf.certificate.pem())?;
-        fs::write(folder.join("control.key"), leaf.key.serialize_pem())?;
+        ];
+        self.write_leaf(folder, "control", names)?;
         Ok(())
     }
 }

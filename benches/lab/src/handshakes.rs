@@ -14,26 +14,16 @@ use mesh_hbone::config::Config;
 use mesh_hbone::headers::ConnectHeaders;
 use mesh_hbone::server;
 use mesh_hbone::tls::{self, Bundle, Credentials, Options, Provider};
-use rcgen::SanType;
-use rcgen::string::Ia5String;
-use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{CipherSuite, NamedGroup, RootCertStore};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::args::{Handshakes, say};
+use crate::bare::{self, GROUP, Keys, SUITE};
 use crate::certificates::{Root, identity};
 use crate::spread::Spread;
 use crate::{BoxError, Done, machine};
-
-const NAME: &str = "lab.example";
-const SUITE: CipherSuite = CipherSuite::TLS13_AES_256_GCM_SHA384;
-const GROUP: NamedGroup = NamedGroup::X25519MLKEM768;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
@@ -101,55 +91,24 @@ struct World {
 
 impl World {
     fn new(strangers: bool) -> Result<Self, BoxError> {
-        let root = Root::new()?;
-        let id = identity("lab");
-        let leaf = root.issue(vec![
-            SanType::URI(Ia5String::try_from(id.as_str())?),
-            SanType::DnsName(Ia5String::try_from(NAME)?),
-        ])?;
-        let chain = vec![CertificateDer::clone(leaf.certificate.der())];
-        let key: PrivateKeyDer<'static> = PrivatePkcs8KeyDer::from(leaf.key.serialize_der()).into();
-        let trusted = root.der().clone();
-
+        let keys = Keys::issue(&Root::new()?)?;
+        let Keys {
+            chain,
+            key,
+            trusted,
+        } = &keys;
         let bundle = Bundle::new(chain.clone(), key.clone_key(), vec![trusted.clone()], &[])?;
         let mut options = Options::default();
         if strangers {
             options = options.remembered_certificates(0);
         }
-        let credentials = Credentials::new(Provider::aws_lc_rs(), bundle, options)?;
-
-        let crypto = Arc::new(crypto());
-        let mut roots = RootCertStore::empty();
-        roots.add(trusted)?;
-        let roots = Arc::new(roots);
-        let tls13 = [&rustls::version::TLS13];
-        let mut client = rustls::ClientConfig::builder_with_provider(Arc::clone(&crypto))
-            .with_protocol_versions(&tls13)?
-            .with_root_certificates(Arc::clone(&roots))
-            .with_client_auth_cert(chain.clone(), key.clone_key())?;
-        client.resumption = Resumption::disabled();
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&crypto)).build()?;
-        let mut server = rustls::ServerConfig::builder_with_provider(crypto)
-            .with_protocol_versions(&tls13)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)?;
-        server.send_tls13_tickets = 0;
         Ok(Self {
-            credentials,
-            expected: [id.parse()?],
-            client: Arc::new(client),
-            server: Arc::new(server),
+            credentials: Credentials::new(Provider::aws_lc_rs(), bundle, options)?,
+            expected: [identity(bare::ACCOUNT).parse()?],
+            client: Arc::new(keys.client()?),
+            server: Arc::new(keys.server()?),
         })
     }
-}
-
-/// What tunnels negotiate, and nothing else.
-fn crypto() -> CryptoProvider {
-    let mut crypto = aws_lc_rs::default_provider();
-    crypto.cipher_suites.retain(|suite| suite.suite() == SUITE);
-    crypto.kx_groups.retain(|group| group.name() == GROUP);
-    crypto
 }
 
 fn measure(world: &Arc<World>, shape: Shape, of: &Handshakes) -> Result<Sample, BoxError> {
@@ -201,8 +160,7 @@ async fn dial(world: Arc<World>, to: SocketAddr, shape: Shape) -> Done {
     match shape {
         Shape::Bare => {
             let connector = tokio_rustls::TlsConnector::from(Arc::clone(&world.client));
-            let name = ServerName::try_from(NAME)?;
-            ask(&mut connector.connect(name, stream).await?).await
+            ask(&mut bare::connect(&connector, stream).await?).await
         }
         Shape::Tunnel => {
             let tls = tls::connect_unflushed(stream, &world.credentials, &world.expected).await?;

@@ -7,8 +7,10 @@
 
 mod app;
 mod args;
+mod bare;
 mod certificates;
 mod changes;
+mod connect;
 mod control;
 mod echo;
 mod fleet;

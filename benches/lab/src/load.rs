@@ -17,25 +17,28 @@ use mesh_core::{Mesh, MeshClient};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsConnector;
 
 use crate::args::{Load, Road, say};
-use crate::{BoxError, Done, member};
+use crate::bare::{self, Keys};
+use crate::{BoxError, Done, connect, member};
 
 /// How long connections warm up before they count, and how long the first may take.
 const WARM_UP: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(of: Load) -> Done {
-    let mesh = match (of.road, &of.folder) {
-        (Road::Plain, _) => None,
-        (_, Some(folder)) => Some(member::join(folder, "client")?),
-        (_, None) => return Err("--folder: a member needs it".into()),
+    let folder = || of.folder.as_deref().ok_or("--folder: this road needs it");
+    let mesh = || member::join(folder()?, "client");
+    let keys = || Keys::read(folder()?);
+    let over = match of.road {
+        Road::Plain => Over::Plain,
+        Road::Tls => Over::Tls(Arc::new(keys()?.client()?).into()),
+        Road::Connect => Over::Connect(connect::Client::new(&keys()?, of.to)?),
+        Road::Tunnel => Over::Tunnel(mesh()?),
+        Road::Http => Over::Http(mesh()?),
     };
-    let way = Way {
-        road: of.road,
-        to: of.to,
-        mesh,
-    };
+    let way = Way { to: of.to, over };
     // Whoever is in between may not be there yet.
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = way.try_once().await {
@@ -65,9 +68,17 @@ pub(crate) async fn run(of: Load) -> Done {
 
 /// How requests reach the server.
 pub(crate) struct Way {
-    pub(crate) road: Road,
     pub(crate) to: SocketAddr,
-    pub(crate) mesh: Option<Mesh>,
+    pub(crate) over: Over,
+}
+
+/// A [`Road`], with what it takes.
+pub(crate) enum Over {
+    Plain,
+    Tls(TlsConnector),
+    Connect(connect::Client),
+    Tunnel(Mesh),
+    Http(Mesh),
 }
 
 /// One connection with one request on its way at a time.
@@ -79,19 +90,25 @@ enum Connection {
 
 impl Way {
     async fn open(&self) -> Result<Connection, BoxError> {
-        let mesh = || self.mesh.as_ref().ok_or("no mesh");
-        match self.road {
-            Road::Plain => {
-                let stream = TcpStream::connect(self.to).await?;
-                stream.set_nodelay(true)?;
+        match &self.over {
+            Over::Plain => self.own(self.dial().await?).await,
+            Over::Tls(connector) => {
+                let stream = bare::connect(connector, self.dial().await?).await?;
                 self.own(stream).await
             }
-            Road::Tunnel => self.own(mesh()?.connect(self.to.to_string()).await?).await,
-            Road::Http => {
+            Over::Connect(client) => self.own(client.open().await?).await,
+            Over::Tunnel(mesh) => self.own(mesh.connect(self.to.to_string()).await?).await,
+            Over::Http(mesh) => {
                 let uri = format!("http://{}/", self.to).parse()?;
-                Ok(Connection::Pooled(mesh()?.http_client(), uri))
+                Ok(Connection::Pooled(mesh.http_client(), uri))
             }
         }
+    }
+
+    async fn dial(&self) -> std::io::Result<TcpStream> {
+        let stream = TcpStream::connect(self.to).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 
     async fn own<T>(&self, io: T) -> Result<Connection, BoxError>

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::args::{Reach, Road, say};
-use crate::load::Way;
+use crate::load::{Over, Way};
 use crate::namespaces::CLIENT;
-use crate::{Done, member};
+use crate::{BoxError, Done, member};
 
 /// How long a service may take to come or go, and between attempts.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,21 +23,20 @@ const PAUSE: Duration = Duration::from_millis(1);
 const ATTEMPT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(of: Reach) -> Done {
-    let mesh = match of.road {
-        Road::Plain => None,
-        _ => {
-            let own = (CLIENT, 0).into();
-            let mesh = member::join_control(&of.folder, "client", of.control, own)?;
-            mesh.ready().await?;
-            Some(mesh)
-        }
+    let mesh = async || -> Result<_, BoxError> {
+        let own = (CLIENT, 0).into();
+        let mesh = member::join_control(&of.folder, "client", of.control, own)?;
+        mesh.ready().await?;
+        Ok(mesh)
+    };
+    let over = match of.road {
+        Road::Plain => Over::Plain,
+        Road::Tunnel => Over::Tunnel(mesh().await?),
+        Road::Http => Over::Http(mesh().await?),
+        Road::Tls | Road::Connect => return Err("--road: none that a service is found on".into()),
     };
     say("ready");
-    let way = Arc::new(Way {
-        road: of.road,
-        to: of.to,
-        mesh,
-    });
+    let way = Arc::new(Way { to: of.to, over });
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         match line.split_once(' ') {

@@ -7,6 +7,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use crate::args::{Requests, peer, say};
+use crate::bare::Keys;
 use crate::certificates::Root;
 use crate::namespaces::{CLIENT, Pair, SERVER};
 use crate::peers::{self, Source};
@@ -43,15 +44,17 @@ struct Sample {
 
 pub(crate) fn run(of: &Requests) -> crate::Done {
     machine::print();
-    let mut deployments = vec![plain()?];
+    let mut deployments = vec![direct(PLAIN, "plain")?];
     let mut add = |name: &str, make: &dyn Fn() -> Result<Deployment, BoxError>| {
         if name.contains(&of.only) {
             deployments.push(make().map_err(|error| format!("{name}: {error}"))?);
         }
         crate::Done::Ok(())
     };
-    add(SDK_L4, &|| sdk(SDK_L4, "tunnel"))?;
-    add(SDK_L7, &|| sdk(SDK_L7, "http"))?;
+    add(TLS, &|| direct(TLS, "tls"))?;
+    add(CONNECT, &|| direct(CONNECT, "connect"))?;
+    add(SDK_L4, &|| direct(SDK_L4, "tunnel"))?;
+    add(SDK_L7, &|| direct(SDK_L7, "http"))?;
     match peer(of.ztunnel.as_ref(), "PEER_ZTUNNEL") {
         Some(program) => add(ZTUNNEL, &|| ztunnels(&program))?,
         None => say("PEER_ZTUNNEL names no program: left out"),
@@ -74,6 +77,9 @@ pub(crate) fn run(of: &Requests) -> crate::Done {
     Ok(())
 }
 
+const PLAIN: &str = "no mesh";
+const TLS: &str = "bare mutual TLS";
+const CONNECT: &str = "CONNECT over hyper's h2";
 const SDK_L4: &str = "SDK, connect and listen";
 const SDK_L7: &str = "SDK, http_client and listen_http";
 const ZTUNNEL: &str = "two ztunnels";
@@ -88,6 +94,7 @@ pub(crate) fn folder() -> Result<TempDir, BoxError> {
     let folder = tempfile::tempdir()?;
     let root = Root::new()?;
     root.write(folder.path(), SERVER.into())?;
+    Keys::write(&root, folder.path())?;
     let mut mesh = "workloads:".to_owned();
     for (account, address) in [("client", CLIENT), ("server", SERVER)] {
         root.write_member(folder.path(), account)?;
@@ -133,15 +140,9 @@ fn load(pair: &Pair, folder: &Path, road: &str, to: SocketAddr) -> Result<Proces
     Process::role("client", &pair.client, folder, &arguments)
 }
 
-fn plain() -> Result<Deployment, BoxError> {
-    let (pair, folder) = (Pair::new("p")?, folder()?);
-    let server = serve(&pair, folder.path(), "plain")?;
-    let load = load(&pair, folder.path(), "plain", server_at(SERVER))?;
-    Ok(Deployment::of("no mesh", load, vec![server], pair, folder))
-}
-
-fn sdk(name: &'static str, road: &str) -> Result<Deployment, BoxError> {
-    let (pair, folder) = (Pair::new(&road[..1])?, folder()?);
+/// Nothing between them.
+fn direct(name: &'static str, road: &str) -> Result<Deployment, BoxError> {
+    let (pair, folder) = (Pair::new(road)?, folder()?);
     let server = serve(&pair, folder.path(), road)?;
     let load = load(&pair, folder.path(), road, server_at(SERVER))?;
     Ok(Deployment::of(name, load, vec![server], pair, folder))
@@ -265,7 +266,7 @@ fn report(of: &Requests, deployments: &[Deployment]) {
             of(|sample| sample.memory),
         ));
     }
-    say("round by round: CPU and memory less the run without a mesh");
+    say("round by round: against proxies CPU and memory less the run without a mesh");
     let find = |name: &str| deployments.iter().find(|one| one.name == name);
     let plain = &deployments[0];
     for (ours, theirs, bounds) in [
@@ -276,10 +277,24 @@ fn report(of: &Requests, deployments: &[Deployment]) {
             "rate at least 3, p50 at most 0.4, CPU at most 0.3, memory at most 0.3",
         ),
         (SDK_L7, ZTUNNEL, "not asked for"),
+        (
+            PLAIN,
+            ZTUNNEL,
+            "the least of anything; its CPU and memory whole",
+        ),
+        (TLS, ZTUNNEL, "the least of anything encrypted"),
+        (CONNECT, ZTUNNEL, "HBONE without a mesh"),
+        (TLS, PLAIN, "what encryption costs"),
+        (CONNECT, PLAIN, "what HBONE costs"),
+        (SDK_L4, PLAIN, "what the mesh costs"),
+        (CONNECT, TLS, "what HTTP/2 costs"),
+        (SDK_L4, TLS, "not asked for"),
+        (SDK_L4, CONNECT, "not asked for"),
     ] {
         let (Some(ours), Some(theirs)) = (find(ours), find(theirs)) else {
             continue;
         };
+        let beyond = ours.name != PLAIN && [ZTUNNEL, ENVOY].contains(&theirs.name);
         let ratio = |value: fn(&Sample) -> f64, less: bool| {
             let rounds = ours.samples.iter().zip(&theirs.samples);
             let ratios = rounds.zip(&plain.samples).map(|((ours, theirs), plain)| {
@@ -294,8 +309,8 @@ fn report(of: &Requests, deployments: &[Deployment]) {
             ratio(|sample| sample.rate, false),
             ratio(|sample| sample.p50, false),
             ratio(|sample| sample.p99, false),
-            ratio(|sample| sample.cpu, true),
-            ratio(|sample| sample.memory, true),
+            ratio(|sample| sample.cpu, beyond),
+            ratio(|sample| sample.memory, beyond),
         ));
     }
 }
