@@ -245,7 +245,8 @@ impl<W, C, I> Builder<W, C, I> {
     /// keep a connection waiting. On a thread of a lower priority the push waits for connections instead; where all
     /// cores stay busy it is in effect later, and with it each DENY in it: lower it when the mesh is
     /// [`ready`](Mesh::ready), which it should be soon. The runtime needs timers and I/O
-    /// (`enable_all`), and must live as long as the mesh: with it end news and new certificates.
+    /// (`enable_all`), and must live as long as the mesh, or until its [`shutdown`](Mesh::shutdown) begins: with it end news
+    /// and new certificates. That is told by an error in the log (`mesh::node`), and takes the mesh's readiness away.
     ///
     /// # Examples
     ///
@@ -267,7 +268,8 @@ impl<W, C, I> Builder<W, C, I> {
     /// mesh.ready().await?;
     /// // Of its only thread, which on Linux has a nice value of its own: `rustix::process::setpriority_process(None, 19)`.
     /// control.spawn(async { lower_priority() });
-    /// // … At the end, for dropping a runtime waits, which an async function must not:
+    /// // … At the end, after the mesh; dropping a runtime would wait, which an async function must not:
+    /// drop(mesh);
     /// control.shutdown_background();
     /// # Ok(())
     /// # }
