@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use http::Request;
 use mesh_core::identity::DevCa;
 use mesh_core::{ErrorKind, Mesh, Node};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::handler::Handler;
 use crate::mesh_world::{Control, PORT, World, echo, ping};
 
 /// The error and its causes on one line.
@@ -33,10 +35,16 @@ async fn what_is_pending_is_said_after_the_start_time_out() {
     assert!(!mesh.readiness().is_ready());
 }
 
+/// A request to the server.
+fn get() -> Request<String> {
+    let request = Request::get(format!("http://server:{PORT}/"));
+    request.body(String::new()).unwrap()
+}
+
 /// What waits for the start of a mesh, by a name.
 fn starts(mesh: &Mesh) -> JoinSet<(&'static str, Option<ErrorKind>)> {
     let mut starts = JoinSet::new();
-    let [listens, requests, is_ready, connects, resolves] = [(); 5].map(|()| mesh.clone());
+    let [listens, requests, is_ready, connects, asks, resolves] = [(); 6].map(|()| mesh.clone());
     let kind = |error: mesh_core::Error| error.kind();
     starts.spawn(async move { ("listen", listens.listen(PORT).await.map_err(kind).err()) });
     starts.spawn(async move {
@@ -47,6 +55,10 @@ fn starts(mesh: &Mesh) -> JoinSet<(&'static str, Option<ErrorKind>)> {
     starts.spawn(async move {
         let connected = connects.connect(format!("server:{PORT}")).await;
         ("connect", connected.map_err(kind).err())
+    });
+    starts.spawn(async move {
+        let response = asks.http_client().request(get()).await;
+        ("request", response.map_err(kind).err())
     });
     starts.spawn(async move {
         let resolved = resolves.resolve("server").await;
@@ -136,6 +148,28 @@ async fn a_record_that_comes_late_is_waited_for() {
     ping(&mut client.connect(format!("server:{PORT}")).await.unwrap())
         .await
         .unwrap();
+}
+
+/// As a connection does: for the first configuration, and for the record of who makes it.
+#[tokio::test]
+async fn a_request_that_comes_before_the_start_is_answered_after_it() {
+    let world = World::new(251);
+    let client = world.mesh("client");
+    let asks = tokio::spawn(client.http_client().request(get()));
+    tokio::task::yield_now().await;
+    let (workload, service) = (world.workload("server", 2), world.service("server", 2));
+    world
+        .control
+        .set(vec![workload.into(), service.into()])
+        .await;
+    let http = world.mesh("server").listen_http(PORT).await.unwrap();
+    tokio::spawn(http.serve(Handler::default()));
+    assert!(!asks.is_finished());
+    world
+        .control
+        .set(vec![world.workload("client", 1).into()])
+        .await;
+    assert_eq!(asks.await.unwrap().unwrap().status(), 200);
 }
 
 #[tokio::test]
