@@ -80,7 +80,7 @@ impl Check {
 }
 
 impl Target {
-    fn authority(&self, own: IpAddr) -> String {
+    pub(super) fn authority(&self, own: IpAddr) -> String {
         match &self.host {
             Some(host) if host.contains(':') => format!("[{host}]:{}", self.port),
             Some(host) => format!("{host}:{}", self.port),

@@ -5,26 +5,38 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// How much of an answer is read before its status has come.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// The request.
-fn request(authority: &str, path: &str, headers: &[(String, String)]) -> String {
-    let given = |name: &str| {
+/// The header fields of the request, in order: ours, unless they were given, and what else was given.
+pub(super) fn fields<'a>(
+    authority: &'a str,
+    headers: &'a [(String, String)],
+) -> Vec<(&'a str, &'a str)> {
+    let or_given = |name: &'static str, own: &'a str| {
         let mut headers = headers.iter();
         let found = headers.find(|(given, _)| given.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
+        (name, found.map_or(own, |(_, value)| value))
     };
-    let host = given("host").unwrap_or(authority);
-    let agent = given("user-agent").unwrap_or("istio-probe/1.0");
-    let accept = given("accept").unwrap_or("*/*");
-    let mut text = format!(
-        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {agent}\r\naccept: {accept}\r\n"
-    );
+    let mut fields = vec![
+        or_given("host", authority),
+        or_given("user-agent", "istio-probe/1.0"),
+        or_given("accept", "*/*"),
+    ];
     for (name, value) in headers {
         let ours = ["host", "user-agent", "accept", "connection"];
         if !ours.iter().any(|own| name.eq_ignore_ascii_case(own)) {
-            text.push_str(&format!("{name}: {value}\r\n"));
+            fields.push((name, value));
         }
     }
-    text.push_str("connection: close\r\n\r\n");
+    fields.push(("connection", "close"));
+    fields
+}
+
+/// The request.
+fn request(authority: &str, path: &str, headers: &[(String, String)]) -> String {
+    let mut text = format!("GET {path} HTTP/1.1\r\n");
+    for (name, value) in fields(authority, headers) {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str("\r\n");
     text
 }
 

@@ -12,12 +12,11 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ::http::uri::PathAndQuery;
-use ::http::{HeaderName, HeaderValue, Method};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::{Error, ErrorKind};
 
@@ -67,8 +66,33 @@ enum Check {
     Exec(Vec<String>),
 }
 
-/// The method and path of a probe's request.
-type Asked<'a> = (Method, Cow<'a, str>);
+/// A probe's request, as policies see it.
+struct Asked<'a> {
+    method: Method,
+    host: String,
+    path: &'a str,
+    headers: HeaderMap,
+}
+
+impl<'a> Asked<'a> {
+    fn new(method: Method, path: &'a str, host: &str, fields: &[(&str, &str)]) -> Self {
+        let parsed = |(name, value): &(&str, &str)| Some((name.parse().ok()?, value.parse().ok()?));
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields.iter().filter_map(parsed) {
+            let (name, value): (HeaderName, HeaderValue) = (name, value);
+            headers.append(name, value);
+        }
+        let given = headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
+        Self {
+            host: given.unwrap_or(host).to_owned(),
+            method,
+            path: path.split(['?', '#']).next().unwrap_or(path),
+            headers,
+        }
+    }
+}
 
 /// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,14 +249,21 @@ impl Probe {
     /// The port of the workload's own address that it asks, if it does, and the request that it makes.
     fn of_own(&self, own: IpAddr) -> Option<(u16, Option<Asked<'_>>)> {
         let (target, request) = match &self.check {
-            Check::Http { target, path, .. } => {
-                let path = path.split(['?', '#']).next().unwrap_or(path);
-                (target, Some((Method::GET, path.into())))
+            Check::Http {
+                target,
+                path,
+                headers,
+            } => {
+                let host = target.authority(own);
+                let fields = http::fields(&host, headers);
+                (target, Some(Asked::new(Method::GET, path, &host, &fields)))
             }
             Check::Tcp(target) => (target, None),
             Check::Grpc { target, .. } => {
                 let path = "/grpc.health.v1.Health/Check";
-                (target, Some((Method::POST, path.into())))
+                let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+                let host = target.authority(own);
+                (target, Some(Asked::new(Method::POST, path, &host, &fields)))
             }
             Check::Exec(_) => return None,
         };

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
 
-use http::HeaderMap;
 use mesh_authz::RequestAttributes;
 use tokio::time::{Instant, sleep_until};
 
@@ -89,12 +88,12 @@ impl MeshInner {
         let enforced = self.enforcement.on(port);
         let enforced = enforced.load();
         let policies = enforced.policies();
-        let headers = HeaderMap::new();
         let attributes = context.attributes();
         let decision = judgement.decide(policies, &context);
         let decision = match &request {
-            Some((method, path)) if decision.is_allowed() && judgement == Judgement::PerRequest => {
-                let request = RequestAttributes::new(method, None, path, &headers);
+            Some(asked) if decision.is_allowed() && judgement == Judgement::PerRequest => {
+                let (host, headers) = (Some(&*asked.host), &asked.headers);
+                let request = RequestAttributes::new(&asked.method, host, asked.path, headers);
                 policies.evaluate(&attributes.with_request(request))
             }
             _ => decision,
@@ -104,7 +103,7 @@ impl MeshInner {
         }
         let missed = missed(&decision, policies).map(|names| format!(": {names}"));
         let missed = missed.unwrap_or_default();
-        let what = request.map(|(method, path)| format!(", {method} {path},"));
+        let what = request.map(|asked| format!(", {} {},", asked.method, asked.path));
         let what = what.unwrap_or_default();
         Some(format!(
             "unless the application itself answered so, this workload's own policies refuse it ({decision}{missed}), for the probe has no identity: \

@@ -1,12 +1,15 @@
 //! A host's readiness probe, as the control plane hears of it. On real sockets and in real time, but for
 //! the control plane.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use mesh_core::authz::policy::Action;
+use mesh_core::authz::policy::istio::Condition;
 use mesh_core::config::AppHealth;
 use mesh_core::health::Probe;
 use mesh_core::identity::Istiod;
@@ -15,6 +18,7 @@ use tokio::net::TcpListener;
 use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
+use tower::service_fn;
 
 use crate::handler::{Handler, to};
 use crate::istiod::{HttpRequest, HttpResponse, Method, Served};
@@ -227,6 +231,52 @@ async fn a_probe_that_the_workloads_own_policy_refuses_says_so() {
         )])
         .await;
     says(&["INFO", "finds the application healthy"]).await;
+}
+
+/// Policies are asked about the request that it makes, with its host and its header fields.
+#[tokio::test]
+async fn a_probe_is_not_told_of_policies_that_let_it_in() {
+    let (lines, _guard) = capture("mesh::health=debug");
+    let (control, batches) = Control::new();
+    let world = World::new(252);
+    let probe = Probe::http(PORT)
+        .header("Host", "forum.example")
+        .header("X-Probe", "yes");
+    let mesh = Mesh::builder()
+        .workload("default", "server", "server")
+        .readiness_probe(probe.timeout(LONG).period(OFTEN))
+        .config(batches)
+        .identity(world.ca.clone())
+        .build()
+        .unwrap();
+    let marked = || {
+        let mut rule = to(|operation| operation.hosts = vec!["forum.example".into()]);
+        let mut condition = Condition::default();
+        condition.key = "request.headers[x-probe]".into();
+        condition.values = vec!["yes".into()];
+        rule.when = vec![condition];
+        rule
+    };
+    let by_marked = |action| policy("marked", action, vec![marked()]);
+    control
+        .set(vec![
+            world.workload("server", 2).into(),
+            by_marked(Action::Allow),
+        ])
+        .await;
+    let http = mesh.listen_http(PORT).await.unwrap();
+    tokio::spawn(http.serve(service_fn(|_: http::Request<Incoming>| async {
+        let response = http::Response::builder().status(503);
+        Ok::<_, Infallible>(response.body(String::new()).unwrap())
+    })));
+    let fails = async |how: &str| {
+        until(how, || lines.text().contains(how)).await;
+    };
+    // It is the application's own answer.
+    fails("status 503").await;
+    assert!(!lines.text().contains("policies"), "{}", lines.text());
+    control.set(vec![by_marked(Action::Deny)]).await;
+    fails("own policies refuse it (explicitly denied by: default/marked)").await;
 }
 
 #[tokio::test]
