@@ -186,7 +186,9 @@ impl Work {
     fn take_effect(&mut self, link: &ConfigLink, loaded: Loaded) -> Result<(), Error> {
         let complete = loaded.is_complete();
         link.set_warnings(loaded.warnings().iter().map(ToString::to_string).collect())?;
+        // Who finds itself missing is not to hear of all kinds that have no workload.
         let of_no_use = self.loader.skipped().iter();
+        let of_no_use = of_no_use.filter(|what| what.hides_workload());
         link.set_of_no_use(of_no_use.map(ToString::to_string).collect())?;
         let (batch, problems, skipped) = loaded.into_parts();
         for what in skipped {

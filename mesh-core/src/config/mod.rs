@@ -240,7 +240,7 @@ impl ConfigLink {
         Ok(())
     }
 
-    /// Replaces what the configuration has that makes nothing as it is: who finds itself missing is told of it.
+    /// Replaces what the configuration has that makes no workload as it is: who finds itself missing is told of it.
     #[cfg(feature = "file")]
     fn set_of_no_use(&self, what: Vec<String>) -> Result<(), Error> {
         *crate::sync::lock(&self.node()?.of_no_use) = what;

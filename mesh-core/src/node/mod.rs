@@ -77,7 +77,7 @@ pub(crate) struct NodeInner {
     meshes: Mutex<Vec<Weak<MeshInner>>>,
     problems: Mutex<Vec<Arc<str>>>,
     warnings: Mutex<Vec<String>>,
-    /// What of the configuration makes nothing as it is.
+    /// What of the configuration makes no workload as it is.
     pub(crate) of_no_use: Mutex<Vec<String>>,
     /// Whether what is configured is all there is.
     whole: AtomicBool,

@@ -169,6 +169,50 @@ async fn an_object_that_was_refused_is_named_to_who_misses_it() {
     assert!(seconds <= 1, "{seconds}");
 }
 
+/// Of a folder with all that a cluster has, three kinds that are of no use would be all that is named.
+#[tokio::test(start_paused = true)]
+async fn what_has_no_workload_anyway_is_not_named_to_who_misses_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let others = [
+        "ConfigMap",
+        "DestinationRule",
+        "Ingress",
+        "PodDisruptionBudget",
+    ];
+    let others = others.map(|kind| {
+        format!("---\napiVersion: example.com/v1\nkind: {kind}\nmetadata: {{name: reviews}}\n")
+    });
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: reviews}\n\
+                   spec: {selector: {app: reviews}, ports: [{port: 9080}]}\n";
+    let deployment =
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: reviews-v1}\n".to_owned();
+    let says = [
+        (
+            pod(""),
+            "mesh.yaml:1: status: Pod default/reviews-v1 has no address",
+        ),
+        (
+            deployment,
+            "mesh.yaml:1: kind: Deployment says nothing to the mesh",
+        ),
+        (
+            pod("podIP: 127.90.0.13").replace("Pod", "pod"),
+            "kind: pod says nothing to the mesh",
+        ),
+    ];
+    for (hidden, expected) in says {
+        write(
+            folder.path(),
+            &format!("{hidden}{}{service}", others.concat()),
+        );
+        let server = mesh(folder.path(), "reviews-v1", ca());
+        let (kind, text, _) = fails(&server).await;
+        assert_eq!(kind, ErrorKind::NoRecord);
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(text.matches("mesh.yaml:").count(), 1, "{text}");
+    }
+}
+
 /// An ALLOW policy with a slip.
 fn broken_policy(method: &str) -> String {
     format!(

@@ -331,7 +331,9 @@ impl Load<'_> {
         manifest::find(&at, &mut found)?;
         for found in found {
             match found {
-                manifest::Found::Skipped(what) => skip(&mut self.skipped, path, what),
+                manifest::Found::Skipped(what, hides_workload) => {
+                    skip(&mut self.skipped, path, what, hides_workload);
+                }
                 manifest::Found::Item(item) => {
                     let wrap = |object| Object::Manifest(Arc::new(object));
                     let read = item.read(self.settings).map(wrap);
@@ -412,10 +414,10 @@ struct Found<'a> {
     skipped: &'a mut Skipped,
 }
 
-fn skip(skipped: &mut Skipped, file: &Path, what: Invalid) {
+fn skip(skipped: &mut Skipped, file: &Path, what: Invalid, hides_workload: bool) {
     let said = format!("{}: {}", what.field, what.message);
     let entry = skipped.entry(said);
-    entry.or_insert_with(|| Problem::new(file, what));
+    entry.or_insert_with(|| Problem::new(file, what).hiding_workload(hides_workload));
 }
 
 /// Makes resources of all objects. Of several with one name the first counts, by file and line.
@@ -469,7 +471,8 @@ fn join(
     for (object, field, message) in assembled.idle {
         let (file, line) = &origins[object];
         let invalid = Invalid::new(*line, field.to_owned(), message);
-        skip(found.skipped, file, invalid);
+        let is_pod = matches!(objects[object], manifest::Object::Pod(_));
+        skip(found.skipped, file, invalid, is_pod);
     }
     for (object, update) in assembled.resources {
         let (file, line) = &origins[object];

@@ -12,6 +12,7 @@ pub struct Problem {
     file: PathBuf,
     invalid: Invalid,
     closed: bool,
+    hides_workload: bool,
 }
 
 impl Problem {
@@ -20,6 +21,7 @@ impl Problem {
             file: file.to_owned(),
             invalid,
             closed: false,
+            hides_workload: false,
         }
     }
 
@@ -32,6 +34,18 @@ impl Problem {
     /// [message](Self::message) says.
     pub fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    pub(crate) fn hiding_workload(mut self, hides: bool) -> Self {
+        self.hides_workload = hides;
+        self
+    }
+
+    /// Of what was [skipped](super::Loaded::skipped), whether it may be why a workload is missing: a Pod without an
+    /// address, Pods that are there only as a Deployment's template, a `pod`. Most kinds that are skipped have no
+    /// workload to make.
+    pub fn hides_workload(&self) -> bool {
+        self.hides_workload
     }
 
     /// The file.

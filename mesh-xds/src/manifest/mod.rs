@@ -54,8 +54,8 @@ pub(crate) struct Item<'a> {
 /// What a document turned out to be.
 pub(crate) enum Found<'a> {
     Item(Item<'a>),
-    /// Of a kind that has nothing to say, or not yet: what is said of that.
-    Skipped(Invalid),
+    /// Of a kind that has nothing to say, or not yet: what is said of that, and whether who wrote it may miss a workload.
+    Skipped(Invalid, bool),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +135,8 @@ pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Res
             )));
         }
         let message = format_args!("{kind} says nothing to the mesh: passed over");
-        found.push(Found::Skipped(document.invalid_below("kind", message)));
+        let what = document.invalid_below("kind", message);
+        found.push(Found::Skipped(what, is_of_workloads(&kind)));
         return Ok(());
     };
     let wrong_version = (!versions.contains(&version)).then(|| {
@@ -155,6 +156,21 @@ pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Res
         at: document.clone(),
     }));
     Ok(())
+}
+
+/// Whether a kind that is not read has to do with workloads: it has a template of Pods, or is a slip of one that is read.
+fn is_of_workloads(kind: &str) -> bool {
+    const TEMPLATES: [&str; 7] = [
+        "Deployment",
+        "StatefulSet",
+        "DaemonSet",
+        "ReplicaSet",
+        "ReplicationController",
+        "Job",
+        "CronJob",
+    ];
+    let mut meant = ["Pod", "WorkloadEntry"].into_iter();
+    TEMPLATES.contains(&kind) || meant.any(|meant| schema::alike(kind, meant))
 }
 
 impl Kind {

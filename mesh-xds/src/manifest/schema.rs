@@ -419,7 +419,7 @@ fn message(found: &str, known: impl Iterator<Item = &'static str>) -> String {
 }
 
 /// Whether one name could be a slip of the other: but for case two letters differ at most.
-fn alike(found: &str, known: &str) -> bool {
+pub(super) fn alike(found: &str, known: &str) -> bool {
     if found.eq_ignore_ascii_case(known) {
         return true;
     }
