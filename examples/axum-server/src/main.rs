@@ -5,6 +5,7 @@ mod config;
 mod pod;
 
 use std::future::IntoFuture;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::{Extension, Router, routing::get};
@@ -43,14 +44,18 @@ async fn main() -> Result<(), BoxError> {
 }
 
 async fn by_files(args: &Args, router: Router) -> Result<(), BoxError> {
+    // Before anything is waited for: the first process of a container is not ended by a signal that it does not handle.
+    let mut told = pin!(told_to_end()?);
     let node = Node::builder()
         .config(mesh_core::config::File::watch(&args.file))
         .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "hello", "hello")?;
-    let http = mesh.listen_http(PORT).await?;
+    let http = tokio::select! {
+        http = mesh.listen_http(PORT) => http?,
+        () = &mut told => return Ok(()),
+    };
     if !args.once {
-        let told = told_to_end()?;
         print("hello is up on 127.0.10.1:8080, for members of the mesh; Ctrl-C ends\n");
         return serve(&mesh, http, router, told).await;
     }
@@ -66,7 +71,13 @@ async fn by_files(args: &Args, router: Router) -> Result<(), BoxError> {
         }
         Ok::<_, BoxError>(())
     };
-    serve(&mesh, http, router, calls).await?
+    let until = async {
+        tokio::select! {
+            outcome = calls => outcome,
+            () = told => Ok(()),
+        }
+    };
+    serve(&mesh, http, router, until).await?
 }
 
 /// Serves until something has ended, and lets requests end that are under way.

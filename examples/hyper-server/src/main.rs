@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use mesh_core::layers::PeerIdentity;
-use mesh_core::{Node, config, identity};
+use mesh_core::{Mesh, Node, config, identity};
 use tower::service_fn;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -48,36 +49,43 @@ async fn main() -> Result<(), BoxError> {
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
 
+    // Before anything is waited for: the first process of a container is not ended by a signal that it does not handle.
+    let mut told = pin!(told_to_end()?);
     let node = Node::builder()
         .config(config::File::watch(&args.file))
         .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "hello", "hello")?;
-    let http = mesh.listen_http(8080).await?;
+    let http = tokio::select! {
+        http = mesh.listen_http(8080) => http?,
+        () = &mut told => return Ok(()),
+    };
     let server = tokio::spawn(http.serve(service_fn(hello)));
 
     if args.once {
-        let caller = node.workload("default", "caller", "caller")?.http_client();
-        let request = Request::get("http://hello:8080/").body(Empty::<Bytes>::new())?;
-        let body = caller
-            .request(request)
-            .await?
-            .into_body()
-            .collect()
-            .await?
-            .to_bytes();
-        print(&String::from_utf8_lossy(&body));
-        if !body.ends_with(b"/sa/caller\n") {
-            return Err("the server did not see its caller's identity".into());
+        let caller = node.workload("default", "caller", "caller")?;
+        tokio::select! {
+            outcome = call(&caller) => outcome?,
+            () = told => {}
         }
     } else {
-        let told = told_to_end()?;
         print("hello is up on 127.0.11.1:8080, for members of the mesh; Ctrl-C ends\n");
         told.await;
     }
     mesh.shutdown(Duration::from_secs(5)).await;
     server.await?;
     Ok(())
+}
+
+async fn call(caller: &Mesh) -> Result<(), BoxError> {
+    let request = Request::get("http://hello:8080/").body(Empty::<Bytes>::new())?;
+    let response = caller.http_client().request(request).await?;
+    let body = response.into_body().collect().await?.to_bytes();
+    print(&String::from_utf8_lossy(&body));
+    match body.ends_with(b"/sa/caller\n") {
+        true => Ok(()),
+        false => Err("the server did not see its caller's identity".into()),
+    }
 }
 
 fn print(text: &str) {

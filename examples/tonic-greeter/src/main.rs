@@ -1,11 +1,12 @@
 //! A tonic server and client in the mesh. `tonic-greeter` serves; `--once` also calls it and exits.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::Parser;
 use mesh_core::layers::PeerIdentity;
-use mesh_core::{Node, config, identity};
+use mesh_core::{Mesh, Node, config, identity};
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 
@@ -86,12 +87,17 @@ async fn main() -> Result<(), BoxError> {
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
 
+    // Before anything is waited for: the first process of a container is not ended by a signal that it does not handle.
+    let mut told = pin!(told_to_end()?);
     let node = Node::builder()
         .config(config::File::watch(&args.file))
         .identity(identity::DevCa::in_dir(&args.ca_dir, "cluster.local"))
         .build_node()?;
     let mesh = node.workload("default", "greeter", "greeter")?;
-    let http = mesh.listen_http(50051).await?;
+    let http = tokio::select! {
+        http = mesh.listen_http(50051) => http?,
+        () = &mut told => return Ok(()),
+    };
     let server = Server::builder()
         .layer(http.layer)
         .add_service(GreeterServer::new(Hello))
@@ -100,25 +106,32 @@ async fn main() -> Result<(), BoxError> {
 
     if args.once {
         let caller = node.workload("default", "caller", "caller")?;
-        // A channel of tonic's own, over the mesh's connector: balances by connection.
-        let endpoint = Endpoint::from_static("http://greeter:50051");
-        let channel = endpoint.connect_with_connector(caller.connector()).await?;
-        greet(GreeterClient::new(channel), "channel").await?;
-        // The mesh's client, which balances by request.
-        let origin = "http://greeter:50051".parse()?;
-        greet(
-            GreeterClient::with_origin(caller.http_client(), origin),
-            "client",
-        )
-        .await?;
+        tokio::select! {
+            outcome = call(&caller) => outcome?,
+            () = told => {}
+        }
     } else {
-        let told = told_to_end()?;
         print("greeter is up on 127.0.14.1:50051, for members of the mesh; Ctrl-C ends\n");
         told.await;
     }
     mesh.shutdown(Duration::from_secs(5)).await;
     server.await??;
     Ok(())
+}
+
+/// Calls the greeter by two clients.
+async fn call(caller: &Mesh) -> Result<(), BoxError> {
+    // A channel of tonic's own, over the mesh's connector: balances by connection.
+    let endpoint = Endpoint::from_static("http://greeter:50051");
+    let channel = endpoint.connect_with_connector(caller.connector()).await?;
+    greet(GreeterClient::new(channel), "channel").await?;
+    // The mesh's client, which balances by request.
+    let origin = "http://greeter:50051".parse()?;
+    greet(
+        GreeterClient::with_origin(caller.http_client(), origin),
+        "client",
+    )
+    .await
 }
 
 async fn greet<T>(mut client: GreeterClient<T>, name: &str) -> Result<(), BoxError>

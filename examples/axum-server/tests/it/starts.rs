@@ -55,7 +55,8 @@ impl Cluster {
     }
 
     fn start(&self, root: &Path) -> Program {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_axum-server"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_axum-server"));
+        command
             .env_clear()
             .env("POD_NAME", "hello")
             .env("POD_NAMESPACE", "default")
@@ -65,18 +66,8 @@ impl Cluster {
             .env("ADMIN", "off")
             .env("CONTROL_PLANE", self.address())
             .env("TOKEN_FILE", self.token())
-            .env("ROOT_CERT_FILE", root)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        Program {
-            child,
-            output: BufReader::new(Box::new(output)),
-            errors: BufReader::new(Box::new(errors)),
-        }
+            .env("ROOT_CERT_FILE", root);
+        Program::new(&mut command)
     }
 
     fn start_well(&self) -> Program {
@@ -105,6 +96,21 @@ struct Program {
 }
 
 impl Program {
+    fn new(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        Self {
+            child,
+            output: BufReader::new(Box::new(output)),
+            errors: BufReader::new(Box::new(errors)),
+        }
+    }
+
     /// By SIGTERM, and well.
     async fn ends_when_told(&mut self) {
         let id = self.child.id().expect("still up");
@@ -152,6 +158,25 @@ async fn a_pod_that_is_ended_while_it_waits_for_its_start_ends_well() {
     fs::remove_file(cluster.token()).unwrap();
     let mut program = cluster.start_well();
     says(&mut program.errors, &["WARN", "is missing"]).await;
+    program.ends_when_told().await;
+}
+
+/// The same outside of Kubernetes, where it reads files.
+#[tokio::test]
+async fn one_that_is_ended_while_it_waits_for_its_files_ends_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_axum-server"));
+    // A file is no folder: it is told at once that this cannot be read, and waited for.
+    command
+        .env_clear()
+        .args([
+            "--file",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/mesh.yaml/none"),
+        ])
+        .arg("--ca-dir")
+        .arg(folder.path());
+    let mut program = Program::new(&mut command);
+    says(&mut program.errors, &["WARN", "waiting for it"]).await;
     program.ends_when_told().await;
 }
 
