@@ -29,7 +29,8 @@ pub(crate) enum Command {
     HalfOpen(HalfOpen),
     /// New tunnels, and bytes on those that live, while one connection floods.
     Flood(Flood),
-    /// A server under load for long, while its certificate is renewed and its policies change: what grows.
+    /// A server under load for long, while its certificate is renewed, its policies change, and clients are refused: what
+    /// grows.
     Soak(Soak),
     /// A role: an HTTP server.
     #[command(hide = true)]
@@ -55,6 +56,9 @@ pub(crate) enum Command {
     /// A role: clients with new tunnels, told by lines on standard input.
     #[command(hide = true)]
     Newcomers(Newcomers),
+    /// A role: clients that policy refuses, told by lines on standard input.
+    #[command(hide = true)]
+    Refused(Refused),
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -188,6 +192,10 @@ pub(crate) struct Soak {
     #[arg(long, default_value_t = 200)]
     pub(crate) kept: u64,
 
+    /// How many times per second a client that no policy admits asks for a tunnel.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) refused: u64,
+
     /// How many MB of memory more an hour a process may certainly have.
     #[arg(long, default_value_t = 1.0)]
     pub(crate) memory: f64,
@@ -211,6 +219,16 @@ pub(crate) struct Newcomers {
     /// Not new ones: a byte each way on tunnels that live.
     #[arg(long)]
     pub(crate) kept: bool,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Refused {
+    /// The folder of the clients' files.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    /// How many times per second one asks.
+    #[arg(long)]
+    pub(crate) rate: u64,
 }
 
 #[derive(Debug, Clone, clap::Args)]

@@ -42,6 +42,9 @@ pub(crate) const PORT: u16 = 7070;
 pub(crate) const REFUSED: &str = "refused";
 pub(crate) const ADMITTED: &str = "admitted";
 
+/// A client that no policy admits, ever.
+pub(crate) const STRANGER: &str = "stranger";
+
 /// The list that revokes the certificate of [`REFUSED`].
 const CRL: &str = "refused.crl";
 
@@ -99,7 +102,7 @@ fn member(folder: &TempDir, name: &'static str, role: &[&str]) -> Result<Process
 fn prepare(folder: &Path) -> Result<Root, BoxError> {
     let root = Root::new()?;
     root.write(folder, SERVER.into())?;
-    for account in ["server", ADMITTED] {
+    for account in ["server", ADMITTED, STRANGER] {
         root.write_member(folder, account)?;
     }
     let refused = root.write_member(folder, REFUSED)?;
@@ -223,8 +226,20 @@ async fn echo(mut stream: MeshStream) {
 
 /// A connection of a bare client to the server.
 pub(crate) async fn connect(credentials: &Credentials) -> Result<Sender, BoxError> {
+    speak(dial().await?, credentials).await
+}
+
+pub(crate) async fn dial() -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect((SERVER, HBONE)).await?;
     stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// TLS and HTTP/2 on what was dialled.
+pub(crate) async fn speak(
+    stream: TcpStream,
+    credentials: &Credentials,
+) -> Result<Sender, BoxError> {
     let expected = [identity("server").parse()?];
     let stream = tls::connect(stream, credentials, &expected).await?;
     let (connection, sender) = client::handshake(stream, &Config::default()).await?;

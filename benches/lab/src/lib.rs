@@ -27,6 +27,7 @@ mod newcomers;
 mod peers;
 mod processes;
 mod reach;
+mod refused;
 mod requests;
 mod revocation;
 mod scale;
@@ -63,6 +64,7 @@ pub fn run() -> ExitCode {
         Command::Held(of) => on_two_threads(held::run(of)),
         Command::Silent(of) => on_two_threads(silent::run(of)),
         Command::Flooding(of) => on_two_threads(flooding::run(of)),
+        Command::Refused(of) => on_two_threads(refused::run(of)),
         Command::Newcomers(of) => on_two_threads(newcomers::run(of)),
     })
 }

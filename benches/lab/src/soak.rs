@@ -1,9 +1,12 @@
-//! A server under load for long, while its certificate is renewed and its policies change: what grows?
+//! A server under load for long, while its certificate is renewed, its policies change, and clients are refused: what
+//! grows?
 //!
 //! Every second clients open tunnels and use some that live, one policy changes, and every fifth second the server gets another
-//! certificate and its CRL changes. No tunnel may fail. Memory, descriptors and tasks are sampled every second; what
-//! they grow by is the slope of a line through the samples (least squares), after a warm-up of a third. A slope counts as
-//! far as it is certain: less three times its standard error. At the end the load goes, and everything it opened with it.
+//! certificate and its CRL changes. No tunnel of theirs may fail. Beside them a client that nothing admits is denied again
+//! and again, and one that is admitted now and then is cut when a policy or the CRL takes that back. Memory, descriptors and
+//! tasks are sampled every second; what they grow by is the slope of a line through the samples (least squares), after a
+//! warm-up of a third. A slope counts as far as it is certain: less three times its standard error. At the end the load
+//! goes, and everything it opened with it.
 
 use std::time::Duration;
 
@@ -83,6 +86,10 @@ fn pause(time: Duration) {
 
 struct Loaded {
     clients: [Process; 2],
+    refused: Process,
+    /// How often a client was denied, and how many tunnels were cut.
+    denied: usize,
+    cut: usize,
     deployment: Deployment,
     begin: Instant,
 }
@@ -92,8 +99,13 @@ impl Loaded {
         let deployment = Deployment::start()?;
         let new = deployment.clients("new", of.rate, false)?;
         let kept = deployment.clients("kept", of.kept, true)?;
+        let rate = of.refused.to_string();
+        let refused = deployment.member("refused", &["refused", "--rate", &rate])?;
         Ok(Self {
             clients: [new, kept],
+            refused,
+            denied: 0,
+            cut: 0,
             deployment,
             begin: Instant::now(),
         })
@@ -101,6 +113,9 @@ impl Loaded {
 
     /// A second of load, with a change in it.
     fn second(&mut self, number: usize) -> Done {
+        self.refused.tell("1000")?;
+        // What the change is to cut is open.
+        self.refused.line()?;
         for client in &mut self.clients {
             client.tell("1000")?;
         }
@@ -118,11 +133,25 @@ impl Loaded {
                 _ => return Err(format!("in second {number} some failed: {line}").into()),
             }
         }
+        let line = self.refused.line()?;
+        let figures: Result<Vec<usize>, _> = line.split(' ').take(3).map(str::parse).collect();
+        let [denied, cut, 0] = figures?[..] else {
+            return Err(format!("in second {number} some were not refused: {line}").into());
+        };
+        self.denied += denied;
+        self.cut += cut;
+        Ok(())
+    }
+
+    /// Of those that are refused no connection is left.
+    fn leave(&mut self) -> Done {
+        self.refused.tell("leave")?;
+        self.refused.line()?;
         Ok(())
     }
 
     /// The server's, then the clients'.
-    fn held(&mut self) -> Result<[Held; 3], BoxError> {
+    fn held(&mut self) -> Result<[Held; 4], BoxError> {
         let tasks = Some(self.deployment.ask("tasks")?.parse()?);
         let at = self.begin.elapsed().as_secs_f64();
         let of = |process: &Process, tasks| -> Result<Held, BoxError> {
@@ -135,7 +164,9 @@ impl Loaded {
         };
         let [new, kept] = &self.clients;
         let server = &self.deployment.server;
-        Ok([of(server, tasks)?, of(new, None)?, of(kept, None)?])
+        let clients = [of(new, None)?, of(kept, None)?, of(&self.refused, None)?];
+        let [new, kept, refused] = clients;
+        Ok([of(server, tasks)?, new, kept, refused])
     }
 }
 
@@ -146,6 +177,7 @@ pub(crate) fn run(of: &Soak) -> Done {
     for number in 0..2 {
         loaded.second(number)?;
     }
+    loaded.leave()?;
     let mut samples = Vec::new();
     pause(Duration::from_secs(2));
     let idle = loaded.held()?;
@@ -158,13 +190,18 @@ pub(crate) fn run(of: &Soak) -> Done {
     machine::print();
     let warm = &samples[samples.len() / 3..];
     say(&format!(
-        "{seconds} s of {} new tunnels and {} bytes there and back a second, {} certificates, {seconds} changes; per hour, ± standard error",
+        "{seconds} s of {} new tunnels and {} bytes there and back a second, {} certificates, {seconds} changes, {} denied, {} cut; per hour, ± standard error",
         of.rate,
         of.kept,
-        seconds / 5
+        seconds / 5,
+        loaded.denied,
+        loaded.cut,
     ));
     let mut grown = Vec::new();
-    for (index, name) in ["server", "new tunnels", "tunnels that live"]
+    if loaded.denied == 0 || loaded.cut == 0 {
+        grown.push("nobody was denied, or nobody cut".to_owned());
+    }
+    for (index, name) in ["server", "new tunnels", "tunnels that live", "refused"]
         .into_iter()
         .enumerate()
     {
@@ -197,6 +234,7 @@ pub(crate) fn run(of: &Soak) -> Done {
             }
         }
     }
+    loaded.leave()?;
     let until = Instant::now() + PATIENCE;
     loop {
         let now = loaded.held()?;
