@@ -289,6 +289,7 @@ mod mesh_denies_the_living;
 mod mesh_drains;
 mod mesh_ends;
 #[cfg(all(
+    feature = "admin",
     feature = "dev-ca",
     feature = "file",
     feature = "http",
