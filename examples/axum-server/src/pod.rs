@@ -7,6 +7,7 @@ use axum::Router;
 use mesh_core::identity::Istiod;
 use mesh_core::{ErrorKind, Mesh, config::Xds};
 use tokio::net::TcpListener;
+use tokio::runtime::{self, Handle, Runtime};
 
 use crate::config::Pod;
 use crate::{BoxError, PORT, print, serve, told_to_end};
@@ -17,6 +18,31 @@ const READY: u16 = 15021;
 const ADMIN: u16 = 15000;
 
 pub(crate) async fn run(pod: Pod, router: Router) -> Result<(), BoxError> {
+    let control = control_runtime()?;
+    let ended = join(pod, router, control.handle().clone()).await;
+    // Dropping it would wait.
+    control.shutdown_background();
+    ended
+}
+
+/// What istiod says is taken in by one thread, so that a whole push in a large mesh keeps no request waiting.
+fn control_runtime() -> std::io::Result<Runtime> {
+    runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("mesh-control")
+        .enable_all()
+        .build()
+}
+
+/// The thread gives way to all others from now on.
+fn give_way(control: &Handle) {
+    #[cfg(target_os = "linux")] // where a thread has a nice value of its own
+    control.spawn(async { rustix::process::setpriority_process(None, 19) });
+    #[cfg(not(target_os = "linux"))]
+    let _ = control;
+}
+
+async fn join(pod: Pod, router: Router, control: Handle) -> Result<(), BoxError> {
     let mut xds = Xds::istiod(pod.control_plane.clone()).addresses(pod.addresses.clone());
     if let Some(cluster) = &pod.cluster {
         xds = xds.cluster_id(cluster.as_str());
@@ -26,6 +52,7 @@ pub(crate) async fn run(pod: Pod, router: Router) -> Result<(), BoxError> {
         control_plane = control_plane.cluster_id(cluster.as_str());
     }
     let mut builder = Mesh::builder()
+        .control_runtime(control.clone())
         .workload(pod.namespace, pod.name, pod.service_account)
         .config(xds)
         .identity(Istiod::new(control_plane));
@@ -54,6 +81,8 @@ pub(crate) async fn run(pod: Pod, router: Router) -> Result<(), BoxError> {
         http = mesh.listen_http(PORT) => http.map_err(|error| hint(&error))?,
         () = &mut told => return Ok(()),
     };
+    // Not before: until then all wait for what it does.
+    give_way(&control);
     print(&format!("hello is up on {own}:{PORT}\n"));
     serve(&mesh, http, router, told).await
 }

@@ -212,6 +212,34 @@ async fn a_pod_joins_and_answers_at_istios_ports() {
     assert_eq!(client.version(), Some(&*version));
 }
 
+/// Of the process's threads one takes in what the control plane says, and has the lowest priority of all.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_the_control_plane_says_gives_way_to_requests() {
+    let cluster = Cluster::new("127.0.10.30").await;
+    let mut program = cluster.start_well();
+    says(&mut program.output, &["hello is up on"]).await;
+    let threads = format!("/proc/{}/task", program.child.id().unwrap());
+    let niceness = || -> Vec<String> {
+        let stats = fs::read_dir(&threads).unwrap();
+        let stats = stats.filter_map(|one| fs::read_to_string(one.ok()?.path().join("stat")).ok());
+        let control = stats.filter_map(|stat| {
+            let (_, rest) = stat.split_once("(mesh-control) ")?;
+            // The third field of all is the first here, and the nineteenth it is.
+            rest.split(' ').nth(16).map(str::to_owned)
+        });
+        control.collect()
+    };
+    let lowered = async {
+        while !niceness().contains(&"19".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let lowered = timeout(PATIENCE, lowered).await;
+    lowered.unwrap_or_else(|_| panic!("{:?}", niceness()));
+    program.ends_when_told().await;
+}
+
 #[tokio::test]
 async fn it_says_that_the_port_of_tunnels_is_taken() {
     let cluster = Cluster::new("127.0.10.22").await;
