@@ -1,4 +1,4 @@
-//! The control plane: certificates for ztunnels, which have them from nowhere else, and a mesh of any size. A token
+//! The control plane: certificates for who joins it, of which ztunnels have them from nowhere else, and a mesh of any size. A token
 //! is the name of its service account: whoever can reach this can be anybody, which is right for a namespace that
 //! lives for a measurement.
 //!

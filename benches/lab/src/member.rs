@@ -23,7 +23,7 @@ pub(crate) fn join(folder: &Path, name: &str) -> Result<Mesh, BoxError> {
     Ok(mesh)
 }
 
-/// The same, configured by the control plane.
+/// The same, with configuration and certificate from the control plane, as a ztunnel has them.
 pub(crate) fn join_control(
     folder: &Path,
     name: &str,
@@ -40,8 +40,8 @@ pub(crate) fn join_control(
     let mesh = Mesh::builder()
         .control_runtime(runtime.clone())
         .workload("default", name, name)
-        .config(config::Xds::istiod(control_plane).addresses([own.ip()]))
-        .identity(files(folder, name))
+        .config(config::Xds::istiod(control_plane.clone()).addresses([own.ip()]))
+        .identity(identity::Istiod::new(control_plane))
         .build()?;
     let started = mesh.clone();
     runtime.spawn(async move {
