@@ -86,8 +86,9 @@ where
     }
 
     /// Sets the bounds of the pause after a failed fetch: 1 s after the first and 60 s at most
-    /// unless set. The bound doubles with each failure, the pause is drawn at random below it, and
-    /// in the last tenth of a certificate's life it is at most a sixtieth of that life.
+    /// unless set, and half of that before the first certificate, for which a start waits. The bound
+    /// doubles with each failure, the pause is drawn at random below it, and in the last tenth of a
+    /// certificate's life it is at most a sixtieth of that life.
     #[must_use]
     pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
         // A pause of nothing would be a busy loop.

@@ -96,6 +96,24 @@ async fn an_istiod_that_is_away_at_first_is_waited_for() {
     greet(&client).await;
 }
 
+/// however long it was away, and wherever in its wait a client is.
+#[tokio::test(start_paused = true)]
+async fn an_istiod_that_comes_back_is_found_within_the_longest_wait() {
+    for away in (0..20).map(|at| Duration::from_secs(60 + at * 97)) {
+        let place = Place::new();
+        place.kill();
+        let client = place.client();
+        sleep(away).await;
+        assert!(!client.readiness().is_ready());
+        place.revive();
+        let back = Instant::now();
+        until("it is ready", || client.readiness().is_ready()).await;
+        // 30 s, and a second for all that there is to do then.
+        let took = back.elapsed();
+        assert!(took <= Duration::from_secs(31), "{took:?} after {away:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_policies_nothing_is_ready() {
     let place = Place::new();

@@ -93,6 +93,10 @@ impl Settings {
     /// With 1.5 s a client makes at most two attempts in a second and three within eight (a host that has
     /// lost its stream is unregistered after ten), and of a thousand clients that lost one control plane no more than a
     /// tenth comes in any tenth of a second.
+    ///
+    /// A control plane that comes back after a long time is found within `max`: 30 s, and not the few that would do for one
+    /// client, because a thousand clients try it sixty times a second then, and three hundred times with 5 s, just when
+    /// it starts.
     #[must_use]
     pub fn with_backoff(mut self, first: Duration, max: Duration) -> Self {
         self.backoff_first = first;

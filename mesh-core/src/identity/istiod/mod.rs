@@ -144,10 +144,11 @@ impl Istiod {
     }
 
     /// Sets the bounds of the pause after a failed fetch: 1 s after the first and 60 s at most
-    /// unless set. The bound doubles with each failure, the pause is drawn at random below it, and
-    /// in the last tenth of a certificate's life it is at most a sixtieth of that life. A fetch that
-    /// istiod does not permit is tried again with the longest pauses. A token file or root file that
-    /// has changed ends the pause.
+    /// unless set, and half of that before the first certificate, for which a start waits. The bound
+    /// doubles with each failure, the pause is drawn at random below it, and in the last tenth of a
+    /// certificate's life it is at most a sixtieth of that life. A fetch that istiod does not permit
+    /// is tried again with the longest pauses. A token file or root file that has changed ends the
+    /// pause.
     #[must_use]
     pub fn backoff(self, base: Duration, cap: Duration) -> Self {
         // A pause of nothing would be a busy loop.

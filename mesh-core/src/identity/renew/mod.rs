@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod tests;
+use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ pub(super) struct Now {
 pub(super) struct Backoff {
     /// The longest wait after the first failure; it doubles with each further one.
     pub(super) base: Duration,
-    /// The longest wait after any.
+    /// The longest wait after any; half of it before the first certificate.
     pub(super) cap: Duration,
 }
 
@@ -45,6 +46,8 @@ pub(super) struct Renewal {
     backoff: Backoff,
     random: u64,
     held: Option<Held>,
+    /// Whether no certificate was ever held.
+    starting: bool,
     fetching: bool,
     /// Failures since the last success.
     failures: u32,
@@ -81,6 +84,7 @@ impl Renewal {
             backoff,
             random: seed,
             held: None,
+            starting: true,
             fetching: false,
             failures: 0,
             doublings: 0,
@@ -135,6 +139,7 @@ impl Renewal {
             // It came late in its life, or our clock is ahead: half of what is left.
             ((lifetime - age) / 2).max(rest)
         };
+        self.starting = false;
         self.fetching = false;
         self.failures = 0;
         self.doublings = 0;
@@ -150,14 +155,20 @@ impl Renewal {
 
     /// Reports that no usable certificate came.
     pub(super) fn failed(&mut self, now: Now) {
-        self.fail(now, self.doublings, self.backoff.base / 2);
+        let Backoff { base, cap } = self.backoff;
+        // Who starts does nothing else than wait for it.
+        let longest = match self.starting {
+            true => base.max(cap / 2),
+            false => cap,
+        };
+        self.fail(now, self.doublings, base / 2..longest);
     }
 
     /// Reports that the authority said no: to ask again soon is of no use, until somebody changes
     /// something. The longest pauses begin at once.
     #[cfg(feature = "istiod")]
     pub(super) fn refused(&mut self, now: Now) {
-        self.fail(now, MAX_DOUBLINGS, self.backoff.cap / 2);
+        self.fail(now, MAX_DOUBLINGS, self.backoff.cap / 2..self.backoff.cap);
     }
 
     /// Somebody has changed something on which failures may have been due: the next try after a
@@ -177,10 +188,10 @@ impl Renewal {
         self.rest = now.monotonic;
     }
 
-    fn fail(&mut self, now: Now, doublings: u32, floor: Duration) {
+    fn fail(&mut self, now: Now, doublings: u32, bounds: Range<Duration>) {
         self.fetching = false;
         self.failures = self.failures.saturating_add(1);
-        self.due = now.monotonic + self.pause(now, doublings, floor);
+        self.due = now.monotonic + self.pause(now, doublings, bounds);
         self.doublings = (doublings + 1).min(MAX_DOUBLINGS);
     }
 
@@ -190,9 +201,9 @@ impl Renewal {
     }
 
     /// Full jitter, with a floor at half of the base: no draw may spin.
-    fn pause(&mut self, now: Now, doublings: u32, floor: Duration) -> Duration {
+    fn pause(&mut self, now: Now, doublings: u32, bounds: Range<Duration>) -> Duration {
         let ceiling = self.backoff.base.saturating_mul(1 << doublings);
-        let ceiling = ceiling.min(self.backoff.cap);
+        let (floor, ceiling) = (bounds.start, ceiling.min(bounds.end));
         let Some(held) = self.held else {
             return self.draw(floor, ceiling);
         };
