@@ -46,14 +46,14 @@ pub(crate) fn write(dir: &Path, name: &str, content: &str) {
 }
 
 /// What istioctl writes of the group `forum` for a host at `own`, whatever it does not know being empty.
-fn variables(own: &str) -> Vec<(&'static str, String)> {
+fn variables(own: &str, network: &str) -> Vec<(&'static str, String)> {
     vec![
         ("CANONICAL_SERVICE", "forum".to_owned()),
         ("ISTIO_META_AUTO_REGISTER_GROUP", "forum".to_owned()),
         ("ISTIO_META_CLUSTER_ID", String::new()),
         ("ISTIO_META_DNS_CAPTURE", "true".to_owned()),
         ("ISTIO_META_MESH_ID", String::new()),
-        ("ISTIO_META_NETWORK", "vm-net".to_owned()),
+        ("ISTIO_META_NETWORK", network.to_owned()),
         ("ISTIO_META_WORKLOAD_NAME", "forum".to_owned()),
         ("ISTIO_SVC_IP", own.to_owned()),
         ("POD_NAMESPACE", "default".to_owned()),
@@ -62,19 +62,27 @@ fn variables(own: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn cluster_env(own: &str) -> String {
-    let lines = variables(own);
+fn cluster_env(own: &str, network: &str) -> String {
+    let lines = variables(own, network);
     let lines = lines
         .iter()
         .map(|(key, value)| format!("{key}='{value}'\n"));
     lines.collect()
 }
 
+/// The name of the entry that istiod makes of it.
+fn entry_name(own: &str, network: &str) -> String {
+    match network {
+        "" => format!("forum-{own}"),
+        network => format!("forum-{own}-{network}"),
+    }
+}
+
 /// Says who joined, and that it serves.
-async fn serves(istiod: &Istiod, dir: &Path, own: &str) {
+async fn serves(istiod: &Istiod, dir: &Path, own: &str, network: &str) {
     let mesh = Mesh::builder().bootstrap_dir(dir).unwrap().build().unwrap();
     let _server = mesh.listen(7000).await.unwrap();
-    assert_eq!(mesh.workload().name(), format!("forum-{own}-vm-net"));
+    assert_eq!(mesh.workload().name(), entry_name(own, network));
     let expected = "spiffe://cluster.local/ns/default/sa/forum-sa";
     assert_eq!(mesh.identity().to_string(), expected);
     let tunnels = mesh.hbone_addrs().await;
@@ -94,7 +102,7 @@ async fn serves(istiod: &Istiod, dir: &Path, own: &str) {
     let said = |key: &str| metadata.get(key).map(|value| value.string.as_str());
     assert_eq!(said("AUTO_REGISTER_GROUP"), Some("forum"));
     assert_eq!(said("INSTANCE_IPS"), Some(own));
-    assert_eq!(said("NETWORK"), Some("vm-net"));
+    assert_eq!(said("NETWORK"), Some(network).filter(|it| !it.is_empty()));
     assert_eq!(said("SERVICE_ACCOUNT"), Some("forum-sa"));
     assert_eq!((said("CLUSTER_ID"), said("MESH_ID")), (None, None));
     let error = mesh.resolve("nobody").await.unwrap_err();
@@ -119,12 +127,12 @@ async fn five_files_in_either_place_are_all_that_it_needs() {
         "var/run/secrets/tokens/istio-token",
         "hosts",
     ];
-    for (places, own) in [
-        (side_by_side, [127, 95, 1, 1]),
-        (installed, [127, 95, 1, 2]),
+    for (places, own, network) in [
+        (side_by_side, [127, 95, 1, 1], "vm-net"),
+        (installed, [127, 95, 1, 2], ""),
     ] {
         let text = std::net::IpAddr::from(own).to_string();
-        let name = format!("forum-{text}-vm-net");
+        let name = entry_name(&text, network);
         istiod.discovery.say(&addresses(
             vec![workload_of(&name, "forum-sa", own, "1")],
             &[],
@@ -132,7 +140,7 @@ async fn five_files_in_either_place_are_all_that_it_needs() {
         let dir = tempfile::tempdir().unwrap();
         let contents = [
             format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n"),
-            cluster_env(&text),
+            cluster_env(&text, network),
             istiod.root_pem(),
             istiod.token("forum-sa", HOUR),
             format!("127.0.0.1 {NAME}\n"),
@@ -140,7 +148,7 @@ async fn five_files_in_either_place_are_all_that_it_needs() {
         for (name, content) in places.iter().zip(&contents) {
             write(dir.path(), name, content);
         }
-        serves(&istiod, dir.path(), &text).await;
+        serves(&istiod, dir.path(), &text, network).await;
     }
 }
 
@@ -158,14 +166,14 @@ async fn mesh_yaml_token_and_root_are_enough() {
     ));
     let dir = tempfile::tempdir().unwrap();
     let mut mesh = format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n  proxyMetadata:\n");
-    for (key, value) in variables(&text) {
+    for (key, value) in variables(&text, "vm-net") {
         mesh.push_str(&format!("    {key}: {value:?}\n"));
     }
     write(dir.path(), "mesh.yaml", &mesh);
     write(dir.path(), "root-cert.pem", &istiod.root_pem());
     write(dir.path(), "istio-token", &istiod.token("forum-sa", HOUR));
     write(dir.path(), "hosts", &format!("127.0.0.1 {NAME}\n"));
-    serves(&istiod, dir.path(), &text).await;
+    serves(&istiod, dir.path(), &text, "vm-net").await;
 }
 
 /// A folder of a host at `own` whose token is of `identity`, as of a mesh that says this of its trust domain.
@@ -178,7 +186,8 @@ pub(crate) fn host_of(
 ) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mesh = format!("defaultConfig:\n  discoveryAddress: {NAME}:{port}\n");
-    let env = cluster_env(own).replace("TRUST_DOMAIN=''", &format!("TRUST_DOMAIN='{said}'"));
+    let env =
+        cluster_env(own, "vm-net").replace("TRUST_DOMAIN=''", &format!("TRUST_DOMAIN='{said}'"));
     let token = istiod.token_of(identity.parse().unwrap(), HOUR);
     write(dir.path(), "mesh.yaml", &mesh);
     write(dir.path(), "cluster.env", &env);
@@ -243,7 +252,7 @@ pub(crate) fn say_hosts(istiod: &Istiod, trust_domain: &str, version: &str, host
 
 /// `cluster.env` of a host that registers with its group, or that has an entry of the same name.
 fn env_of(own: &str, registers: bool) -> String {
-    let env = cluster_env(own);
+    let env = cluster_env(own, "vm-net");
     if registers {
         return env;
     }

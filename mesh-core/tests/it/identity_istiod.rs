@@ -1,8 +1,9 @@
 //! Certificates from istiod: what is asked, how one proves who asks, and what is said when it fails.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -10,7 +11,7 @@ use mesh_core::ControlPlane;
 use mesh_core::authz::Identity;
 use mesh_core::hbone::tls::{Bundle, Fingerprint};
 use mesh_core::identity::{CertificateSource, CertificateStream, Error, ErrorKind, Istiod};
-use rcgen::CertificateSigningRequestParams;
+use rcgen::PublicKeyData;
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::time::{Instant, timeout};
@@ -118,12 +119,12 @@ async fn what_is_asked_is_what_istiod_wants_to_be_asked() {
     assert_eq!(call.ask.metadata, None);
 
     let der = CertificateSigningRequestDer::from_pem_slice(call.ask.csr.as_bytes()).unwrap();
-    let csr = CertificateSigningRequestParams::from_der(&der).unwrap();
+    let csr = call.ask.signing_request();
     let names: Vec<_> = csr.params.subject_alt_names.clone();
     let uri = reviews().to_string().try_into().unwrap();
     assert_eq!(names, [rcgen::SanType::URI(uri)]);
     assert!(csr.params.distinguished_name.iter().next().is_none());
-    let algorithm = rcgen::PublicKeyData::algorithm(&csr.public_key);
+    let algorithm = PublicKeyData::algorithm(&csr.public_key);
     assert_eq!(*algorithm, rcgen::PKCS_ECDSA_P256_SHA256);
     // subjectAltName, then BOOLEAN TRUE: critical.
     let critical = [0x55, 0x1d, 0x11, 0x01, 0x01, 0xff];
@@ -393,6 +394,21 @@ async fn answers_that_are_none_are_failures_and_the_next_is_used() {
     next(&mut place.source().watch(reviews())).await.unwrap();
 }
 
+/// The last element has the roots, of which those that cannot be read are left out; what is between it and the
+/// first leads to them.
+#[tokio::test(start_paused = true)]
+async fn an_intermediate_is_shown_to_peers_and_no_root() {
+    let place = Place::new();
+    place.istiod.be(Mood::Intermediate);
+    let bundle = next(&mut place.source().watch(reviews())).await.unwrap();
+    assert_eq!(*bundle.identity(), reviews());
+    let [_, intermediate] = bundle.chain() else {
+        panic!("{} certificates", bundle.chain().len());
+    };
+    assert_ne!(*intermediate, place.istiod.root());
+    assert_eq!(bundle.roots(), [place.istiod.root()]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_not_permitted_is_not_asked_for_again_and_again() {
     let place = Place::new();
@@ -451,6 +467,12 @@ async fn a_certificate_does_in_place_of_the_token() {
             .iter()
             .all(|call| call.peer.as_ref().is_none_or(|peer| *peer == reviews()))
     );
+    // No key is asked for twice.
+    let keys: HashSet<_> = calls
+        .iter()
+        .map(|call| call.ask.signing_request().public_key.der_bytes().to_vec())
+        .collect();
+    assert_eq!(keys.len(), calls.len());
 
     // By its setting, it does not.
     place.write("istio-token", &place.istiod.token("reviews", HOUR));
@@ -526,14 +548,40 @@ async fn failure(certificates: &mut CertificateStream) -> Error {
 struct Both {
     client: Istiod,
     server: Istiod,
+    given: Arc<Given>,
+}
+
+/// The certificates that each end was given.
+#[derive(Default)]
+struct Given {
+    client: Mutex<HashSet<Vec<u8>>>,
+    server: Mutex<HashSet<Vec<u8>>>,
+}
+
+impl Given {
+    fn each(&self) -> [usize; 2] {
+        [&self.client, &self.server].map(|given| given.lock().unwrap().len())
+    }
 }
 
 impl CertificateSource for Both {
     fn watch(&self, identity: Identity) -> CertificateStream {
-        match identity.service_account() {
-            "client" => self.client.watch(identity),
-            _ => self.server.watch(identity),
-        }
+        let is_client = identity.service_account() == "client";
+        let given = Arc::clone(&self.given);
+        let source = match is_client {
+            true => &self.client,
+            false => &self.server,
+        };
+        let certificates = source.watch(identity).inspect(move |item| {
+            let given = match is_client {
+                true => &given.client,
+                false => &given.server,
+            };
+            if let Ok(bundle) = item {
+                given.lock().unwrap().insert(bundle.chain()[0].to_vec());
+            }
+        });
+        Box::pin(certificates)
     }
 }
 
@@ -553,22 +601,17 @@ async fn a_short_token_is_enough_for_twenty_rotations_and_a_restart() {
         Istiod::new(place.control_plane().token_file(token)).state_dir(place.path("state"))
     };
     let mut requests = 0;
-    for life in 1..=2 {
+    let given = Arc::new(Given::default());
+    for rotations in [10, 20] {
         let both = Both {
             client: source("client"),
             server: source("server"),
+            given: Arc::clone(&given),
         };
         let (client, _server) = pair(both, clock.clone()).await;
         let mut long = client.connect(ADDRESS).await.unwrap();
-        let issued = || {
-            place
-                .istiod
-                .calls()
-                .iter()
-                .filter(|call| call.peer.is_some())
-                .count()
-        };
-        while issued() < 20 * life {
+        // Of both: the first certificate is none of a rotation.
+        while given.each().iter().any(|given| *given <= rotations) {
             ping(&mut long).await.unwrap();
             let mut stream = client.connect(ADDRESS).await.unwrap();
             ping(&mut stream).await.unwrap();

@@ -81,12 +81,16 @@ pub(crate) enum Mood {
     Garbage,
     /// The first that was issued, to another key.
     Another,
+    /// A certificate by an authority under the root, and beside the root one that is none.
+    Intermediate,
     Status(Code, &'static str),
     After(Duration),
 }
 
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
 pub(crate) struct Istiod {
-    root: CertifiedIssuer<'static, KeyPair>,
+    root: Authority,
     /// Further roots to trust.
     extra_roots: Mutex<String>,
     /// Of the next certificate.
@@ -109,6 +113,12 @@ pub(crate) struct Istiod {
     pub(crate) discovery: Discovery,
 }
 
+impl Ask {
+    pub(crate) fn signing_request(&self) -> CertificateSigningRequestParams {
+        CertificateSigningRequestParams::from_pem(&self.csr).unwrap()
+    }
+}
+
 impl Istiod {
     pub(crate) fn start(
         life: Duration,
@@ -129,7 +139,7 @@ impl Istiod {
             .push(DnType::OrganizationName, "cluster.local");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let root = Authority::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let (connections, arriving) = mpsc::unbounded_channel();
         let this = Arc::new(Self {
             root,
@@ -273,7 +283,7 @@ impl Istiod {
     }
 
     /// As istiod does it: the names of a request do not count.
-    fn create(&self, call: &Call) -> Result<Vec<String>, Status> {
+    fn create(&self, call: &Call, issuer: &Authority) -> Result<Vec<String>, Status> {
         let now = (self.clock)();
         let mut identity = self
             .who(call.authorization.as_deref(), call.peer.as_ref())
@@ -293,7 +303,7 @@ impl Istiod {
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
-        let leaf = csr.signed_by(&self.root).unwrap().pem();
+        let leaf = csr.signed_by(issuer).unwrap().pem();
         self.issued.lock().unwrap().push(leaf.clone());
         let roots = self.root.pem() + &*self.extra_roots.lock().unwrap();
         Ok(vec![leaf, roots])
@@ -313,7 +323,7 @@ impl Istiod {
         };
         self.calls.lock().unwrap().push(call.clone());
         let mood = self.mood.lock().unwrap().clone();
-        let mut chain = self.create(&call);
+        let mut chain = self.create(&call, &self.root);
         match mood {
             None => {}
             Some(Mood::Nothing) => chain = Ok(Vec::new()),
@@ -324,6 +334,19 @@ impl Istiod {
                     self.issued.lock().unwrap()[0].clone(),
                     self.root.pem(),
                 ]);
+            }
+            Some(Mood::Intermediate) => {
+                let mut params = CertificateParams::default();
+                params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+                params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+                let key = KeyPair::generate().unwrap();
+                let between = Authority::signed_by(params, key, &self.root).unwrap();
+                chain = self.create(&call, &between).map(|mut chain| {
+                    chain[1] +=
+                        "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n";
+                    chain.insert(1, between.pem());
+                    chain
+                });
             }
             Some(Mood::Status(code, message)) => return Err(Status::new(code, message)),
             Some(Mood::After(time)) => tokio::time::sleep(time).await,

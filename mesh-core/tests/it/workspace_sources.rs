@@ -327,6 +327,7 @@ const HOSTS: [(&str, &[&str]); 15] = [
             "who_comes_back_in_time_keeps_the_entry_and_who_does_not_gets_another",
             "who_may_not_register_is_told_why",
             "hosts_of_a_server_before_have_a_while_to_come_back",
+            "what_hosts_have_registered_stays_while_they_may_come_back",
         ],
     ),
     // Stock programs join our control plane.

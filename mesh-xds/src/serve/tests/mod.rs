@@ -643,6 +643,7 @@ fn what_a_client_came_back_with_goes_when_its_name_is_taken_back() {
     }
 }
 
+/// V027: the server before had the entries, and this one does not know them yet.
 #[test]
 fn what_hosts_have_registered_stays_while_they_may_come_back() {
     let entry = |name: &str| format!("c/networking.istio.io/WorkloadEntry/{name}");
