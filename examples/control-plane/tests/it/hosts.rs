@@ -1,6 +1,7 @@
 //! A host outside Kubernetes: it registers, is given traffic while its application is well, and is forgotten.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -14,7 +15,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::plane::{Plane, join, request, until};
+use crate::plane::{Plane, join, request, told, until};
+use crate::way::{Mode, Way};
 
 const URI: &str = "http://forum.default/";
 
@@ -68,18 +70,16 @@ status:
 "#;
 
 /// How often it is tried whether the application is up.
-const PERIOD: Duration = Duration::from_secs(5);
+const PERIOD: Duration = Duration::from_secs(10);
 
 /// What a busy machine may take from the probe to the caller. Less than a period, so that none is left out.
 const SLACK: Duration = Duration::from_secs(3);
 
-/// With a probe of a port that is not the mesh's.
-static PROBED: LazyLock<String> = LazyLock::new(|| {
-    let probe = "    periodSeconds: 1\n    httpGet:\n      path: /ready\n      port: 8080\n";
-    assert!(MANIFESTS.contains(probe));
-    let seconds = PERIOD.as_secs();
-    let tcp = format!("    periodSeconds: {seconds}\n    tcpSocket:\n      port: 18080\n");
-    MANIFESTS.replace(probe, &tcp)
+/// With a longer period.
+static SELDOM: LazyLock<String> = LazyLock::new(|| {
+    assert!(MANIFESTS.contains("periodSeconds: 1\n"));
+    let period = format!("periodSeconds: {}\n", PERIOD.as_secs());
+    MANIFESTS.replace("periodSeconds: 1\n", &period)
 });
 
 /// The machine that the host is: with it everything on it ends, and nobody is told.
@@ -89,24 +89,40 @@ struct Machine {
 }
 
 impl Machine {
-    async fn start(files: std::path::PathBuf) -> Self {
+    /// With its application.
+    async fn start(files: PathBuf) -> Self {
+        let machine = Self::boot(files).await;
+        machine.serve().await;
+        machine
+    }
+
+    /// Its application is not started.
+    async fn boot(files: PathBuf) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
+        let mesh = runtime.spawn(async move { join(&files) });
+        Self {
+            mesh: mesh.await.unwrap(),
+            runtime: Some(runtime),
+        }
+    }
+
+    /// Starts the application: the mesh calls it on port 8080, and so does the probe.
+    async fn serve(&self) {
         let (up, is_up) = oneshot::channel();
-        runtime.spawn(async move {
-            let mesh = join(&files);
+        let mesh = self.mesh.clone();
+        self.runtime.as_ref().unwrap().spawn(async move {
             let http = mesh.listen_http(8080).await.unwrap();
-            let _ = up.send(mesh);
-            let router = Router::new().route("/", get(|| async { "the forum" }));
+            let _ = up.send(());
+            let router = Router::new()
+                .route("/", get(|| async { "the forum" }))
+                .route("/ready", get(|| async {}));
             axum::serve(http.listener, http.layer.wrap(router)).await
         });
-        Self {
-            runtime: Some(runtime),
-            mesh: is_up.await.unwrap(),
-        }
+        is_up.await.unwrap();
     }
 
     fn kill(&mut self) {
@@ -134,12 +150,25 @@ async fn refusal(caller: &Mesh) -> Option<(u16, &'static str)> {
     Some((reply.status().as_u16(), reply.flag()?.code()))
 }
 
+/// How many requests of the caller's were told of with the status 503 and the flag UH.
+async fn reported(caller: &Mesh) -> usize {
+    let metrics = told(caller, "/metrics").await;
+    let metrics = String::from_utf8(metrics.into()).unwrap();
+    let mut lines = metrics.lines().filter(|line| {
+        let labels = ["response_code=\"503\"", "response_flags=\"UH\""];
+        line.starts_with("istio_requests_total{") && labels.iter().all(|one| line.contains(one))
+    });
+    let count = lines.next().and_then(|line| line.rsplit(' ').next());
+    assert_eq!(lines.next(), None);
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
 /// V026: its health reaches those who call it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone() {
     // No host was here before it.
     let arguments = ["--registration-grace", "1", "--host-return", "0"];
-    let plane = Plane::start(1, &PROBED, &arguments).await;
+    let plane = Plane::start(1, &SELDOM, &arguments).await;
     let caller = join(&plane.configure("caller", plane.ip(3)));
     caller.ready().await.unwrap();
     let manifests = plane.path("mesh.yaml");
@@ -155,7 +184,7 @@ async fn a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone() {
     ] {
         assert!(files.join(name).exists(), "{name}");
     }
-    let mut host = Machine::start(files.clone()).await;
+    let mut host = Machine::boot(files.clone()).await;
     let name = format!("forum-{}", plane.ip(2));
     assert_eq!(host.mesh.workload().name(), name);
 
@@ -176,9 +205,11 @@ async fn a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone() {
         because.is_string() && because != "no report yet"
     })
     .await;
+    let before = reported(&caller).await;
     assert_eq!(refusal(&caller).await, Some((503, "UH")));
-    let _application = TcpListener::bind((plane.ip(2), 18080)).await.unwrap();
+    assert_eq!(reported(&caller).await, before + 1);
     let started = Instant::now();
+    host.serve().await;
     until("it answers", async || answers(&caller).await).await;
     let took = started.elapsed();
     assert!(took <= PERIOD + SLACK, "a probe was left out: {took:?}");
@@ -225,6 +256,32 @@ async fn a_host_has_traffic_while_it_is_well_and_none_after_it_is_gone() {
     let _again = Machine::start(files).await;
     until("it answers after its return", async || {
         answers(&caller).await
+    })
+    .await;
+}
+
+/// What the host says comes no more, and neither does the end of its connection. The control plane asks for a sign of
+/// life after 30 s, and waits 10 s for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_falls_silent_is_forgotten() {
+    // No host was here before it.
+    let arguments = ["--registration-grace", "1", "--host-return", "0"];
+    let plane = Plane::start(19, MANIFESTS, &arguments).await;
+    let caller = join(&plane.configure("caller", plane.ip(3)));
+    let way = Way::open(plane.address()).await;
+    let port = way.address().port().to_string();
+    let arguments = ["--autoregister", "--ingress-port", &port];
+    let files = plane.configure_as("forum", "forum", plane.ip(2), &arguments);
+    let mut host = Machine::start(files).await;
+    host.mesh.report_health(AppHealth::Healthy);
+    until("it answers", async || answers(&caller).await).await;
+    let hosts = async || plane.syncz().await["hosts"].as_array().unwrap().len();
+    way.turn(Mode::Lost);
+    host.kill();
+    assert_eq!(hosts().await, 1, "nobody knows yet");
+    until("its entry is gone", async || hosts().await == 0).await;
+    until("callers know", async || {
+        refusal(&caller).await == Some((503, "UH"))
     })
     .await;
 }

@@ -168,6 +168,66 @@ async fn who_is_turned_away_is_on_the_page_and_in_the_log_with_the_reason() {
     }
 }
 
+fn help(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_control-plane"));
+    let output = command.args(arguments).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What it is for, what there is to say, and what is so unless it is said.
+#[test]
+fn who_asks_for_help_is_told_of_every_setting() {
+    let own = help(&[]);
+    assert!(own.starts_with("A control plane on one machine"), "{own}");
+    for said in [
+        "workload",
+        "--config <CONFIG>",
+        "--state <STATE>",
+        "[default: .mesh-control-plane]",
+        "--trust-domain",
+        "--allow-empty",
+        "--listen <LISTEN>",
+        "[default: 127.0.0.1:15012]",
+        "--server-name",
+        "--http",
+        "--max-connection-age",
+        "[default: 1800]",
+        "--registration-grace",
+        "[default: 10]",
+        "--host-return",
+        "[default: 30]",
+        "--once",
+        "--version",
+    ] {
+        assert!(own.contains(said), "{said}: {own}");
+    }
+    let configure = help(&["workload", "configure"]);
+    for said in [
+        "istio-token",
+        "--namespace <NAMESPACE>",
+        "--name <NAME>",
+        "--output <OUTPUT>",
+        "--autoregister",
+        "--token-duration",
+        "[default: 3600]",
+    ] {
+        assert!(configure.contains(said), "{said}: {configure}");
+    }
+    // Each has a line that says what it does.
+    for text in [own, configure] {
+        let lines: Vec<_> = text.lines().collect();
+        for pair in lines.windows(2) {
+            let [line, next] = pair else { unreachable!() };
+            let (line, next) = (line.trim(), next.trim());
+            if line.starts_with('-') {
+                let told = line.contains("  ") || !(next.is_empty() || next.starts_with('-'));
+                assert!(told, "{line}: {text}");
+            }
+        }
+    }
+}
+
 fn configure_in(folder: &Path, arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_control-plane"))
         .args([

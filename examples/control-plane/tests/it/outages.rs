@@ -64,6 +64,17 @@ async fn who_starts_before_the_control_plane_waits_for_it_and_says_why() {
     call(&late).await.unwrap();
 }
 
+/// For how long it is gone: 15 s, or `MESH_TEST_OUTAGE` of a long run.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests are configured by the environment"
+)]
+fn outage() -> Duration {
+    let seconds = std::env::var("MESH_TEST_OUTAGE").ok();
+    let seconds = seconds.filter(|text| !text.is_empty());
+    Duration::from_secs(seconds.map_or(15, |text| text.parse().expect("MESH_TEST_OUTAGE")))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_fails_and_nothing_opens_while_the_control_plane_is_gone_for_long() {
     let mut plane = Plane::start(10, &manifests(0, &["caller"]), &[]).await;
@@ -80,7 +91,7 @@ async fn nothing_fails_and_nothing_opens_while_the_control_plane_is_gone_for_lon
     let load = Load::begin(&cast.caller, &afresh);
     let begun = Instant::now();
     let mut refused = 0;
-    while begun.elapsed() < Duration::from_secs(15) {
+    while begun.elapsed() < outage() {
         let answer = call(&cast.stranger).await;
         let denied = matches!(&answer, Err(error) if error.is_denied());
         assert!(denied, "after {:?}: {answer:?}", begun.elapsed());

@@ -229,15 +229,19 @@ pub(crate) fn joining(
         .start_timeout(PATIENCE)
 }
 
-/// Why what the mesh goes by may be old, if it may.
-pub(crate) async fn stale(mesh: &Mesh) -> Option<String> {
-    let request = Request::get("/config_dump").body(()).unwrap();
+/// A page of the mesh's own.
+pub(crate) async fn told(mesh: &Mesh, page: &str) -> Bytes {
+    let request = Request::get(page).body(()).unwrap();
     let response = match mesh.admin().oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
-    let body = response.into_body().collect().await.unwrap().to_bytes();
-    let dump: Value = serde_json::from_slice(&body).unwrap();
+    response.into_body().collect().await.unwrap().to_bytes()
+}
+
+/// Why what the mesh goes by may be old, if it may.
+pub(crate) async fn stale(mesh: &Mesh) -> Option<String> {
+    let dump: Value = serde_json::from_slice(&told(mesh, "/config_dump").await).unwrap();
     dump["stale"]["reason"].as_str().map(str::to_owned)
 }
 

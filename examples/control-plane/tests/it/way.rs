@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// What becomes of what the control plane sends; what it is sent comes as it is.
+/// What becomes of what the control plane sends; what it is sent comes as it is, where it says nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Open,
@@ -21,6 +21,8 @@ pub(crate) enum Mode {
     Cut(usize),
     /// This byte is another, and so is the first one of each later piece.
     Garbled(usize),
+    /// Nothing comes either way, not even that one end is gone.
+    Lost,
     /// Connections end as they begin.
     Closed,
 }
@@ -87,7 +89,17 @@ async fn carry(mut client: TcpStream, mut said: watch::Receiver<(SocketAddr, Mod
     };
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
-    let modes = said.clone();
+    let (mut modes, mut passing) = (said.clone(), said.clone());
+    let up = async {
+        let mut piece = vec![0; 16 << 10];
+        loop {
+            let read = from_client.read(&mut piece).await.unwrap_or(0);
+            let _ = passing.wait_for(|said| said.1 != Mode::Lost).await;
+            if read == 0 || to_server.write_all(&piece[..read]).await.is_err() {
+                return;
+            }
+        }
+    };
     let down = async {
         let (mut passed, mut piece) = (0_usize, vec![0; 16 << 10]);
         loop {
@@ -98,6 +110,7 @@ async fn carry(mut client: TcpStream, mut said: watch::Receiver<(SocketAddr, Mod
             let Ok(mut read @ 1..) = from_server.read(&mut piece[..size]).await else {
                 return;
             };
+            let _ = modes.wait_for(|said| said.1 != Mode::Lost).await;
             // As it is now: the wait was long.
             let mode = modes.borrow().1;
             match mode {
@@ -106,7 +119,7 @@ async fn carry(mut client: TcpStream, mut said: watch::Receiver<(SocketAddr, Mod
                 Mode::Garbled(from) if passed + read > from => {
                     piece[from.saturating_sub(passed)] ^= 0x55;
                 }
-                Mode::Open | Mode::Garbled(_) | Mode::Closed => {}
+                Mode::Open | Mode::Garbled(_) | Mode::Lost | Mode::Closed => {}
             }
             passed += read;
             if to_client.write_all(&piece[..read]).await.is_err() {
@@ -120,7 +133,7 @@ async fn carry(mut client: TcpStream, mut said: watch::Receiver<(SocketAddr, Mod
     };
     tokio::select! {
         () = down => {}
-        _ = copy(&mut from_client, &mut to_server) => {}
+        () = up => {}
         _ = said.wait_for(|said| said.0 != to || said.1 == Mode::Closed) => {}
     }
 }
