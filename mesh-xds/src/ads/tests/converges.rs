@@ -1,4 +1,5 @@
-//! Whatever happens in between, what is here ends as what a fresh client is sent (PT-08).
+//! Whatever happens in between, what is here ends as what a fresh client is sent (PT-08). There are two types on the
+//! one stream, whose resources have the same names.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,6 +12,57 @@ use crate::proto::envoy::service::discovery::v3::DiscoveryResponse;
 /// `svc-0` brings `svc-0/a` and `svc-0/b` along.
 const SERVICES: usize = 3;
 
+const TYPES: [&str; 2] = [URL, OTHER];
+
+/// A resource by its type and its name.
+type Key = (&'static str, String);
+
+/// Resources are texts, and the two types are not mixed up in what is made of them.
+struct Typed;
+
+impl Typed {
+    fn resource(url: &str, name: &str) -> ResourceName {
+        ResourceName::Workload(format!("{url}|{name}").into())
+    }
+
+    fn key(resource: &ResourceName) -> Key {
+        let ResourceName::Workload(uid) = resource else {
+            panic!("{resource} is none of ours");
+        };
+        let (url, name) = uid.split_once('|').expect("one of ours");
+        let url = TYPES.into_iter().find(|one| *one == url);
+        (url.expect("a type"), name.to_owned())
+    }
+}
+
+impl Decode for Typed {
+    fn decode(
+        &self,
+        replicas: &mut Replicas,
+        url: &str,
+        name: &str,
+        value: &[u8],
+    ) -> Result<Option<Update>, Rejection> {
+        let update = Texts.decode(replicas, url, name, value)?;
+        let typed = update.map(|update| {
+            let Update::Workload(text) = update else {
+                panic!("a text");
+            };
+            let uid = format!("{url}|{}", text.uid());
+            Workload::new(uid, "ns", text.name()).into()
+        });
+        Ok(typed)
+    }
+
+    fn removed(&self, url: &str, name: &str) -> Vec<ResourceName> {
+        vec![Self::resource(url, name)]
+    }
+
+    fn name(&self, resource: &ResourceName) -> String {
+        Self::key(resource).1
+    }
+}
+
 fn all_names() -> Vec<String> {
     let service = |n: usize| format!("svc-{n}");
     (0..SERVICES)
@@ -21,15 +73,15 @@ fn all_names() -> Vec<String> {
 #[derive(Debug, Clone, Copy)]
 enum Action {
     /// A resource gets a new version. A bad one cannot be decoded, a refused one not applied.
-    Change(usize, Quality),
-    Remove(usize),
-    /// The server sends what changed.
-    Push,
+    Change(&'static str, usize, Quality),
+    Remove(&'static str, usize),
+    /// The server sends what changed of a type.
+    Push(&'static str),
     /// The client takes the next response, and answers it now or later.
     Take,
     Judge,
-    Want(usize),
-    Forget(usize),
+    Want(&'static str, usize),
+    Forget(&'static str, usize),
     /// The stream ends.
     Lose,
     /// The server is another one: with or without delta, with or without room for versions.
@@ -49,44 +101,63 @@ enum Quality {
 }
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
-    let name = 0..SERVICES * 3;
+    let url = || prop::sample::select(&TYPES[..]);
+    let (name, service) = (|| (url(), 0..SERVICES * 3), || (url(), 0..SERVICES));
     let quality = prop_oneof![
         4 => Just(Quality::Good),
         1 => Just(Quality::Bad),
         1 => Just(Quality::Refused),
     ];
     let action = prop_oneof![
-        4 => (name.clone(), quality).prop_map(|(n, q)| Action::Change(n, q)),
-        2 => name.prop_map(Action::Remove),
-        4 => Just(Action::Push),
+        4 => (name(), quality).prop_map(|((url, n), q)| Action::Change(url, n, q)),
+        2 => name().prop_map(|(url, n)| Action::Remove(url, n)),
+        4 => url().prop_map(Action::Push),
         6 => Just(Action::Take),
         5 => Just(Action::Judge),
-        3 => (0..SERVICES).prop_map(Action::Want),
-        2 => (0..SERVICES).prop_map(Action::Forget),
+        3 => service().prop_map(|(url, n)| Action::Want(url, n)),
+        2 => service().prop_map(|(url, n)| Action::Forget(url, n)),
         2 => Just(Action::Lose),
         1 => (any::<bool>(), any::<bool>())
             .prop_map(|(delta, refuses_versions)| Action::Replace { delta, refuses_versions }),
         3 => (0_u64..20_000).prop_map(Action::Wait),
     ];
-    prop::collection::vec(action, 0..80)
+    prop::collection::vec(action, 0..100)
 }
 
-/// The control plane: what there is, and what it has told this client.
+/// The control plane, and what it has told this client.
 struct Server {
-    things: BTreeMap<String, (u64, Quality)>,
+    types: [OneType; 2],
     next: u64,
     delta: bool,
     refuses_versions: bool,
+    /// Of both types, in the order of the stream.
+    responses: VecDeque<Incoming>,
+    /// Nonces that were sent and not answered, of which type, and whether a refusal is due.
+    open: BTreeMap<String, (&'static str, bool)>,
+}
+
+/// What there is of a type, and what of it the client was told.
+struct OneType {
+    url: &'static str,
+    things: BTreeMap<String, (u64, Quality)>,
     started: bool,
     wildcard: bool,
     subscribed: BTreeSet<String>,
     sent: BTreeMap<String, u64>,
-    responses: VecDeque<Incoming>,
-    /// Nonces that were sent and not answered, and whether a refusal is due.
-    open: BTreeMap<String, bool>,
 }
 
-impl Server {
+impl OneType {
+    fn new(url: &'static str) -> Self {
+        Self {
+            url,
+            things: BTreeMap::new(),
+            started: false,
+            wildcard: false,
+            subscribed: BTreeSet::new(),
+            sent: BTreeMap::new(),
+        }
+    }
+
     fn visible(&self) -> BTreeMap<String, (u64, Quality)> {
         let asked = |name: &str| {
             let service = name.split('/').next().unwrap_or(name);
@@ -103,79 +174,111 @@ impl Server {
             Quality::Refused => format!("refuse {version}"),
         }
     }
+}
 
-    fn send(&mut self, names: &BTreeSet<String>, removed: &[String]) {
-        self.next += 1;
-        let nonce = self.next.to_string();
-        let bad = |name: &String| self.things[name].1 != Quality::Good;
-        self.open.insert(nonce.clone(), names.iter().any(bad));
-        let mut resources = Vec::new();
-        for name in names {
-            let (version, quality) = self.things[name];
-            self.sent.insert(name.clone(), version);
-            resources.push(resource(
-                name,
-                &version.to_string(),
-                &Self::value(version, quality),
-            ));
+impl Server {
+    fn new() -> Self {
+        Self {
+            types: TYPES.map(OneType::new),
+            next: 0,
+            delta: true,
+            refuses_versions: false,
+            responses: VecDeque::new(),
+            open: BTreeMap::new(),
         }
-        for name in removed {
-            self.sent.remove(name);
-        }
-        let removed: Vec<&str> = removed.iter().map(String::as_str).collect();
-        self.responses
-            .push_back(response(&nonce, resources, &removed));
     }
 
-    fn send_world(&mut self) {
+    fn of(&mut self, url: &str) -> &mut OneType {
+        let mut types = self.types.iter_mut();
+        let found = types.find(|one| one.url == url);
+        found.expect("a type that there is")
+    }
+
+    fn send(&mut self, url: &str, names: &BTreeSet<String>, removed: &[String]) {
         self.next += 1;
         let nonce = self.next.to_string();
-        let visible = self.visible();
+        let of = self.of(url);
+        let bad = |name: &String| of.things[name].1 != Quality::Good;
+        let open = (of.url, names.iter().any(bad));
+        let mut resources = Vec::new();
+        for name in names {
+            let (version, quality) = of.things[name];
+            of.sent.insert(name.clone(), version);
+            resources.push(Resource {
+                name: name.clone(),
+                version: version.to_string(),
+                resource: Some(packed(url, name, &OneType::value(version, quality))),
+                ..Resource::default()
+            });
+        }
+        for name in removed {
+            of.sent.remove(name);
+        }
+        self.open.insert(nonce.clone(), open);
+        self.responses
+            .push_back(Incoming::Delta(DeltaDiscoveryResponse {
+                type_url: url.to_owned(),
+                nonce,
+                resources,
+                removed_resources: removed.to_vec(),
+                ..DeltaDiscoveryResponse::default()
+            }));
+    }
+
+    fn send_world(&mut self, url: &str) {
+        self.next += 1;
+        let nonce = self.next.to_string();
+        let of = self.of(url);
+        let visible = of.visible();
         let bad = visible
             .values()
             .any(|(_, quality)| *quality != Quality::Good);
-        self.open.insert(nonce.clone(), bad);
+        let open = (of.url, bad);
+        self.open.insert(nonce.clone(), open);
         let resources = visible.iter();
-        let resources = resources.map(|(name, (v, q))| packed(URL, name, &Self::value(*v, *q)));
+        let resources = resources.map(|(name, (v, q))| packed(url, name, &OneType::value(*v, *q)));
         self.responses
             .push_back(Incoming::StateOfTheWorld(DiscoveryResponse {
                 version_info: nonce.clone(),
                 resources: resources.collect(),
-                type_url: URL.to_owned(),
+                type_url: url.to_owned(),
                 nonce,
                 ..DiscoveryResponse::default()
             }));
     }
 
     /// Sends what this client does not have in its newest version.
-    fn push(&mut self) {
-        if !self.started {
+    fn push(&mut self, url: &str) {
+        let delta = self.delta;
+        let of = self.of(url);
+        if !of.started {
             return;
         }
-        if !self.delta {
-            self.send_world();
+        if !delta {
+            self.send_world(url);
             return;
         }
-        let visible = self.visible();
+        let visible = of.visible();
         let news = visible.iter();
-        let news = news.filter(|(name, (version, _))| self.sent.get(*name) != Some(version));
+        let news = news.filter(|(name, (version, _))| of.sent.get(*name) != Some(version));
         let news: BTreeSet<String> = news.map(|(name, _)| name.clone()).collect();
-        let gone = self
-            .sent
-            .keys()
-            .filter(|name| !self.things.contains_key(*name));
+        let gone = of.sent.keys().filter(|name| !of.things.contains_key(*name));
         let gone: Vec<String> = gone.cloned().collect();
         if !news.is_empty() || !gone.is_empty() {
-            self.send(&news, &gone);
+            self.send(url, &news, &gone);
         }
     }
 
-    fn answered(&mut self, nonce: &str, refused: bool) {
+    fn answered(&mut self, url: &str, nonce: &str, refused: bool) {
         if nonce.is_empty() {
             return;
         }
         let due = self.open.remove(nonce);
-        assert_eq!(due, Some(refused), "nonce {nonce} is answered once, and so");
+        assert_eq!(
+            due,
+            Some((self.of(url).url, refused)),
+            "nonce {nonce} is answered once, and so"
+        );
     }
 
     /// Takes a request; `Err` ends the stream.
@@ -183,60 +286,67 @@ impl Server {
         match request {
             Outgoing::Delta(_) if !self.delta => return Err(ErrorKind::Unimplemented),
             Outgoing::Delta(request) => {
-                self.answered(&request.response_nonce, request.error_detail.is_some());
+                let url = &*request.type_url;
+                let refused = request.error_detail.is_some();
+                self.answered(url, &request.response_nonce, refused);
+                let refuses_versions = self.refuses_versions;
+                let of = self.of(url);
                 let subscribe: BTreeSet<_> = request.resource_names_subscribe.into_iter().collect();
                 // As istiod does it: a subscription that it has is not answered, and of a name in both lists it goes.
-                let is_new = !subscribe.is_subset(&self.subscribed);
-                self.subscribed.extend(subscribe.iter().cloned());
+                let is_new = !subscribe.is_subset(&of.subscribed);
+                of.subscribed.extend(subscribe.iter().cloned());
                 for name in &request.resource_names_unsubscribe {
-                    self.subscribed.remove(name);
+                    of.subscribed.remove(name);
                 }
                 let mut gone: Vec<String> = subscribe.iter().cloned().collect();
-                gone.retain(|name| !self.things.contains_key(name));
-                if !self.started {
+                gone.retain(|name| !of.things.contains_key(name));
+                if !of.started {
                     assert!(request.node.is_some());
                     let versions = request.initial_resource_versions;
-                    if self.refuses_versions && !versions.is_empty() {
+                    if refuses_versions && !versions.is_empty() {
                         return Err(ErrorKind::ResourceExhausted);
                     }
-                    self.started = true;
-                    self.wildcard = subscribe.is_empty();
-                    self.sent = BTreeMap::new();
+                    of.started = true;
+                    of.wildcard = subscribe.is_empty();
+                    of.sent = BTreeMap::new();
                     for (name, version) in versions {
-                        if !self.things.contains_key(&name) && !gone.contains(&name) {
+                        if !of.things.contains_key(&name) && !gone.contains(&name) {
                             gone.push(name.clone());
                         }
-                        self.sent.insert(name, version.parse().unwrap_or_default());
+                        of.sent.insert(name, version.parse().unwrap_or_default());
                     }
-                    let visible = self.visible();
+                    let visible = of.visible();
                     let news = visible
                         .into_iter()
-                        .filter(|(name, (v, _))| self.sent.get(name) != Some(v));
+                        .filter(|(name, (v, _))| of.sent.get(name) != Some(v));
                     let news = news.map(|(name, _)| name).collect();
-                    self.send(&news, &gone);
+                    self.send(url, &news, &gone);
                 } else if is_new {
-                    let visible = self.visible();
-                    let of = |name: &String| {
+                    let visible = of.visible();
+                    let asked = |name: &String| {
                         let service = name.split('/').next().unwrap_or(name);
                         subscribe.contains(service)
                     };
-                    let news = visible.into_keys().filter(of).collect();
-                    self.send(&news, &gone);
+                    let news = visible.into_keys().filter(asked).collect();
+                    self.send(url, &news, &gone);
                 }
             }
             Outgoing::StateOfTheWorld(_) if self.delta => return Err(ErrorKind::Unimplemented),
             Outgoing::StateOfTheWorld(request) => {
+                let url = &*request.type_url;
                 let names: BTreeSet<_> = request.resource_names.into_iter().collect();
-                let changed = !self.started || names != self.subscribed;
+                let of = self.of(url);
+                let changed = !of.started || names != of.subscribed;
+                of.wildcard = names.is_empty();
+                of.subscribed = names;
+                of.started = true;
                 // A change of names repeats the last nonce.
                 if !changed || self.open.contains_key(&request.response_nonce) {
-                    self.answered(&request.response_nonce, request.error_detail.is_some());
+                    let refused = request.error_detail.is_some();
+                    self.answered(url, &request.response_nonce, refused);
                 }
-                self.wildcard = names.is_empty();
-                self.subscribed = names;
-                self.started = true;
                 if changed {
-                    self.send_world();
+                    self.send_world(url);
                 }
             }
         }
@@ -244,8 +354,10 @@ impl Server {
     }
 
     fn forget_client(&mut self) {
-        self.started = false;
-        self.subscribed.clear();
+        for of in &mut self.types {
+            of.started = false;
+            of.subscribed.clear();
+        }
         self.responses.clear();
         self.open.clear();
     }
@@ -258,31 +370,20 @@ struct World {
     up: bool,
     /// A response that is being applied: what of it is refused.
     judging: Option<Vec<(ResourceName, String)>>,
-    /// What is in effect, by name.
-    applied: BTreeMap<String, String>,
-    /// What stands refused, as the caller is told.
-    refused: BTreeSet<String>,
-    wanted: BTreeSet<usize>,
+    /// What is in effect.
+    applied: BTreeMap<Key, String>,
+    /// What stands refused, as the caller is told, by type and name.
+    refused: BTreeSet<(String, String)>,
+    wanted: BTreeSet<(&'static str, usize)>,
 }
 
 impl World {
     fn new(interest: Interest) -> Self {
-        let (session, now) = session(settings(&[(URL, interest)]));
-        let server = Server {
-            things: BTreeMap::new(),
-            next: 0,
-            delta: true,
-            refuses_versions: false,
-            started: false,
-            wildcard: false,
-            subscribed: BTreeSet::new(),
-            sent: BTreeMap::new(),
-            responses: VecDeque::new(),
-            open: BTreeMap::new(),
-        };
+        let settings = settings(&TYPES.map(|url| (url, interest)));
+        let now = Instant::now();
         Self {
-            server,
-            session,
+            server: Server::new(),
+            session: Session::new(settings, Arc::new(Typed), now).expect("settings"),
             now,
             up: false,
             judging: None,
@@ -305,7 +406,7 @@ impl World {
             self.server.forget_client();
             self.up = true;
             for removed in self.session.opened() {
-                self.applied.remove(&Texts.name(&removed));
+                self.applied.remove(&Typed::key(&removed));
             }
             self.hear();
         }
@@ -325,7 +426,7 @@ impl World {
         };
         let delivery = self.session.received(response);
         for removed in delivery.removed {
-            self.applied.remove(&Texts.name(&removed));
+            self.applied.remove(&Typed::key(&removed));
         }
         let mut refused = Vec::new();
         for update in delivery.updates {
@@ -337,7 +438,7 @@ impl World {
                 refused.push((name, "cannot be applied".to_owned()));
             } else {
                 self.applied
-                    .insert(Texts.name(&name), workload.name().to_owned());
+                    .insert(Typed::key(&name), workload.name().to_owned());
             }
         }
         self.judging = Some(refused);
@@ -352,36 +453,40 @@ impl World {
 
     /// What the worker tells of what is refused.
     fn hear(&mut self) {
-        for name in self.session.take_mended().iter().flat_map(|m| &m.names) {
-            assert!(self.refused.remove(&**name), "{name} stood not refused");
+        for mended in self.session.take_mended() {
+            for name in mended.names {
+                let key = (mended.type_url.to_string(), name.into_string());
+                assert!(self.refused.remove(&key), "{key:?} stood not refused");
+            }
         }
-        let refused = self.session.take_refused().into_iter();
-        let names = refused.flat_map(|refused| refused.resources);
-        self.refused.extend(names.map(|(name, _)| name));
+        if let Some(refused) = self.session.take_refused() {
+            let names = refused.resources.into_iter();
+            let keys = names.map(|(name, _)| (refused.type_url.to_string(), name));
+            self.refused.extend(keys);
+        }
     }
 
     fn act(&mut self, action: Action) {
         let names = all_names();
         match action {
-            Action::Change(n, quality) => {
+            Action::Change(url, n, quality) => {
                 self.server.next += 1;
                 let version = self.server.next;
-                self.server
-                    .things
-                    .insert(names[n].clone(), (version, quality));
+                let things = &mut self.server.of(url).things;
+                things.insert(names[n].clone(), (version, quality));
             }
-            Action::Remove(n) => drop(self.server.things.remove(&names[n])),
-            Action::Push => self.server.push(),
+            Action::Remove(url, n) => drop(self.server.of(url).things.remove(&names[n])),
+            Action::Push(url) => self.server.push(url),
             Action::Take => self.take(),
             Action::Judge => self.judge(),
-            Action::Want(n) => {
-                self.wanted.insert(n);
-                self.session.want(URL, &format!("svc-{n}")).expect("a name");
+            Action::Want(url, n) => {
+                self.wanted.insert((url, n));
+                self.session.want(url, &format!("svc-{n}")).expect("a name");
             }
-            Action::Forget(n) => {
-                self.wanted.remove(&n);
+            Action::Forget(url, n) => {
+                self.wanted.remove(&(url, n));
                 let name = format!("svc-{n}");
-                self.session.forget(URL, &name, self.now).expect("a type");
+                self.session.forget(url, &name, self.now).expect("a type");
             }
             Action::Lose => self.lose(None),
             Action::Replace {
@@ -399,18 +504,18 @@ impl World {
 
     /// Everything is made good, and everything that is due happens.
     fn settle(&mut self) {
-        for (n, name) in all_names().into_iter().enumerate() {
-            if self
-                .server
-                .things
-                .get(&name)
-                .is_some_and(|(_, q)| *q != Quality::Good)
-            {
-                self.act(Action::Change(n, Quality::Good));
+        for url in TYPES {
+            for (n, name) in all_names().into_iter().enumerate() {
+                let thing = self.server.of(url).things.get(&name);
+                if thing.is_some_and(|(_, q)| *q != Quality::Good) {
+                    self.act(Action::Change(url, n, Quality::Good));
+                }
             }
         }
         for _ in 0..20 {
-            self.act(Action::Push);
+            for url in TYPES {
+                self.act(Action::Push(url));
+            }
             while self.judging.is_some() || !self.server.responses.is_empty() {
                 self.act(Action::Judge);
                 self.act(Action::Take);
@@ -421,29 +526,36 @@ impl World {
     }
 }
 
+/// All that there is, by type and name, with its version.
+fn things(world: &World) -> impl Iterator<Item = (Key, String)> {
+    world.server.types.iter().flat_map(|of| {
+        let things = of.things.iter();
+        things.map(|(name, (version, _))| ((of.url, name.clone()), version.to_string()))
+    })
+}
+
 /// What a client is sent that has never been here.
-fn fresh(world: &World, interest: Interest) -> BTreeMap<String, String> {
-    let things = world.server.things.iter().filter(|(name, _)| {
+fn fresh(world: &World, interest: Interest) -> BTreeMap<Key, String> {
+    let is_sent = |(url, name): &Key| {
         let service = name.split('/').next().unwrap_or(name);
-        interest == Interest::All || world.wanted.iter().any(|n| service == format!("svc-{n}"))
-    });
-    things
-        .map(|(name, (version, _))| (name.clone(), version.to_string()))
-        .collect()
+        let mut wanted = world.wanted.iter();
+        interest == Interest::All
+            || wanted.any(|(of, n)| of == url && service == format!("svc-{n}"))
+    };
+    things(world).filter(|(key, _)| is_sent(key)).collect()
 }
 
 fn converges(interest: Interest, actions: Vec<Action>) {
     let mut world = World::new(interest);
     world.turn();
-    let mut seen: BTreeSet<(String, String)> = BTreeSet::new();
+    let mut seen: BTreeSet<(Key, String)> = BTreeSet::new();
     for action in actions {
         world.act(action);
-        let things = world.server.things.iter();
-        seen.extend(things.map(|(name, (version, _))| (name.clone(), version.to_string())));
-        for (name, value) in &world.applied {
+        seen.extend(things(&world));
+        for (key, value) in &world.applied {
             assert!(
-                seen.contains(&(name.clone(), value.clone())),
-                "{name}={value} never was"
+                seen.contains(&(key.clone(), value.clone())),
+                "{key:?}={value} never was"
             );
         }
     }

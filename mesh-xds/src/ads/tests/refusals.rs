@@ -1,6 +1,11 @@
 //! What stands refused, and until when.
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::decode::{Decoder, ResourceType};
+use crate::proto::istio::workload::{self, Address, address};
+use crate::proto::type_url::ADDRESS;
 
 /// One that has asked for all of a type.
 fn asking() -> (Session, Instant) {
@@ -172,4 +177,153 @@ fn a_refusal_has_room_for_few_and_counts_the_rest() {
         error.message
     );
     assert!(error.message.contains("; and 999"), "{}", error.message);
+}
+
+/// What becomes of the bytes of a resource on their way.
+#[derive(Debug, Clone)]
+enum Mutation {
+    /// Some bits of a byte are others.
+    Flip(prop::sample::Index, u8),
+    /// The end is missing.
+    Cut(prop::sample::Index),
+    /// There is more, in the middle of it.
+    Insert(prop::sample::Index, Vec<u8>),
+    /// Its bytes are said to be of another type.
+    Type,
+    /// A part of it is what it cannot be.
+    Part(fn(&mut workload::Workload)),
+}
+
+fn mutations() -> impl Strategy<Value = Mutation> {
+    let at = any::<prop::sample::Index>;
+    let parts: [fn(&mut workload::Workload); 5] = [
+        |of| of.addresses = vec![vec![10, 0, 0, 1, 1].into()],
+        |of| of.tunnel_protocol = 77,
+        |of| of.uid.clear(),
+        |of| of.uid.push('x'),
+        |of| of.trust_domain = "a b".to_owned(),
+    ];
+    prop_oneof![
+        (at(), 1_u8..).prop_map(|(at, bits)| Mutation::Flip(at, bits)),
+        at().prop_map(Mutation::Cut),
+        (at(), prop::collection::vec(any::<u8>(), 1..40))
+            .prop_map(|(at, more)| Mutation::Insert(at, more)),
+        Just(Mutation::Type),
+        prop::sample::select(parts.to_vec()).prop_map(Mutation::Part),
+    ]
+}
+
+fn sent(index: usize) -> (String, workload::Workload) {
+    let uid = format!("Kubernetes//Pod/default/pod-{index}");
+    let workload = workload::Workload {
+        uid: uid.clone(),
+        name: format!("pod-{index}"),
+        namespace: "default".to_owned(),
+        addresses: vec![vec![10, 0, 0, index as u8].into()],
+        service_account: "reviews".to_owned(),
+        node: "node-1".to_owned(),
+        ..workload::Workload::default()
+    };
+    (uid, workload)
+}
+
+fn as_address(name: &str, workload: workload::Workload) -> Resource {
+    let address = Address {
+        r#type: Some(address::Type::Workload(workload)),
+    };
+    Resource {
+        name: name.to_owned(),
+        version: "1".to_owned(),
+        resource: Some(Any {
+            type_url: ADDRESS.to_owned(),
+            value: address.encode_to_vec().into(),
+        }),
+        ..Resource::default()
+    }
+}
+
+impl Mutation {
+    fn of(&self, index: usize) -> Resource {
+        let (name, mut workload) = sent(index);
+        if let Self::Part(change) = self {
+            change(&mut workload);
+        }
+        let mut resource = as_address(&name, workload);
+        let any = resource.resource.as_mut().expect("a value");
+        let mut bytes = any.value.to_vec();
+        match self {
+            Self::Flip(at, bits) => *at.get_mut(&mut bytes) ^= bits,
+            Self::Cut(at) => bytes.truncate(at.index(bytes.len())),
+            Self::Insert(at, more) => {
+                let at = at.index(bytes.len());
+                bytes.splice(at..at, more.iter().copied());
+            }
+            Self::Type => OTHER.clone_into(&mut any.type_url),
+            Self::Part(_) => {}
+        }
+        any.value = bytes.into();
+        resource
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    /// one refusal of what cannot be read, and the others apply.
+    #[test]
+    fn of_twenty_one_is_spoilt_and_nineteen_apply(which in 0_usize..20, mutation in mutations()) {
+        let now = Instant::now();
+        let settings = settings(&[(ADDRESS, Interest::All)]);
+        let mut session = Session::new(settings, Arc::new(Decoder::new()), now).expect("settings");
+        open(&mut session, now);
+        delta(&mut session);
+        let spoilt = mutation.of(which);
+        let any = spoilt.resource.as_ref().expect("a value");
+        // A change may leave something that can be read.
+        let read = Decoder::new().decode(ResourceType::Address, &spoilt.name, &any.value);
+        let is_good = any.type_url == ADDRESS && read.is_ok();
+        let is_there = is_good && read.is_ok_and(|update| update.is_some());
+        let say = |session: &mut Session, nonce: &str, one: Resource| {
+            let resources = (0..20).map(|index| match index == which {
+                true => one.clone(),
+                false => {
+                    let (name, workload) = sent(index);
+                    as_address(&name, workload)
+                }
+            });
+            let delivery = session.received(Incoming::Delta(DeltaDiscoveryResponse {
+                type_url: ADDRESS.to_owned(),
+                nonce: nonce.to_owned(),
+                resources: resources.collect(),
+                ..DeltaDiscoveryResponse::default()
+            }));
+            session.judged([]);
+            let names = delivery.updates.iter().map(|update| Decoder::new().name(&update.name()));
+            let names: std::collections::BTreeSet<_> = names.collect();
+            prop_assert_eq!(names.len(), delivery.updates.len());
+            prop_assert_eq!(&delivery.removed, &[]);
+            Ok((names, delta(session)))
+        };
+
+        let (names, answer) = say(&mut session, "n1", spoilt.clone())?;
+        prop_assert_eq!(names.contains(&spoilt.name), is_there);
+        prop_assert_eq!(names.len(), 19 + usize::from(is_there));
+        prop_assert_eq!(&answer.response_nonce, "n1");
+        prop_assert_eq!(answer.error_detail.is_none(), is_good);
+        if let Some(error) = answer.error_detail {
+            prop_assert!(error.message.len() <= 1024, "{}", error.message);
+            prop_assert!(error.message.starts_with(&*spoilt.name), "{}", error.message);
+        }
+        // And that is all that is said, now and later: whoever waits for nothing says nothing.
+        prop_assert!(session.poll_transmit().is_none());
+        prop_assert_eq!(session.poll_timeout(), None);
+        prop_assert!(session.poll_connect(now + Duration::from_secs(3600)).is_none());
+
+        let (name, workload) = sent(which);
+        let (names, answer) = say(&mut session, "n2", as_address(&name, workload))?;
+        prop_assert_eq!(names.len(), 20);
+        prop_assert_eq!(answer.error_detail, None);
+        let was_bad: &[Box<str>] = if is_good { &[] } else { &[name.into()] };
+        prop_assert_eq!(mended(&mut session), was_bad);
+    }
 }
