@@ -15,9 +15,9 @@ use serde_json::Value;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
 use crate::require;
 
-struct Response {
-    step: String,
-    message: DeltaDiscoveryResponse,
+pub(crate) struct Response {
+    pub(crate) step: String,
+    pub(crate) message: DeltaDiscoveryResponse,
 }
 
 impl Response {
@@ -36,7 +36,7 @@ impl Response {
 }
 
 /// What the server said of one type; as the delta response that it is, or that it would be.
-fn responses(client: &Path, kind: ResourceType) -> Vec<Response> {
+pub(crate) fn responses(client: &Path, url: &str) -> Vec<Response> {
     let stream = fs::read_to_string(client.join("stream.jsonl")).unwrap();
     let lines = stream
         .lines()
@@ -74,7 +74,7 @@ fn responses(client: &Path, kind: ResourceType) -> Vec<Response> {
         Response { step, message }
     };
     lines
-        .filter(|line| line["from"] == "server" && line["type_url"] == kind.url())
+        .filter(|line| line["from"] == "server" && line["type_url"] == url)
         .map(response)
         .collect()
 }
@@ -83,7 +83,7 @@ fn recording(name: &str, client: &str, kind: ResourceType) -> Option<Vec<Respons
     let data = require::data(name)?;
     Some(responses(
         &data.join("istiod").join(name).join(client),
-        kind,
+        kind.url(),
     ))
 }
 

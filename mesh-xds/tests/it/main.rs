@@ -9,6 +9,7 @@ mod decode_rbac_goldens;
 mod generated;
 mod istio_samples;
 mod istiod_notes;
+mod istiod_notes_of_envoy;
 mod istiod_recordings;
 mod manifests;
 mod missing_waypoints;
