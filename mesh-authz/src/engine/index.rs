@@ -5,7 +5,6 @@
 //! Of several parts that could be the anchor, the one that the fewest rules share is taken.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -87,17 +86,17 @@ pub(super) struct Index {
     allows: bool,
     /// Ranks by anchor, each list in ascending order.
     lists: Box<[Rank]>,
-    principals: keyed::Map<Arc<str>, List>,
+    principals: keyed::Texts<List>,
     principal_prefixes: Affixes<List>,
     principal_suffixes: Affixes<List>,
-    namespaces: keyed::Map<Arc<str>, List>,
-    accounts: keyed::Map<Arc<str>, List>,
-    trust_domains: keyed::Map<Arc<str>, List>,
+    namespaces: keyed::Texts<List>,
+    accounts: keyed::Texts<List>,
+    trust_domains: keyed::Texts<List>,
     sources: Blocks<List>,
     destinations: Blocks<List>,
     ports: keyed::Map<u16, List>,
-    names: keyed::Map<Arc<str>, List>,
-    paths: keyed::Map<Arc<str>, List>,
+    names: keyed::Texts<List>,
+    paths: keyed::Texts<List>,
     path_prefixes: Affixes<List>,
     /// Rules without an anchor.
     rest: List,
@@ -176,17 +175,17 @@ impl Index {
             rules: rules.into_boxed_slice(),
             allows,
             lists: lists.into_boxed_slice(),
-            principals: map(tables.principals),
+            principals: tables.principals.into_iter().collect(),
             principal_prefixes: Affixes::new(End::Front, tables.prefixes),
             principal_suffixes: Affixes::new(End::Back, tables.suffixes),
-            namespaces: map(tables.namespaces),
-            accounts: map(tables.accounts),
-            trust_domains: map(tables.trust_domains),
+            namespaces: tables.namespaces.into_iter().collect(),
+            accounts: tables.accounts.into_iter().collect(),
+            trust_domains: tables.trust_domains.into_iter().collect(),
             sources: Blocks::new(tables.sources),
             destinations: Blocks::new(tables.destinations),
-            ports: map(tables.ports),
-            names: map(tables.names),
-            paths: map(tables.paths),
+            ports: tables.ports.into_iter().collect(),
+            names: tables.names.into_iter().collect(),
+            paths: tables.paths.into_iter().collect(),
             path_prefixes: Affixes::new(End::Front, tables.path_prefixes),
             rest,
             #[cfg(test)]
@@ -313,10 +312,15 @@ impl Search<'_, '_> {
         self.walk(self.index.ranks(list), true);
     }
 
-    fn text(&mut self, table: &keyed::Map<Arc<str>, List>, text: &str) {
-        if !table.is_empty()
-            && let Some(list) = table.get(text)
-        {
+    #[inline(always)]
+    fn text(&mut self, table: &keyed::Texts<List>, text: &str) {
+        if table.may_have(text) {
+            self.look_for(table, text);
+        }
+    }
+
+    fn look_for(&mut self, table: &keyed::Texts<List>, text: &str) {
+        if let Some(list) = table.get(text) {
             self.list(*list);
         }
     }
@@ -371,10 +375,6 @@ struct Tables {
     names: Vec<(Arc<str>, List)>,
     paths: Vec<(Arc<str>, List)>,
     path_prefixes: Vec<(Arc<str>, List)>,
-}
-
-fn map<K: Hash + Eq>(entries: Vec<(K, List)>) -> keyed::Map<K, List> {
-    entries.into_iter().collect()
 }
 
 /// A length as a rank. More than four billion rules do not fit in memory.

@@ -6,11 +6,50 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 
 /// A map with this hash.
 pub(super) type Map<K, V> = HashMap<K, V, Keyed>;
 /// A set with this hash.
 pub(super) type Set<K> = HashSet<K, Keyed>;
+
+/// A map of texts. One of a length that no key has need not be hashed.
+pub(super) struct Texts<V> {
+    /// Of the length of each key, modulo 64, a bit.
+    lengths: u64,
+    map: Map<Arc<str>, V>,
+}
+
+impl<V> Texts<V> {
+    /// `false` where [`get`](Self::get) would find nothing, of most texts. In line: a call would cost more.
+    #[inline(always)]
+    pub(super) fn may_have(&self, text: &str) -> bool {
+        self.lengths & bit(text) != 0
+    }
+
+    pub(super) fn get(&self, text: &str) -> Option<&V> {
+        self.map.get(text)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+}
+
+impl<V> FromIterator<(Arc<str>, V)> for Texts<V> {
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, V)>>(entries: I) -> Self {
+        let map: Map<Arc<str>, V> = entries.into_iter().collect();
+        Self {
+            lengths: map.keys().fold(0, |lengths, key| lengths | bit(key)),
+            map,
+        }
+    }
+}
+
+#[inline(always)]
+fn bit(text: &str) -> u64 {
+    1 << (text.len() % 64)
+}
 
 /// Makes hashers with one random key.
 #[derive(Clone)]

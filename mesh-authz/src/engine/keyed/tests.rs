@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::hash::BuildHasher;
 
-use super::Keyed;
+use super::{Keyed, Texts};
 
 /// Texts of all lengths that differ in little.
 fn texts() -> Vec<String> {
@@ -48,4 +48,30 @@ fn all_bits_of_a_hash_count() {
 fn the_key_counts() {
     assert_ne!(Keyed(1).hash_one("a"), Keyed(2).hash_one("a"));
     assert_ne!(Keyed::default().0, Keyed::default().0);
+}
+
+#[test]
+fn texts_are_found_whatever_their_lengths() {
+    let all = texts();
+    let (some, others) = all.split_at(all.len() / 2);
+    let table: Texts<usize> = some
+        .iter()
+        .map(|text| text.as_str().into())
+        .zip(0..)
+        .collect();
+    for (at, text) in some.iter().enumerate() {
+        assert!(table.may_have(text));
+        assert_eq!(table.get(text), Some(&at));
+    }
+    for text in others {
+        assert_eq!(table.get(text), None);
+    }
+    let one: Texts<()> = [("aaa".into(), ())].into_iter().collect();
+    assert!(!one.may_have("aaaa") && one.may_have("bbb") && one.get("bbb").is_none());
+    // Lengths count modulo 64.
+    let long = "a".repeat(67);
+    assert!(one.may_have(&long) && one.get(&long).is_none());
+    assert!(!one.is_empty());
+    let none: Texts<()> = [].into_iter().collect();
+    assert!(none.is_empty() && !none.may_have(""));
 }
