@@ -31,10 +31,8 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(keys: &Keys, to: SocketAddr) -> Result<Self, BoxError> {
-        let mut config = keys.client()?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self {
-            connector: Arc::new(config).into(),
+            connector: connector(keys)?,
             to,
             connection: OnceCell::new(),
         })
@@ -42,14 +40,7 @@ impl Client {
 
     pub(crate) async fn open(&self) -> Result<Stream, BoxError> {
         let connection = self.connection.get_or_try_init(|| self.connect()).await?;
-        let mut connection = connection.clone().ready().await?;
-        let request = Request::connect(self.to.to_string()).body(())?;
-        let (response, send) = connection.send_request(request, false)?;
-        let response = response.await?;
-        match response.status() {
-            StatusCode::OK => Ok(Stream::new(send, response.into_body())),
-            status => Err(format!("CONNECT: {status}").into()),
-        }
+        open(connection.clone(), self.to).await
     }
 
     async fn connect(&self) -> Result<SendRequest<Bytes>, BoxError> {
@@ -60,6 +51,28 @@ impl Client {
         tokio::spawn(connection);
         Ok(sender)
     }
+}
+
+/// Opens a stream on a connection.
+pub(crate) async fn open(
+    connection: SendRequest<Bytes>,
+    to: SocketAddr,
+) -> Result<Stream, BoxError> {
+    let mut connection = connection.ready().await?;
+    let request = Request::connect(to.to_string()).body(())?;
+    let (response, send) = connection.send_request(request, false)?;
+    let response = response.await?;
+    match response.status() {
+        StatusCode::OK => Ok(Stream::new(send, response.into_body())),
+        status => Err(format!("CONNECT: {status}").into()),
+    }
+}
+
+/// What makes the connection of a [`Client`].
+pub(crate) fn connector(keys: &Keys) -> Result<TlsConnector, BoxError> {
+    let mut config = keys.client()?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config).into())
 }
 
 /// What accepts the connection of a [`Client`].

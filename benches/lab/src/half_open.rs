@@ -72,6 +72,12 @@ pub(crate) fn run(of: &HalfOpen) -> Done {
             samples[at].push(measure()?);
             silent.tell("?")?;
             states[at] = silent.line()?;
+            let seen: Result<Vec<usize>, _> = states[at].split(' ').map(str::parse).collect();
+            let made: usize = seen?.iter().sum();
+            if made < of.count {
+                let name = attacks[at].0;
+                return Err(format!("{name}: {made} connections of {} were made", of.count).into());
+            }
         }
     }
     machine::print();
@@ -99,5 +105,10 @@ pub(crate) fn run(of: &HalfOpen) -> Done {
             spread(|sample| sample.most),
         ));
     }
-    Ok(())
+    let all = quiet.iter().chain(samples.iter().flatten());
+    let failed: f64 = all.map(|sample| sample.failed).sum();
+    match failed {
+        0.0 => Ok(()),
+        _ => Err(format!("{failed} tunnels of others failed").into()),
+    }
 }

@@ -1,5 +1,5 @@
 //! New tunnels against bare handshakes: in both TCP, TLS 1.3 with certificates on both sides, one byte each way and
-//! the end; a tunnel has HTTP/2 and a CONNECT on top.
+//! the end; a tunnel has HTTP/2 and a CONNECT on top. Between them the same tunnel by tokio-rustls and h2 alone.
 //!
 //! Clients in one thread, servers in another, over the loopback; the same chain, cipher suite and key exchange, no
 //! tickets, no resumption.
@@ -18,21 +18,26 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::args::{Handshakes, say};
 use crate::bare::{self, GROUP, Keys, SUITE};
 use crate::certificates::{Root, identity};
+use crate::connect;
 use crate::spread::Spread;
 use crate::{BoxError, Done, machine};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Bare,
+    /// HBONE's protocol by tokio-rustls and h2, with nothing of the mesh: what is the least for it.
+    Alone,
     Tunnel,
 }
 
-const SHAPES: [(Shape, &str); 2] = [
+const SHAPES: [(Shape, &str); 3] = [
     (Shape::Bare, "bare handshakes"),
+    (Shape::Alone, "CONNECT by h2 alone"),
     (Shape::Tunnel, "new tunnels"),
 ];
 
@@ -47,7 +52,7 @@ struct Sample {
 pub(crate) fn run(of: &Handshakes) -> Done {
     machine::print();
     let world = Arc::new(World::new(of.strangers)?);
-    let mut samples = [Vec::new(), Vec::new()];
+    let mut samples = [Vec::new(), Vec::new(), Vec::new()];
     // The first round warms up.
     for round in 0..=of.rounds {
         for ((shape, _), samples) in SHAPES.into_iter().zip(&mut samples) {
@@ -63,21 +68,25 @@ pub(crate) fn run(of: &Handshakes) -> Done {
         of.rounds, of.count, of.at_once
     ));
     say(&format!(
-        "{:<18}{:>26}{:>26}",
+        "{:<20}{:>26}{:>26}",
         "", "connections/s", "CPU µs each"
     ));
     for ((_, name), samples) in SHAPES.into_iter().zip(&samples) {
         let rate = Spread::of(samples.iter().map(|sample: &Sample| sample.rate));
         let cpu = Spread::of(samples.iter().map(|sample| sample.cpu));
-        say(&format!("{name:<18}{rate:>26}{cpu:>26}"));
+        say(&format!("{name:<20}{rate:>26}{cpu:>26}"));
     }
-    let [bare, tunnels] = &samples;
-    let pairs = || tunnels.iter().zip(bare);
-    let rate = Spread::of(pairs().map(|(ours, bare)| ours.rate / bare.rate));
-    let cpu = Spread::of(pairs().map(|(ours, bare)| ours.cpu / bare.cpu));
-    say(&format!(
-        "round by round: rate {rate} (at least 0.8), CPU {cpu}"
-    ));
+    let [bare, alone, tunnels] = &samples;
+    for (name, ours, others, bound) in [
+        ("new tunnels to bare", tunnels, bare, " (at least 0.8)"),
+        ("h2 alone to bare", alone, bare, ""),
+        ("new tunnels to h2 alone", tunnels, alone, ""),
+    ] {
+        let pairs = || ours.iter().zip(others);
+        let rate = Spread::of(pairs().map(|(ours, other)| ours.rate / other.rate));
+        let cpu = Spread::of(pairs().map(|(ours, other)| ours.cpu / other.cpu));
+        say(&format!("{name}: rate {rate}{bound}, CPU {cpu}"));
+    }
     Ok(())
 }
 
@@ -87,6 +96,7 @@ struct World {
     expected: [Identity; 1],
     client: Arc<rustls::ClientConfig>,
     server: Arc<rustls::ServerConfig>,
+    alone: (TlsConnector, TlsAcceptor),
 }
 
 impl World {
@@ -107,6 +117,7 @@ impl World {
             expected: [identity(bare::ACCOUNT).parse()?],
             client: Arc::new(keys.client()?),
             server: Arc::new(keys.server()?),
+            alone: (connect::connector(&keys)?, connect::acceptor(&keys)?),
         })
     }
 }
@@ -159,8 +170,15 @@ async fn dial(world: Arc<World>, to: SocketAddr, shape: Shape) -> Done {
     stream.set_nodelay(true)?;
     match shape {
         Shape::Bare => {
-            let connector = tokio_rustls::TlsConnector::from(Arc::clone(&world.client));
+            let connector = TlsConnector::from(Arc::clone(&world.client));
             ask(&mut bare::connect(&connector, stream).await?).await
+        }
+        Shape::Alone => {
+            let tls = bare::connect(&world.alone.0, stream).await?;
+            let (sender, connection) = h2::client::handshake(tls).await?;
+            let connection = tokio::spawn(connection);
+            ask(&mut connect::open(sender, to).await?).await?;
+            Ok(connection.await??)
         }
         Shape::Tunnel => {
             let tls = tls::connect_unflushed(stream, &world.credentials, &world.expected).await?;
@@ -181,8 +199,16 @@ async fn dial(world: Arc<World>, to: SocketAddr, shape: Shape) -> Done {
 async fn answer(world: Arc<World>, stream: TcpStream, shape: Shape) -> Done {
     match shape {
         Shape::Bare => {
-            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&world.server));
+            let acceptor = TlsAcceptor::from(Arc::clone(&world.server));
             echo(&mut acceptor.accept(stream).await?).await
+        }
+        Shape::Alone => {
+            // Who asks notices what fails. At the end h2 may still have something to say to who has closed.
+            let each = |mut stream| async move {
+                let _ = echo(&mut stream).await;
+            };
+            let _ = connect::serve(world.alone.1.accept(stream).await?, each).await;
+            Ok(())
         }
         Shape::Tunnel => {
             let tls = tls::accept(stream, &world.credentials).await?;

@@ -3,8 +3,7 @@
 use super::{Count, Report};
 use crate::floods::{FLOODS, HONEST};
 
-/// Of one evaluation, in the mean over the ways in which a rule is found, by how many policies of ten
-/// rules there are.
+/// Of one evaluation, in whichever way a rule is found or none is, by how many policies of ten rules there are.
 const EVALUATION: [(&str, f64); 3] = [
     ("authorization 10", 1_000.0),
     ("authorization 1000", 2_000.0),
@@ -64,11 +63,14 @@ pub(super) fn broken(report: &Report) -> Vec<String> {
         }
     };
     for (run, most) in EVALUATION {
+        for (case, count) in cases(report, run) {
+            at_most(count.instructions, most, format!("{run}: {case}"));
+        }
+        // A kind that was not counted is no proof.
         for kind in ["request", "connection"] {
-            let of_kind = cases(report, run).filter(|(case, _)| case.starts_with(kind));
-            let counts: Vec<f64> = of_kind.map(|(_, count)| count.instructions).collect();
-            let mean = counts.iter().sum::<f64>() / counts.len() as f64;
-            at_most(mean, most, format!("{run}: {kind} in the mean"));
+            if !cases(report, run).any(|(case, _)| case.starts_with(kind)) {
+                at_most(f64::NAN, most, format!("{run}: {kind}"));
+            }
         }
     }
     for (case, most) in PICK {
