@@ -98,6 +98,7 @@ impl Builder<Missing, Missing, Missing> {
         }
         self.settings.readiness_probe = host.probe;
         self.settings.registering = host.registering;
+        self.settings.record_is = Some(host.record_is);
         Ok(Builder {
             workload: host.workload,
             config: host.xds,

@@ -72,6 +72,8 @@ pub(crate) struct MeshInner {
     /// Of whom its record is, if that is a mistake.
     pub(crate) misnamed: ArcSwapOption<Identity>,
     pub(crate) told: Mutex<Told>,
+    /// What was told of the wait for its record, while there is none.
+    waits: Mutex<Option<record::Wait>>,
 }
 
 /// How many hosts outside the mesh are remembered as logged; beyond, they are no longer announced.
@@ -266,6 +268,7 @@ impl MeshInner {
             passthrough: Mutex::default(),
             misnamed: ArcSwapOption::empty(),
             told: Mutex::default(),
+            waits: Mutex::default(),
         })
     }
 

@@ -65,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) provider: Option<mesh_hbone::tls::Provider>,
     pub(crate) wall_clock: WallClock,
     pub(crate) rng_seed: Option<u64>,
+    /// What the workload's record is expected to be, where that is known, for who waits for it.
+    pub(crate) record_is: Option<String>,
     #[cfg(feature = "istiod")]
     pub(crate) readiness_probe: Option<crate::health::Probe>,
     #[cfg(feature = "istiod")]
@@ -117,6 +119,7 @@ impl Default for Settings {
             provider: None,
             wall_clock: WallClock::default(),
             rng_seed: None,
+            record_is: None,
             #[cfg(feature = "istiod")]
             readiness_probe: None,
             #[cfg(feature = "istiod")]

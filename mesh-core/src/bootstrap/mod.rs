@@ -33,6 +33,8 @@ pub(crate) struct Host {
     pub(crate) authority: ControlPlane,
     /// A host that registers: by which address, and so under which name.
     pub(crate) registering: Option<Registering>,
+    /// What makes it a member of the mesh, for who waits for that.
+    pub(crate) record_is: String,
 }
 
 /// A file by its name in the folder, and by its place on a host on which istio-agent is installed.
@@ -186,6 +188,15 @@ impl Host {
             Some(registering) => registering.workload(),
             None => WorkloadId::new(namespace, settings.entry()?, service_account),
         };
+        let record_is = match group {
+            Some(group) => format!(
+                "the entry that the control plane makes for this host by the WorkloadGroup {namespace}/{group}, with which it registers"
+            ),
+            None => format!(
+                "a WorkloadEntry of this name, for this host does not register: {} has no ISTIO_META_AUTO_REGISTER_GROUP, which --autoregister writes",
+                settings.file().display()
+            ),
+        };
         let address = registering.as_ref().and_then(Registering::address);
         let authority = match settings.get("ISTIO_META_CLUSTER_ID") {
             Some(cluster) => authority.cluster_id(cluster),
@@ -199,6 +210,7 @@ impl Host {
             xds: settings.discovery(discovery, own.or(address))?,
             authority,
             registering,
+            record_is,
         })
     }
 }

@@ -100,6 +100,32 @@ fn five_files_say_all() {
     assert!(said.contains("203.0.113.7"), "{said}");
 }
 
+/// Whoever has written the files without `--autoregister` waits for what nobody makes.
+#[test]
+fn what_makes_a_host_a_member_is_said_of_one_that_registers_and_of_one_that_does_not() {
+    let record = |env: &str| {
+        let dir = folder(&[
+            ("cluster.env", env),
+            ("mesh.yaml", MESH),
+            ("root-cert.pem", ""),
+        ]);
+        let host = Host::read(dir.path()).unwrap();
+        let path = format!("{}/", dir.path().display());
+        host.record_is.replace(&path, "")
+    };
+    let registers = record(ENV);
+    assert!(
+        registers.contains("by the WorkloadGroup forum-ns/forum,"),
+        "{registers}"
+    );
+    let not = record(&ENV.replace("GROUP='forum'", "GROUP=''"));
+    let expected = "cluster.env has no ISTIO_META_AUTO_REGISTER_GROUP, which --autoregister writes";
+    assert!(
+        not.starts_with("a WorkloadEntry of this name,") && not.ends_with(expected),
+        "{not}"
+    );
+}
+
 #[test]
 fn the_places_of_an_installed_agent_and_mesh_yaml_alone_will_do() {
     let mesh = "

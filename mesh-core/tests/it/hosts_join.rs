@@ -16,6 +16,7 @@ use crate::istiod::{self, Istiod};
 use crate::istiod_place::{
     HOUR, Place, addresses, dump, pending, until, workload, workload_in, workload_of,
 };
+use crate::layers_logs::capture;
 
 const NAME: &str = istiod::NAME;
 
@@ -335,6 +336,31 @@ async fn a_registered_host_reboots_without_token_network_or_control_plane_and_se
 #[tokio::test]
 async fn a_host_with_an_entry_reboots_without_token_network_or_control_plane_and_serves() {
     reboots(false, [11, 12]).await;
+}
+
+/// Written without `--autoregister`: the control plane has nothing against it, and makes no entry.
+#[tokio::test]
+async fn a_host_that_waits_for_an_entry_that_nobody_makes_says_so_at_once() {
+    let (lines, _guard) = capture("mesh::config=info");
+    let (istiod, port) = istiod().await;
+    let own = "127.95.1.40";
+    istiod.discovery.say(&addresses(Vec::new(), &[]));
+    let identity = "spiffe://cluster.local/ns/default/sa/forum-sa";
+    let files = host_of(&istiod, port, own, identity, "");
+    write(files.path(), "cluster.env", &env_of(own, false));
+    let builder = Mesh::builder().bootstrap_dir(files.path()).unwrap();
+    let mesh = builder.build().unwrap();
+    let listens = tokio::spawn(async move { mesh.listen(7000).await.map(drop) });
+    // In real time.
+    crate::mesh_world::until("it is told", || lines.text().contains("no record")).await;
+    lines.has(&[
+        "INFO",
+        "no record of this workload: waiting for it",
+        "workload=default/forum-127.95.1.40-vm-net",
+        "a WorkloadEntry of this name",
+        "cluster.env has no ISTIO_META_AUTO_REGISTER_GROUP, which --autoregister writes",
+    ]);
+    listens.abort();
 }
 
 const DAY: Duration = HOUR.saturating_mul(24);

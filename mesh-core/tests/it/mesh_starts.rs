@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::handler::Handler;
+use crate::layers_logs::capture;
 use crate::mesh_world::{Control, PORT, World, echo, ping};
 
 /// The error and its causes on one line.
@@ -148,6 +149,41 @@ async fn a_record_that_comes_late_is_waited_for() {
     ping(&mut client.connect(format!("server:{PORT}")).await.unwrap())
         .await
         .unwrap();
+}
+
+/// Half a minute is long for who does not know what for.
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_a_record_is_told_at_once_and_louder_when_it_lasts() {
+    let world = World::new(253);
+    world.pair().await;
+    let (lines, _guard) = capture("mesh::config=info");
+    let late = world.mesh("late");
+    let [first, second, connects] = [(); 3].map(|()| late.clone());
+    let starts = [
+        tokio::spawn(async move { first.listen(PORT).await.map(drop) }),
+        tokio::spawn(async move { second.listen_http(PORT + 1).await.map(drop) }),
+        tokio::spawn(async move { connects.resolve("server").await.map(drop) }),
+    ];
+    let told = |what| lines.text().matches(what).count();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let wait = "no record of this workload: waiting for it workload=default/late";
+    lines.has(&["INFO", wait]);
+    assert_eq!(
+        (told("waiting for it"), told("WARN")),
+        (1, 0),
+        "once for all"
+    );
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    lines.has(&["WARN", "no record of this workload: still waiting for it"]);
+    assert_eq!(told("waiting for it"), 2);
+    world
+        .control
+        .set(vec![world.workload("late", 3).into()])
+        .await;
+    for start in starts {
+        start.await.unwrap().unwrap();
+    }
+    assert_eq!(told("waiting for it"), 2);
 }
 
 /// As a connection does: for the first configuration, and for the record of who makes it.
