@@ -180,8 +180,8 @@ pub(crate) struct Flood {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Soak {
-    /// For how long, in seconds.
-    #[arg(long, default_value_t = 300)]
+    /// For how long, in seconds. In less, what clients keep to be used again may count as growth.
+    #[arg(long, default_value_t = 600)]
     pub(crate) seconds: usize,
 
     /// How many new tunnels per second.
