@@ -317,6 +317,13 @@ mod mesh_joins_istiod;
     feature = "metrics",
     any(feature = "aws-lc-rs", feature = "ring")
 ))]
+mod mesh_judges_addresses;
+#[cfg(all(
+    feature = "dev-ca",
+    feature = "http",
+    feature = "metrics",
+    any(feature = "aws-lc-rs", feature = "ring")
+))]
 mod mesh_lets_go;
 #[cfg(all(
     feature = "dev-ca",
