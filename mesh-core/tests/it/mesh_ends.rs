@@ -15,6 +15,7 @@ use mesh_core::{BoxedIo, ErrorKind, Incoming, Transport, authz::Identity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::memory_network;
 use crate::mesh_world::{PORT, World, connect_to, echo, identity, ping, scoped_policy, until};
 
 /// the end of a service that is in use.
@@ -96,6 +97,10 @@ impl Clock {
     fn advance(&self, by: Duration) {
         *self.0.lock().unwrap() += by;
     }
+
+    fn set_back(&self, by: Duration) {
+        *self.0.lock().unwrap() -= by;
+    }
 }
 
 /// An authority that issues a certificate to each identity, and others only when it is told to.
@@ -153,6 +158,79 @@ async fn certificates_that_expire_unrenewed_end_tunnels_and_permit_no_new_ones()
     let ended = tokio::time::timeout(Duration::from_secs(5), live.read(&mut [0; 1])).await;
     assert!(ended.expect("the live tunnel ends").is_err());
     assert!(!world.node.readiness().is_ready());
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// the time of day steps while nothing else happens. Who waits for the end of a certificate by tokio's
+/// clock, which does not step, would see it an hour later.
+#[tokio::test(start_paused = true)]
+async fn a_clock_set_beyond_a_certificates_end_ends_inbound_tunnels_within_a_minute() {
+    let clock = Clock::new();
+    let (issued, judged) = (clock.clone(), clock.clone());
+    let ca = DevCa::ephemeral("cluster.local")
+        .validity(HOUR)
+        .clock(move || issued.now());
+    let (_tell, source) = Told::new(&ca);
+    let (dial, transport) = narrow(15008);
+    let world = World::with_source(68, ca, source, |node| {
+        node.clock(move || judged.now()).transport(transport)
+    });
+    let (_, server) = world.pair().await;
+    echo(server.listen(PORT).await.unwrap());
+    let (near, far) = tokio::io::duplex(16 << 10);
+    dial.send(far).await.unwrap();
+    // A client that looks at no clock.
+    let credentials = world.credentials("client").await;
+    let tls = tls::connect(near, &credentials, &[identity("server")])
+        .await
+        .unwrap();
+    let (connection, sender) = client::handshake(tls, &Config::default()).await.unwrap();
+    tokio::spawn(connection);
+    let target = connect_to(SocketAddr::new(world.ip(2), PORT));
+    let (mut tunnel, _) = sender.connect(target).await.unwrap();
+    let echoes = async |tunnel: &mut Tunnel| {
+        tunnel.write_all(b"ping").await.unwrap();
+        let mut answer = [0; 4];
+        tunnel.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"ping");
+    };
+    echoes(&mut tunnel).await;
+
+    // Set back, no certificate has begun, and nothing that lives ends.
+    clock.set_back(DAY);
+    let early = tokio::time::timeout(2 * HOUR, tunnel.read(&mut [0; 1])).await;
+    assert!(early.is_err(), "{early:?}");
+    echoes(&mut tunnel).await;
+
+    clock.advance(DAY + HOUR + Duration::from_secs(5));
+    // The look may be due at the very end of the minute.
+    let ended = tokio::time::timeout(Duration::from_secs(61), tunnel.read(&mut [0; 1])).await;
+    ended.expect("the tunnel ends").unwrap_err();
+}
+
+/// The same of tunnels that we opened: our own upkeep ends them, before the other end does.
+#[tokio::test(start_paused = true)]
+async fn a_clock_set_beyond_a_certificates_end_ends_outbound_tunnels_within_half_a_minute() {
+    let clock = Clock::new();
+    let (issued, judged) = (clock.clone(), clock.clone());
+    let ca = DevCa::ephemeral("cluster.local")
+        .validity(HOUR)
+        .clock(move || issued.now());
+    let (_tell, source) = Told::new(&ca);
+    let (client, _server) = memory_network::pair(source, move || judged.now()).await;
+    let mut live = client.connect(memory_network::ADDRESS).await.unwrap();
+    ping(&mut live).await.unwrap();
+
+    clock.set_back(DAY);
+    let early = tokio::time::timeout(2 * HOUR, live.read(&mut [0; 1])).await;
+    assert!(early.is_err(), "{early:?}");
+    ping(&mut live).await.unwrap();
+
+    clock.advance(DAY + HOUR + Duration::from_secs(5));
+    let ended = tokio::time::timeout(Duration::from_secs(31), live.read(&mut [0; 1])).await;
+    ended.expect("the tunnel ends").unwrap_err();
 }
 
 #[tokio::test]
@@ -304,22 +382,25 @@ impl Incoming for Narrow {
     }
 }
 
-/// A world that gets its connections to `port` by hand.
-fn by_hand(net: u8, port: u16) -> (mpsc::Sender<DuplexStream>, World) {
+/// A transport that gets its connections to `port` by hand.
+fn narrow(port: u16) -> (mpsc::Sender<DuplexStream>, Transport) {
     let (dial, dialled) = mpsc::channel(1);
     let dialled = Mutex::new(Some(dialled));
-    let world = World::with(net, move |node| {
-        let refuse = |_| async { Err(std::io::ErrorKind::ConnectionRefused.into()) };
-        node.transport(Transport::new(refuse, move |on: SocketAddr| {
-            let (_, nobody) = mpsc::channel(1);
-            let queue = match on.port() == port {
-                true => dialled.lock().unwrap().take().unwrap(),
-                false => nobody,
-            };
-            async move { Ok(Box::new(Narrow(on, queue)) as Box<dyn Incoming>) }
-        }))
+    let refuse = |_| async { Err(std::io::ErrorKind::ConnectionRefused.into()) };
+    let transport = Transport::new(refuse, move |on: SocketAddr| {
+        let (_, nobody) = mpsc::channel(1);
+        let queue = match on.port() == port {
+            true => dialled.lock().unwrap().take().unwrap(),
+            false => nobody,
+        };
+        async move { Ok(Box::new(Narrow(on, queue)) as Box<dyn Incoming>) }
     });
-    (dial, world)
+    (dial, transport)
+}
+
+fn by_hand(net: u8, port: u16) -> (mpsc::Sender<DuplexStream>, World) {
+    let (dial, transport) = narrow(port);
+    (dial, World::with(net, |node| node.transport(transport)))
 }
 
 /// More than a transport holds, but no more than a handler may write ahead of it.
