@@ -312,9 +312,8 @@ impl MeshInner {
     pub(crate) fn configuration_changed(&self, snapshot: &Snapshot) {
         let record = self.record(snapshot);
         self.expected_changed(record.and_then(|record| record.identity()));
-        if self.enforcement.update(snapshot, record) {
-            self.live.registry.sweep(&self.enforcement);
-        }
+        let update = |enforcement: &Enforcement| enforcement.update(snapshot, record);
+        self.live.registry.enforce(&self.enforcement, update);
         let Some(record) = record else {
             // Live connections stay on the old list; new ones wait until there is a record again.
             self.missing.send_replace(Missings::no_record());

@@ -169,9 +169,23 @@ impl Registry {
         self.left.load(Ordering::Acquire)
     }
 
+    /// Has something else enforced by `change`, which says whether it is, and then judges all that live by it.
+    ///
+    /// In this order: whoever enters meanwhile is judged by what is enforced now, or is found here
+    /// (`tests/models` has all interleavings of this and of [`admit`](Self::admit)).
+    pub(crate) fn enforce(
+        &self,
+        enforcement: &Enforcement,
+        change: impl FnOnce(&Enforcement) -> bool,
+    ) {
+        if change(enforcement) {
+            self.sweep(enforcement);
+        }
+    }
+
     /// Judges every live connection by what its port enforces now and cuts those that are refused.
     /// Returns how many.
-    pub(crate) fn sweep(&self, enforcement: &Enforcement) -> usize {
+    fn sweep(&self, enforcement: &Enforcement) -> usize {
         let mut cut = 0;
         for entry in self.entries() {
             let enforced = enforcement.on(entry.context.destination().port());

@@ -248,8 +248,9 @@ pub(crate) mod enforcement {
             }
         }
 
-        pub(crate) fn deny(&self) {
-            self.denies.store(true, Ordering::Release);
+        /// As the library's `update`: whether it is another set than before.
+        pub(crate) fn deny(&self) -> bool {
+            !self.denies.swap(true, Ordering::AcqRel)
         }
 
         pub(crate) fn on(&self, _: u16) -> Policies<'_> {
@@ -300,8 +301,7 @@ fn no_connection_slips_through_a_change_of_policy() {
             let (registry, enforcement) = (Arc::clone(&registry), Arc::clone(&enforcement));
             thread::spawn(move || registry.admit(&context(), Judgement::L4, &enforcement))
         };
-        enforcement.deny();
-        registry.sweep(&enforcement);
+        registry.enforce(&enforcement, Enforcement::deny);
         match arrives.join().unwrap() {
             Ok(registered) => assert!(registered.cut().is_cut(), "denied, and alive"),
             Err(refused) => assert!(matches!(refused, Refused::Denied(..))),
