@@ -1,6 +1,6 @@
 //! Four hosts, a workload on each that serves and calls the others, and what was seen of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -58,6 +58,7 @@ pub(crate) struct Seen {
     pub(crate) hosts: [Host; 4],
     /// Begun and not ended, with the time by which they have to.
     pub(crate) calls: BTreeMap<u64, (Duration, String)>,
+    pub(crate) asked: BTreeSet<(Duration, String)>,
     pub(crate) story: Vec<String>,
     pub(crate) broken: Vec<String>,
     pub(crate) stage: Stage,
@@ -156,6 +157,7 @@ impl Witness {
         seen.next_call += 1;
         let id = seen.next_call;
         seen.calls.insert(id, (now() + within, what.to_owned()));
+        seen.asked.insert((now(), what.to_owned()));
         id
     }
 
