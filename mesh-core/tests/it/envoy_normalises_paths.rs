@@ -1,6 +1,6 @@
 //! Paths as a real Envoy makes them comparable, with the settings that istiod gives it, and as we do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
@@ -27,8 +27,11 @@ pub(crate) const MODES: [(&str, PathNormalization, &str); 4] = [
     ),
 ];
 
-/// How many paths are generated beside those that are written out.
-const GENERATED: u64 = 2_000;
+/// How many paths are drawn beside those that are written out; short ones come up more than once.
+const DRAWN: u64 = 2_500;
+
+/// How many there are at least, each unlike all others (S-15).
+const DISTINCT: usize = 2_000;
 
 /// What somebody thought of to get round a policy.
 const KNOWN: [&str; 32] = [
@@ -118,7 +121,7 @@ pub(crate) fn paths() -> Vec<String> {
             .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % bound
     };
-    let generated = (0..GENERATED).map(|_| {
+    let drawn = (0..DRAWN).map(|_| {
         let mut path = String::from("/");
         for _ in 0..=below(8) {
             path.push_str(PIECES[below(PIECES.len() as u64) as usize]);
@@ -126,7 +129,9 @@ pub(crate) fn paths() -> Vec<String> {
         path
     });
     let known = KNOWN.iter().map(ToString::to_string);
-    known.chain(generated.collect::<Vec<_>>()).collect()
+    let paths: BTreeSet<String> = known.chain(drawn).collect();
+    assert!(paths.len() >= DISTINCT, "{} paths", paths.len());
+    paths.into_iter().collect()
 }
 
 /// An Envoy whose connection manager has these settings of paths, and these routes.
