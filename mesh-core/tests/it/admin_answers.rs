@@ -284,7 +284,7 @@ fn parameter() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(512)))]
 
     /// Whatever is asked is answered: 200, or 400 that names a parameter.
     #[test]

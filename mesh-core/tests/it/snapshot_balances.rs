@@ -136,7 +136,7 @@ fn client(uid: &str, like: &Workload) -> Workload {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(512)))]
 
     #[test]
     fn exactly_the_preferred_endpoints_each_by_its_share(

@@ -143,6 +143,27 @@ fn libraries_read_no_environment() {
     }
 }
 
+/// A number alone stands in the place of `PROPTEST_CASES`, by which long runs ask for more.
+#[test]
+fn more_cases_of_every_property_can_be_asked_for() {
+    let mut set = 0;
+    for (name, text) in sources() {
+        if !text.contains("proptest!") || name.ends_with("workspace_sources.rs") {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let line = code(line);
+            let sets = line.contains("with_cases(") || line.contains("ProptestConfig {");
+            if sets && words(line).any(|word| word == "cases" || word == "with_cases") {
+                let asked = line.contains("ProptestConfig::default().cases");
+                assert!(asked, "{name}:{}: {line}", number + 1);
+                set += 1;
+            }
+        }
+    }
+    assert!(set > 0, "no property says how often it is tried");
+}
+
 #[test]
 fn every_feature_says_what_it_is() {
     for library in LIBRARIES {

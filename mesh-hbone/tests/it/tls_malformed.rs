@@ -102,7 +102,8 @@ async fn a_hello_without_a_share_is_asked_for_one() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    // Three quarters of what others try, and of `PROPTEST_CASES`: each case is two handshakes.
+    #![proptest_config(ProptestConfig::with_cases((192 * ProptestConfig::default().cases).div_ceil(256)))]
 
     /// Whatever comes, both sides end, and with an error.
     #[test]

@@ -542,7 +542,8 @@ fn traffic() -> impl Strategy<Value = Traffic> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    // 48 where others try 256, and as much less of `PROPTEST_CASES`: each case is a handshake and its traffic.
+    #![proptest_config(ProptestConfig::with_cases((48 * ProptestConfig::default().cases).div_ceil(256)))]
 
     #[test]
     fn bytes_in_are_bytes_out(traffic in traffic()) {

@@ -232,7 +232,8 @@ fn state(loader: &Loader) -> BTreeMap<ResourceName, Update> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    // 200 where others try 256, and as much less of `PROPTEST_CASES`.
+    #![proptest_config(ProptestConfig { cases: (200 * ProptestConfig::default().cases).div_ceil(256), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn batches_add_up_to_what_is_loaded(loads in proptest::collection::vec(files(), 1..6)) {

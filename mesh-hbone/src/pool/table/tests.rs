@@ -395,7 +395,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(512), ..ProptestConfig::default() })]
 
     /// PT-11: streams within limits, one dial a key, no reuse across keys, no waiter forgotten.
     #[test]

@@ -113,7 +113,7 @@ fn dumped(rule: &Expr, action: Action) -> (Policy, Value) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4096))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(4096)))]
 
     /// What is told in ztunnel's form decides as the policy does, or admits less and says so.
     #[test]
