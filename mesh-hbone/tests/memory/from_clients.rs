@@ -1,5 +1,6 @@
 //! Attacks of clients on our server.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
 use mesh_hbone::tls::accept;
@@ -10,6 +11,7 @@ use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 
 use crate::authority::{Authority, SERVER};
+use crate::reading::Reading;
 use crate::wire::*;
 use crate::{HostileClient, Sent, attack, client, counting, judge, linger, patient};
 
@@ -48,12 +50,11 @@ fn under(
             linger();
             sent
         });
-        let tls = accept(listener.accept().await.unwrap().0, &credentials)
-            .await
-            .unwrap();
+        let (io, read) = Reading::new(listener.accept().await.unwrap().0);
+        let tls = accept(io, &credentials).await.unwrap();
         let mut connection = server::handshake(tls, &patient());
         let mut held = JoinSet::new();
-        let idle = counting::idle();
+        let (idle, before) = (counting::idle(), read.load(Ordering::Relaxed));
         shaken.send(()).unwrap();
         loop {
             tokio::select! {
@@ -85,7 +86,13 @@ fn under(
         let peak = counting::peak();
         drop(connection);
         let sent = attacker.join().unwrap();
-        judge(what, &sent, idle, peak);
+        judge(
+            what,
+            &sent,
+            read.load(Ordering::Relaxed) - before,
+            idle,
+            peak,
+        );
     });
 }
 
@@ -201,6 +208,8 @@ fn tiny_data_that_nobody_reads() {
         ("DATA of 1 byte", 1, Application::Stalls),
         ("DATA of 1 byte before the answer", 1, Application::Waits),
         ("DATA of 16 bytes", 16, Application::Stalls),
+        // With larger ones a MiB is read before they are too many.
+        ("DATA of 20 bytes", 20, Application::Stalls),
         ("DATA of 100 bytes", 100, Application::Stalls),
         ("DATA of 255 bytes", 255, Application::Stalls),
         ("DATA of 256 bytes", 256, Application::Stalls),

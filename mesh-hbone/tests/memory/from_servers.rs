@@ -1,6 +1,7 @@
 //! Attacks of servers on our client.
 
 use std::net::TcpListener;
+use std::sync::atomic::Ordering;
 
 use mesh_hbone::client::{self, ConnectRequest};
 use mesh_hbone::config::Config;
@@ -9,6 +10,7 @@ use mesh_hbone::tls::connect;
 use tokio::runtime::Builder;
 
 use crate::authority::{Authority, CLIENT, SERVER, id};
+use crate::reading::Reading;
 use crate::wire::*;
 use crate::{HostileServer, Sent, attack, counting, judge, linger, patient, server};
 
@@ -34,9 +36,10 @@ fn under(
             sent
         });
         let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-        let tls = connect(tcp, &credentials, &[id(SERVER)]).await.unwrap();
+        let (io, read) = Reading::new(tcp);
+        let tls = connect(io, &credentials, &[id(SERVER)]).await.unwrap();
         let (connection, sender) = client::handshake(tls, config).await.unwrap();
-        let idle = counting::idle();
+        let (idle, before) = (counting::idle(), read.load(Ordering::Relaxed));
         let asked = tokio::spawn(async move {
             let request =
                 ConnectRequest::new("10.0.0.7:80".parse().unwrap(), ConnectHeaders::default());
@@ -51,7 +54,13 @@ fn under(
         let peak = counting::peak();
         asked.abort();
         let sent = attacker.join().unwrap();
-        judge(what, &sent, idle, peak);
+        judge(
+            what,
+            &sent,
+            read.load(Ordering::Relaxed) - before,
+            idle,
+            peak,
+        );
     });
 }
 
