@@ -23,7 +23,8 @@ async fn rapid_reset() {
         }
         server.raw.send(&pairs).await;
         settle().await;
-        assert!(server.asked() <= 1000 && server.held() <= 20);
+        // No more of those that were reset in the queue are borne: the application hears of none beyond.
+        assert!(server.asked() <= 20 && server.held() <= 20);
         server.closes("rapid reset", ENHANCE_YOUR_CALM).await;
     }
 }
