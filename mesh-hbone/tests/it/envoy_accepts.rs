@@ -21,10 +21,14 @@ use crate::require;
 const STRANGER: &str = "spiffe://cluster.local/ns/default/sa/stranger";
 
 pub(crate) fn credentials(files: &Files) -> Credentials {
+    credentials_with(files, Options::default())
+}
+
+pub(crate) fn credentials_with(files: &Files, options: Options) -> Credentials {
     let read = |path| std::fs::read(path).unwrap();
     let (chain, key) = (read(&files.chain), read(&files.key));
     let bundle = Bundle::from_pem(&chain, &key, &read(&files.roots), b"").unwrap();
-    Credentials::new(provider(), bundle, Options::default()).unwrap()
+    Credentials::new(provider(), bundle, options).unwrap()
 }
 
 /// An application behind Envoy, whose connections the test plays, and Envoy before it.

@@ -5,28 +5,32 @@
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, ErrorKind as IoErrorKind, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::panic;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use mesh_hbone::client::{self, ConnectRequest, Sender};
 use mesh_hbone::config::Config;
 use mesh_hbone::headers::ConnectHeaders;
 use mesh_hbone::server;
-use mesh_hbone::tls::{self, Credentials};
-use mesh_hbone::{ErrorKind, Tunnel};
+use mesh_hbone::tls::{self, Admission, AdmissionLimits, Credentials, Options};
+use mesh_hbone::{Error, ErrorKind, Tunnel};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, split};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::authority::{CLIENT, SERVER, id};
 use crate::envoy::{Files, Pki, noise, soon};
-use crate::envoy_accepts::credentials;
+use crate::envoy_accepts::{credentials, credentials_with};
 use crate::require;
+use crate::tls_admission::client_hello;
 
 const CONNECTIONS: usize = 12;
 /// Tunnels of each connection that are not read. With the stream windows that they start with, all of
@@ -39,6 +43,13 @@ const SAID: usize = 512 << 10;
 /// The first byte of a tunnel that is read at once; of others it is the round after which they are.
 const ECHO: u8 = 0;
 const ROUNDS: u8 = 2;
+/// Sockets that come while all is full, and go no further than half way into a handshake.
+const HALF_OPEN: usize = 480;
+/// How many of them the server bears with; it lets go of the others.
+const WAITING: usize = 64;
+const HANDSHAKES: usize = 16;
+/// Those that come meanwhile and mean it, from an address of their own.
+const NEWCOMERS: usize = 8;
 
 /// The server's process, killed when dropped.
 struct Limited {
@@ -102,7 +113,13 @@ impl Drop for Limited {
 }
 
 async fn dial(to: SocketAddr, credentials: &Credentials) -> Sender {
-    let io = TcpStream::connect(to).await.unwrap();
+    dial_from(Ipv4Addr::LOCALHOST, to, credentials).await
+}
+
+async fn dial_from(from: Ipv4Addr, to: SocketAddr, credentials: &Credentials) -> Sender {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(from.into(), 0)).unwrap();
+    let io = socket.connect(to).await.unwrap();
     let tls = tls::connect(io, credentials, &[id(SERVER)]).await.unwrap();
     let (connection, sender) = client::handshake(tls, &Config::default()).await.unwrap();
     tokio::spawn(connection);
@@ -132,8 +149,39 @@ async fn echoes(tunnels: &mut [Tunnel], said: &[u8]) {
     soon("echoes", join_all(all)).await;
 }
 
-/// Nobody reads most tunnels; the others go on, and more of them are refused. Once they are read,
-/// everything arrives, and all of it is possible again.
+/// Sockets that say nothing, half a hello, or a whole one and no more.
+async fn half_open(to: SocketAddr, hello: &[u8]) -> Vec<TcpStream> {
+    let mut sockets = Vec::with_capacity(HALF_OPEN);
+    for at in 0..HALF_OPEN {
+        let mut socket = TcpStream::connect(to).await.unwrap();
+        // It may be let go of before it has spoken.
+        let _ = socket.write_all(&hello[..hello.len() * (at % 3) / 2]).await;
+        sockets.push(socket);
+    }
+    sockets
+}
+
+/// Waits until no more of them are left than the server bears with.
+async fn are_let_go(sockets: &mut Vec<TcpStream>) {
+    while sockets.len() > WAITING + HANDSHAKES {
+        sockets.retain_mut(|socket| {
+            // What is answered to a whole hello may stand before the end.
+            let mut answer = vec![0; 16 << 10];
+            loop {
+                match socket.try_read(&mut answer) {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == IoErrorKind::WouldBlock => return true,
+                    Ok(0) | Err(_) => return false,
+                }
+            }
+        });
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Nobody reads most tunnels; the others go on, and more of them are refused. New connections are served
+/// meanwhile, whoever else comes and goes no further than half way. Once they are read, everything arrives,
+/// and all of it is possible again.
 #[tokio::test]
 async fn a_process_with_little_memory_outlives_what_nobody_reads_and_recovers() {
     let test = "a_process_with_little_memory_outlives_what_nobody_reads_and_recovers";
@@ -153,6 +201,7 @@ async fn a_process_with_little_memory_outlives_what_nobody_reads_and_recovers() 
         senders.push(sender);
     }
     let said = Arc::new(noise(SAID, 7));
+    let hello = client_hello(&ours).await;
     for round in 1..=ROUNDS {
         let mut unread = Vec::new();
         for _ in 0..SLOW {
@@ -183,6 +232,20 @@ async fn a_process_with_little_memory_outlives_what_nobody_reads_and_recovers() 
         // In turn with the frames of all others, so that every window is full in the end.
         echoes(&mut read, &said).await;
         assert!(writers.try_join_next().is_none(), "nobody reads yet");
+        let mut strangers = half_open(server.address, &hello).await;
+        let (mut newcomers, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..NEWCOMERS {
+            let from = Ipv4Addr::new(127, 0, 0, 2);
+            let sender = dial_from(from, server.address, &ours);
+            let sender = soon("a newcomer", sender).await;
+            theirs.push(soon("its tunnel", open(&sender, ECHO)).await);
+            newcomers.push(sender);
+        }
+        soon("too many strangers", are_let_go(&mut strangers)).await;
+        echoes(&mut theirs, b"x").await;
+        echoes(&mut read, b"x").await;
+        assert!(writers.try_join_next().is_none(), "nobody reads yet");
+        drop((newcomers, theirs, strangers));
         server.say("read");
         soon("all that was said", writers.join_all()).await;
         echoes(&mut read, &said).await;
@@ -212,11 +275,28 @@ async fn serve(mut tunnel: Tunnel, mut round: watch::Receiver<u8>, said: Arc<Vec
     tunnel.shutdown().await.unwrap();
 }
 
+/// Whoever was let go of was one too many, took too long, or left.
+fn assert_refused(error: &Error) {
+    let reasons = [
+        ErrorKind::Overloaded,
+        ErrorKind::Timeout,
+        ErrorKind::Truncated,
+        ErrorKind::Io,
+    ];
+    assert!(reasons.contains(&error.kind()), "{error:?}");
+}
+
 #[tokio::test]
 #[ignore = "the other side of a_process_with_little_memory_outlives_what_nobody_reads_and_recovers"]
 #[allow(clippy::print_stdout, reason = "the parent reads it")]
 async fn limited() {
     let (say, mut words) = mpsc::unbounded_channel();
+    // A task that panics is one that nobody served, and ends all of it.
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        before(info);
+        process::abort();
+    }));
     thread::spawn(move || {
         for line in io::stdin().lines() {
             let _ = say.send(line.unwrap());
@@ -229,7 +309,9 @@ async fn limited() {
         roots: PathBuf::from(word().await),
         crl: None,
     };
-    let ours = credentials(&files);
+    // Strangers have as long as they like: what lets them go is that they are too many.
+    let ever = Options::default().handshake_timeout(Duration::from_secs(3600));
+    let ours = credentials_with(&files, ever);
     let config = Config::default()
         .window_budget(BUDGET)
         // Those that are not read and one that is.
@@ -238,13 +320,22 @@ async fn limited() {
     let (next, round) = watch::channel(0);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("listening on {}", listener.local_addr().unwrap());
+    let limits = AdmissionLimits::default()
+        .waiting(WAITING)
+        .handshakes(HANDSHAKES);
+    let admission = Admission::new(limits);
     tokio::spawn(async move {
         loop {
-            let (io, _) = listener.accept().await.unwrap();
-            let tls = tls::accept(io, &ours).await.unwrap();
-            let mut connection = server::handshake(tls, &config);
+            let (io, from) = listener.accept().await.unwrap();
+            let (ours, admission, config) = (ours.clone(), admission.clone(), config.clone());
             let (round, said) = (round.clone(), Arc::clone(&said));
             tokio::spawn(async move {
+                let shaken = tls::accept_with(io, from.ip(), &ours, &admission).await;
+                let tls = match shaken {
+                    Ok(tls) => tls,
+                    Err(error) => return assert_refused(&error),
+                };
+                let mut connection = server::handshake(tls, &config);
                 while let Some(Ok(incoming)) = connection.accept().await {
                     let tunnel = incoming.accept(None).unwrap();
                     tokio::spawn(serve(tunnel, round.clone(), Arc::clone(&said)));

@@ -36,7 +36,7 @@ fn kind(shaken: Shaken) -> ErrorKind {
 }
 
 /// The first bytes of a client.
-async fn client_hello(client: &Credentials) -> Vec<u8> {
+pub(crate) async fn client_hello(client: &Credentials) -> Vec<u8> {
     let (near, mut far) = duplex(64 * 1024);
     let expected = [id(SERVER)];
     let mut hello = vec![0; 64 * 1024];
