@@ -81,7 +81,11 @@ async fn accepting(test: &str) -> Option<(Pki, TcpListener, Envoy)> {
 }
 
 pub(crate) async fn dial(envoy: &Envoy, credentials: &Credentials) -> Sender {
-    let io = TcpStream::connect(envoy.addr()).await.unwrap();
+    dial_to(envoy.addr(), credentials).await
+}
+
+async fn dial_to(envoy: SocketAddr, credentials: &Credentials) -> Sender {
+    let io = TcpStream::connect(envoy).await.unwrap();
     let tls = tls::connect(io, credentials, &[id(SERVER)]).await.unwrap();
     let (connection, sender) = client::handshake(tls, &Config::default()).await.unwrap();
     tokio::spawn(connection);
@@ -300,6 +304,23 @@ async fn certificates_change_under_load() {
     let ours = credentials(&pki.issue(CLIENT));
     let first = dial(&envoy, &ours).await;
     let mut long = open(&first).await;
+    // Handshakes that are under way whenever the certificate changes.
+    let (stop, stopped) = watch::channel(false);
+    let mut load = JoinSet::new();
+    for seed in 0..4 {
+        let (to, ours, stopped) = (envoy.addr(), ours.clone(), stopped.clone());
+        load.spawn(async move {
+            let mut met_a_change = 0;
+            while !*stopped.borrow() {
+                let before = ours.generation();
+                let sender = dial_to(to, &ours).await;
+                met_a_change += u32::from(ours.generation() != before);
+                let tunnel = open(&sender).await;
+                soon("an echo", says_and_hears(tunnel, 1000, seed)).await;
+            }
+            met_a_change
+        });
+    }
     for round in 0..50_u8 {
         // A new key and a new certificate of the same identity.
         let fresh = credentials(&pki.issue(CLIENT));
@@ -316,6 +337,12 @@ async fn certificates_change_under_load() {
             assert_eq!(heard, said);
         }
     }
+    stop.send(true).unwrap();
+    let met_a_change: u32 = soon("the last", load.join_all()).await.iter().sum();
+    assert!(
+        met_a_change >= 10,
+        "only {met_a_change} handshakes met a change"
+    );
     assert_eq!(ours.generation(), 51);
     echo.abort();
 }
