@@ -319,6 +319,8 @@ impl MeshInner {
             self.missing.send_replace(Missings::no_record());
             return;
         };
+        // Should it go and be missed again, that is told again.
+        *lock(&self.waits) = None;
         let missing = Missings::of(snapshot, record);
         self.missing.send_if_modified(|known| {
             let changed = *known != missing;

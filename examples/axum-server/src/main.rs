@@ -74,7 +74,7 @@ async fn by_files(args: &Args, router: Router) -> Result<(), BoxError> {
     let until = async {
         tokio::select! {
             outcome = calls => outcome,
-            () = told => Ok(()),
+            () = told => Err("told to end before the answer was seen".into()),
         }
     };
     serve(&mesh, http, router, until).await?

@@ -66,7 +66,7 @@ async fn main() -> Result<(), BoxError> {
         let caller = node.workload("default", "caller", "caller")?;
         tokio::select! {
             outcome = call(&caller) => outcome?,
-            () = told => {}
+            () = told => return Err("told to end before the answer was seen".into()),
         }
     } else {
         print("hello is up on 127.0.11.1:8080, for members of the mesh; Ctrl-C ends\n");

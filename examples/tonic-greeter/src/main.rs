@@ -108,7 +108,7 @@ async fn main() -> Result<(), BoxError> {
         let caller = node.workload("default", "caller", "caller")?;
         tokio::select! {
             outcome = call(&caller) => outcome?,
-            () = told => {}
+            () = told => return Err("told to end before the answer was seen".into()),
         }
     } else {
         print("greeter is up on 127.0.14.1:50051, for members of the mesh; Ctrl-C ends\n");

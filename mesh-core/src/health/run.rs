@@ -103,11 +103,12 @@ impl MeshInner {
         }
         let missed = missed(&decision, policies).map(|names| format!(": {names}"));
         let missed = missed.unwrap_or_default();
-        let what = request.map(|asked| format!(", {} {},", asked.method, asked.path));
+        let what = request
+            .map(|asked| format!(", {} {} of host {},", asked.method, asked.path, asked.host));
         let what = what.unwrap_or_default();
         Some(format!(
-            "unless the application itself answered so, this workload's own policies refuse it ({decision}{missed}), for the probe has no identity: \
-             let plaintext{what} in, {to_do}"
+            "unless the application itself answered so, this workload's own policies refuse it ({decision}{missed}); the probe is plaintext, without an identity: \
+             let that{what} in, {to_do}"
         ))
     }
 

@@ -184,9 +184,7 @@ impl Registry {
     }
 
     /// Judges every live connection by what its port enforces now and cuts those that are refused.
-    /// Returns how many.
-    fn sweep(&self, enforcement: &Enforcement) -> usize {
-        let mut cut = 0;
+    fn sweep(&self, enforcement: &Enforcement) {
         for entry in self.entries() {
             let enforced = enforcement.on(entry.context.destination().port());
             let enforced = enforced.load();
@@ -205,10 +203,8 @@ impl Registry {
                     "connection closed because it is no longer allowed after a policy update"
                 );
                 entry.cut.cut_because(CutReason::Policy, refusal(&decision));
-                cut += 1;
             }
         }
-        cut
     }
 
     /// Cuts whatever is left. Returns how many.

@@ -66,7 +66,6 @@ impl MeshInner {
         loop {
             published.borrow_and_update();
             if let Some(record) = self.record(&node.snapshot.load()) {
-                *lock(&self.waits) = None;
                 return Some(Arc::clone(record));
             }
             if node.is_whole() {
@@ -84,17 +83,21 @@ impl MeshInner {
 
     /// Tells of the wait for the record, unless somebody waits already; says since when.
     fn wait_begins(&self) -> Instant {
-        let mut wait = lock(&self.waits);
-        if let Some(wait) = &*wait {
-            return wait.since;
-        }
+        // Nobody writes to a log under a lock for which requests wait.
+        let since = {
+            let mut wait = lock(&self.waits);
+            if let Some(wait) = &*wait {
+                return wait.since;
+            }
+            let since = Instant::now();
+            *wait = Some(Wait {
+                since,
+                is_late: false,
+            });
+            since
+        };
         let expected = self.settings().record_is.as_deref();
         tracing::info!(target: "mesh::config", workload = %self.id, expected, "no record of this workload: waiting for it");
-        let since = Instant::now();
-        *wait = Some(Wait {
-            since,
-            is_late: false,
-        });
         since
     }
 
@@ -104,11 +107,10 @@ impl MeshInner {
 
     /// Tells once more, and louder, that the record has not come.
     fn wait_is_late(&self) {
-        let mut wait = lock(&self.waits);
-        let Some(wait) = wait.as_mut().filter(|wait| !wait.is_late) else {
-            return;
-        };
-        wait.is_late = true;
+        match &mut *lock(&self.waits) {
+            Some(wait) if !wait.is_late => wait.is_late = true,
+            _ => return,
+        }
         let expected = self.settings().record_is.as_deref();
         tracing::warn!(target: "mesh::config", workload = %self.id, expected, "no record of this workload: still waiting for it");
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use futures_util::FutureExt;
 
 use super::{NodeInner, report};
+use crate::sync::lock;
 use crate::{Error, ErrorKind};
 
 /// The task that runs it, and what readiness calls it.
@@ -40,10 +41,6 @@ impl NodeInner {
         if self.settings.control_runtime.is_none() {
             return;
         }
-        let meshes = self.meshes();
-        if !meshes.is_empty() && meshes.iter().all(|mesh| mesh.live.is_draining()) {
-            return;
-        }
         let reason = "it was shut down; expected it to live as long as the mesh";
         // There may be several tasks that ended with it.
         if !self.gate.pend(CONTROL_RUNTIME, reason) {
@@ -52,6 +49,11 @@ impl NodeInner {
         let what = format!("the {CONTROL_RUNTIME} has ended: {reason}");
         self.gate.cannot_start(Some(what.clone()));
         self.stale(Some(what));
+        // Whose meshes have all begun their shutdown, or are gone, may end it; one that is made after that finds the reason.
+        let had_some = !lock(&self.meshes).is_empty();
+        if had_some && self.meshes().iter().all(|mesh| mesh.live.is_draining()) {
+            return;
+        }
         // With the other runtime the process ends, and then nobody is to be alarmed.
         self.work.runtime().spawn(async move {
             tracing::error!(

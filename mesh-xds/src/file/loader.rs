@@ -175,7 +175,11 @@ impl Loader {
         mut warnings: Vec<Problem>,
         skipped: Skipped,
     ) -> Loaded {
-        self.skipped = skipped.values().take(MAX_WARNINGS).cloned().collect();
+        // Those that may be why a workload is missed first, for there is room for so many.
+        let (hides, rest): (Vec<&Problem>, Vec<_>) = skipped
+            .values()
+            .partition(|problem| problem.hides_workload());
+        self.skipped = (hides.into_iter().chain(rest).take(MAX_WARNINGS).cloned()).collect();
         let now = skipped.keys().cloned().collect();
         let named = mem::replace(&mut self.named, now);
         let news = skipped

@@ -158,9 +158,13 @@ pub(crate) fn find<'a>(document: &Cursor<'a>, found: &mut Vec<Found<'a>>) -> Res
     Ok(())
 }
 
-/// Whether a kind that is not read has to do with workloads: it has a template of Pods, or is a slip of one that is read.
+/// Whether a kind that is not read has to do with workloads: it has Pods or a template of them, or is a slip of one that is read.
 fn is_of_workloads(kind: &str) -> bool {
-    const TEMPLATES: [&str; 7] = [
+    const TEMPLATES: [&str; 11] = [
+        "Pods",
+        "PodList",
+        "PodTemplate",
+        "Rollout",
         "Deployment",
         "StatefulSet",
         "DaemonSet",
