@@ -2,7 +2,6 @@
 
 #[cfg(test)]
 mod tests;
-use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -161,14 +160,14 @@ impl Renewal {
             true => base.max(cap / 2),
             false => cap,
         };
-        self.fail(now, self.doublings, base / 2..longest);
+        self.fail(now, self.doublings, [base / 2, longest]);
     }
 
     /// Reports that the authority said no: to ask again soon is of no use, until somebody changes
     /// something. The longest pauses begin at once.
     #[cfg(feature = "istiod")]
     pub(super) fn refused(&mut self, now: Now) {
-        self.fail(now, MAX_DOUBLINGS, self.backoff.cap / 2..self.backoff.cap);
+        self.fail(now, MAX_DOUBLINGS, [self.backoff.cap / 2, self.backoff.cap]);
     }
 
     /// Somebody has changed something on which failures may have been due: the next try after a
@@ -188,7 +187,7 @@ impl Renewal {
         self.rest = now.monotonic;
     }
 
-    fn fail(&mut self, now: Now, doublings: u32, bounds: Range<Duration>) {
+    fn fail(&mut self, now: Now, doublings: u32, bounds: [Duration; 2]) {
         self.fetching = false;
         self.failures = self.failures.saturating_add(1);
         self.due = now.monotonic + self.pause(now, doublings, bounds);
@@ -201,9 +200,9 @@ impl Renewal {
     }
 
     /// Full jitter, with a floor at half of the base: no draw may spin.
-    fn pause(&mut self, now: Now, doublings: u32, bounds: Range<Duration>) -> Duration {
+    fn pause(&mut self, now: Now, doublings: u32, [floor, longest]: [Duration; 2]) -> Duration {
         let ceiling = self.backoff.base.saturating_mul(1 << doublings);
-        let (floor, ceiling) = (bounds.start, ceiling.min(bounds.end));
+        let ceiling = ceiling.min(longest);
         let Some(held) = self.held else {
             return self.draw(floor, ceiling);
         };
