@@ -12,13 +12,17 @@ use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::rbac::v3 as rbac;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3 as http_rbac;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3 as router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network_rbac;
+use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3 as uri_template;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use envoy_types::pb::envoy::service::discovery::v3 as discovery;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::v3 as range;
-use envoy_types::pb::google::protobuf::{Any, Struct, UInt32Value, Value, value::Kind};
+use envoy_types::pb::google::protobuf::{Any, BoolValue, Struct, UInt32Value, Value, value::Kind};
 use envoy_types::pb::google::rpc::Status;
+use envoy_types::pb::xds::r#type::matcher::v3 as tree;
 use prost::Message;
 
 #[allow(
@@ -37,9 +41,19 @@ where
     Theirs: Message + Default + PartialEq + Debug,
     Ours: Message + Default,
 {
+    leaves::<Theirs, Ours>(theirs, theirs);
+}
+
+/// Of theirs, through ours, that is left: the rest is not in the subset.
+#[track_caller]
+fn leaves<Theirs, Ours>(theirs: &Theirs, left: &Theirs)
+where
+    Theirs: Message + Default + PartialEq + Debug,
+    Ours: Message + Default,
+{
     let ours = Ours::decode(&*theirs.encode_to_vec()).expect("we read what they write");
     let again = Theirs::decode(&*ours.encode_to_vec()).expect("they read what we write");
-    assert_eq!(&again, theirs);
+    assert_eq!(&again, left);
 }
 
 fn any() -> Any {
@@ -93,6 +107,20 @@ fn node() -> core::Node {
     }
 }
 
+fn resource_name() -> discovery::ResourceName {
+    discovery::ResourceName {
+        name: text("d"),
+        ..Default::default()
+    }
+}
+
+fn resource_error() -> discovery::ResourceError {
+    discovery::ResourceError {
+        resource_name: Some(resource_name()),
+        error_detail: Some(status()),
+    }
+}
+
 #[test]
 fn discovery() {
     same::<_, proto::envoy::service::discovery::v3::DeltaDiscoveryRequest>(
@@ -128,6 +156,8 @@ fn discovery() {
             control_plane: Some(core::ControlPlane {
                 identifier: text("i"),
             }),
+            removed_resource_names: vec![resource_name()],
+            resource_errors: vec![resource_error()],
             ..Default::default()
         },
     );
@@ -151,6 +181,7 @@ fn discovery() {
             control_plane: Some(core::ControlPlane {
                 identifier: text("i"),
             }),
+            resource_errors: vec![resource_error()],
             ..Default::default()
         },
     );
@@ -313,6 +344,9 @@ fn access_control() {
     });
 }
 
+type OurConnections =
+    proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+
 #[test]
 fn listeners() {
     use core::address::Address as Kind;
@@ -360,10 +394,21 @@ fn listeners() {
         )),
         ..Default::default()
     };
-    same::<
-        _,
-        proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager,
-    >(&manager);
+    same::<_, OurConnections>(&manager);
+    let rds = |config_source| hcm::HttpConnectionManager {
+        normalize_path: Some(BoolValue { value: true }),
+        use_remote_address: Some(BoolValue { value: false }),
+        route_specifier: Some(hcm::http_connection_manager::RouteSpecifier::Rds(
+            hcm::Rds {
+                config_source,
+                route_config_name: text("outbound|80||a"),
+            },
+        )),
+        ..Default::default()
+    };
+    // Where to ask for the routes is not in the subset: that there are none here is.
+    let source = core::ConfigSource::default();
+    leaves::<_, OurConnections>(&rds(Some(source)), &rds(None));
     let address = core::Address {
         address: Some(Kind::SocketAddress(core::SocketAddress {
             address: text("10.0.0.1"),
@@ -395,15 +440,102 @@ fn listeners() {
         name: text("inbound-mtls"),
         ..Default::default()
     };
-    same::<_, proto::envoy::config::listener::v3::Listener>(&listener::Listener {
+    let listener = |filter_chain_matcher| listener::Listener {
         name: text("xds.istio.io/grpc/lds/inbound/10.0.0.1:80"),
-        address: Some(address),
+        address: Some(address.clone()),
         filter_chains: vec![chain.clone()],
-        default_filter_chain: Some(chain),
+        default_filter_chain: Some(chain.clone()),
         traffic_direction: 1,
         api_listener: Some(listener::ApiListener {
             api_listener: Some(any()),
         }),
+        use_original_dst: Some(BoolValue { value: true }),
+        listener_filters: vec![listener::ListenerFilter {
+            name: text("original_dst"),
+            config_type: Some(listener::listener_filter::ConfigType::TypedConfig(any())),
+            ..Default::default()
+        }],
+        filter_chain_matcher,
         ..Default::default()
-    });
+    };
+    same::<_, proto::envoy::config::listener::v3::Listener>(&listener(None));
+    // Of a match tree that there is one.
+    let matched = tree::matcher::OnMatch {
+        keep_matching: true,
+        ..Default::default()
+    };
+    let tree = tree::Matcher {
+        on_no_match: Some(Box::new(matched)),
+        ..Default::default()
+    };
+    leaves::<_, proto::envoy::config::listener::v3::Listener>(
+        &listener(Some(tree)),
+        &listener(Some(tree::Matcher::default())),
+    );
+}
+
+#[test]
+fn the_last_filter_of_requests() {
+    let router = router::Router {
+        dynamic_stats: Some(BoolValue { value: true }),
+        suppress_envoy_headers: true,
+        ..Default::default()
+    };
+    type Ours = proto::envoy::extensions::filters::http::router::v3::Router;
+    leaves::<_, Ours>(&router, &router::Router::default());
+}
+
+#[test]
+fn path_templates() {
+    let config = uri_template::UriTemplateMatchConfig {
+        path_template: text("/a/{*}/{**}"),
+    };
+    same::<_, proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig>(
+        &config,
+    );
+}
+
+/// Both forms of naming a provider of certificates: istiod fills in the older one as well.
+#[test]
+#[allow(deprecated, reason = "istiod says it both ways")]
+fn tls_of_a_server() {
+    use tls::common_tls_context::{
+        CertificateProviderInstance, CombinedCertificateValidationContext,
+        ValidationContextType as V,
+    };
+    let instance = |certificate: &str| CertificateProviderInstance {
+        instance_name: text("default"),
+        certificate_name: text(certificate),
+    };
+    let plugin = |certificate: &str| tls::CertificateProviderPluginInstance {
+        instance_name: text("default"),
+        certificate_name: text(certificate),
+    };
+    let validation = || tls::CertificateValidationContext {
+        ca_certificate_provider_instance: Some(plugin("ROOTCA")),
+        ..Default::default()
+    };
+    let combined = CombinedCertificateValidationContext {
+        default_validation_context: Some(validation()),
+        validation_context_certificate_provider_instance: Some(instance("ROOTCA")),
+        ..Default::default()
+    };
+    for kind in [
+        V::ValidationContext(validation()),
+        V::CombinedValidationContext(combined),
+    ] {
+        let common = tls::CommonTlsContext {
+            tls_certificate_provider_instance: Some(plugin("default")),
+            tls_certificate_certificate_provider_instance: Some(instance("default")),
+            validation_context_type: Some(kind),
+            ..Default::default()
+        };
+        same::<_, proto::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext>(
+            &tls::DownstreamTlsContext {
+                common_tls_context: Some(common),
+                require_client_certificate: Some(BoolValue { value: true }),
+                ..Default::default()
+            },
+        );
+    }
 }
