@@ -1,4 +1,4 @@
-//! Mutual TLS by tokio-rustls, and nothing of the mesh: the least that any encrypted connection costs.
+//! Mutual TLS by tokio-rustls, and nothing of the mesh: what TLS alone costs.
 //!
 //! The chain, the cipher suite and the key exchange are those of the mesh; no tickets, no resumption.
 

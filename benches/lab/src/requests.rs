@@ -282,7 +282,7 @@ fn report(of: &Requests, deployments: &[Deployment]) {
             ZTUNNEL,
             "the least of anything; its CPU and memory whole",
         ),
-        (TLS, ZTUNNEL, "the least of anything encrypted"),
+        (TLS, ZTUNNEL, "TLS alone"),
         (CONNECT, ZTUNNEL, "HBONE without a mesh"),
         (TLS, PLAIN, "what encryption costs"),
         (CONNECT, PLAIN, "what HBONE costs"),

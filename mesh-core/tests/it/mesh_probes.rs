@@ -217,8 +217,8 @@ async fn a_probe_that_the_workloads_own_policy_refuses_says_so() {
     };
     let refused =
         "own policies refuse it (allow policies exist, but none allowed: default/callers)";
-    let to_do = "plaintext, GET /healthz,";
-    says(&["WARN", refused, to_do, "Mesh::report_health"]).await;
+    let to_do = "without an identity: let that, GET /healthz of host ";
+    says(&["WARN", refused, to_do, ", in, ", "Mesh::report_health"]).await;
     let healthz = to(|operation| {
         operation.paths = vec!["/healthz".into()];
         operation.methods = vec!["GET".into()];

@@ -90,6 +90,7 @@ fn a_waypoint_has_its_routes_inline_and_its_policies_in_order() {
     let Some(all) = recording("waypoint", LISTENER) else {
         return;
     };
+    assert!(!all.is_empty());
     for response in &all {
         let listeners = listeners(response);
         let names: BTreeSet<_> = listeners.iter().map(|one| one.name.as_str()).collect();

@@ -101,7 +101,9 @@ async fn nothing_fails_and_nothing_opens_while_the_control_plane_is_gone_for_lon
     let outcome = load.end().await;
     let dialled = dials.load(Ordering::Relaxed) - before;
     // One that is let go of may be taken by the next at that moment, and is the more often the busier the machine is.
-    assert!(dialled >= 15, "{dialled} TLS connections for {outcome:?}");
+    // One a second at least, of fifty.
+    let enough = dialled as u64 >= outage().as_secs();
+    assert!(enough, "{dialled} TLS connections for {outcome:?}");
     assert!(!cast::knows(&cast.caller, 1).await);
     for mesh in [&cast.echo, &cast.caller, &cast.stranger] {
         assert!(mesh.readiness().is_ready());

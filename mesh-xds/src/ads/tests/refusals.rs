@@ -267,7 +267,7 @@ impl Mutation {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(1000), ..ProptestConfig::default() })]
 
     /// one refusal of what cannot be read, and the others apply.
     #[test]
