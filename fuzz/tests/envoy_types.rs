@@ -158,7 +158,6 @@ fn discovery() {
             }),
             removed_resource_names: vec![resource_name()],
             resource_errors: vec![resource_error()],
-            ..Default::default()
         },
     );
     same::<_, proto::envoy::service::discovery::v3::DiscoveryRequest>(
