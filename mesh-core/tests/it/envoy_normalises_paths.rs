@@ -239,8 +239,20 @@ async fn ask(envoy: &Envoy, paths: &[String]) -> Vec<Made> {
 const ROOT: &str = "the root of merged slashes";
 const ENCODED_DOTS: &str = "encoded dot segments with parameters";
 
+const DROPPED_NUL: &str = "a NUL in a segment that Envoy drops";
+
 /// Where we differ, and why that is right.
-fn exception(mode: PathNormalization, ours: &Made, theirs: &Made) -> Option<&'static str> {
+fn exception(
+    mode: PathNormalization,
+    asked: &str,
+    ours: &Made,
+    theirs: &Made,
+) -> Option<&'static str> {
+    // A NUL is refused wherever it stands. Envoy takes `..;x` for `..`, whatever follows, and looks at none of it.
+    let with_nul = |segment: &str| segment.starts_with("..;") && segment.contains("%00");
+    if ours.is_err() && theirs.is_ok() && asked.split('/').any(with_nul) {
+        return Some(DROPPED_NUL);
+    }
     let (Ok(ours), Ok(theirs)) = (ours, theirs) else {
         return None;
     };
@@ -276,7 +288,7 @@ async fn envoy_and_we_make_the_same_of_every_path() {
             if ours == theirs {
                 continue;
             }
-            if let Some(reason) = exception(mode, &ours, &theirs) {
+            if let Some(reason) = exception(mode, path, &ours, &theirs) {
                 *excepted.entry(reason).or_default() += 1;
                 continue;
             }
@@ -289,5 +301,5 @@ async fn envoy_and_we_make_the_same_of_every_path() {
     assert_eq!(count, 0, "differences:\n{differences}");
     // An exception that nothing needs any more is to go.
     let needed: Vec<&str> = excepted.into_keys().collect();
-    assert_eq!(needed, [ENCODED_DOTS, ROOT]);
+    assert_eq!(needed, [DROPPED_NUL, ENCODED_DOTS, ROOT]);
 }
