@@ -444,7 +444,7 @@ impl Sender {
     pub(crate) async fn connect_holding(
         &self,
         request: ConnectRequest,
-        place: Option<Slot>,
+        place: Option<Box<dyn Slot>>,
     ) -> Result<(Tunnel, ConnectResponse), Error> {
         let slot = Live::enter(self, place).ok_or_else(|| {
             Error::new(ErrorKind::Overloaded, Side::Upstream)
@@ -507,7 +507,7 @@ impl Sender {
         let answer = ConnectResponse {
             baggage: read_baggage(&parts.headers),
         };
-        let slot: Slot = Box::new(slot);
+        let slot: Box<dyn Slot> = Box::new(slot);
         let (alive, settings) = (Alive::new(&self.outboxes), self.settings);
         let tunnel = Tunnel::new(body, recv, alive, Some(slot), settings, Side::Upstream);
         Ok((tunnel, answer))
@@ -616,11 +616,11 @@ impl fmt::Debug for Sender {
 /// One of the connection's streams.
 struct Live {
     live: Arc<AtomicUsize>,
-    _place: Option<Slot>,
+    place: Option<Box<dyn Slot>>,
 }
 
 impl Live {
-    fn enter(sender: &Sender, place: Option<Slot>) -> Option<Self> {
+    fn enter(sender: &Sender, place: Option<Box<dyn Slot>>) -> Option<Self> {
         let max = sender.max_streams();
         let enter = |live: usize| (live < max).then_some(live + 1);
         sender
@@ -629,8 +629,16 @@ impl Live {
             .ok()?;
         Some(Self {
             live: Arc::clone(&sender.live),
-            _place: place,
+            place,
         })
+    }
+}
+
+impl Slot for Live {
+    fn lingers(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.lingers();
+        }
     }
 }
 

@@ -291,7 +291,9 @@ impl Config {
     }
 
     /// Connections that a [`Pool`](crate::pool::Pool) holds, those being dialled included. Default:
-    /// 500, as istio/ztunnel. At the limit, the connection that has been idle the longest makes room.
+    /// 500, as istio/ztunnel. At the limit, the connection that has been idle the longest makes room:
+    /// one of whose tunnels none is held, though some may wait for the peer's end ([`linger`](Self::linger)), which go on. Of those
+    /// there are as many again at most.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections.max(1);
@@ -306,7 +308,7 @@ impl Config {
         self
     }
 
-    /// Time after its last tunnel for which a [`Pool`](crate::pool::Pool) keeps a connection.
+    /// Time after the last of its tunnels was dropped for which a [`Pool`](crate::pool::Pool) keeps a connection.
     /// Default: 5 min, as istio/ztunnel.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
@@ -323,7 +325,7 @@ impl Config {
     }
 
     /// Time that the peer has to end its side of a tunnel that was dropped after its shutdown, before
-    /// the stream is reset. Default: 10 s. Until then the stream counts as open.
+    /// the stream is reset. Default: 10 s. Until then the stream counts as open, but keeps its connection from nothing.
     ///
     /// It is also the time that the peer has to close a connection of which we have closed our side, and
     /// before that the time that a client has to close one that

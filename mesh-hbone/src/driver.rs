@@ -1,11 +1,12 @@
 //! What every connection needs besides h2: flushes at the end of a poll, PINGs, small writes.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Config;
@@ -25,6 +26,13 @@ pub(crate) const MAX_WEIGHT: u64 = 512;
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that holds one of this crate's locks leaves its data half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The task goes on when others have had their turn, and what the system has for them was looked at: a task that wakes
+/// itself, the runtime polls some sixty times before it looks.
+pub(crate) fn comes_again(cx: &mut Context<'_>) {
+    let polled = pin!(yield_now()).poll(cx);
+    debug_assert!(polled.is_pending(), "it yields once");
 }
 
 pub(crate) fn from_h2(error: h2::Error, side: Side) -> Error {
@@ -224,7 +232,7 @@ impl<IO: DeferredFlush + Unpin> Driver<IO> {
                 Turn::Deadline => return Poll::Ready(Ok(None)),
             }
         }
-        cx.waker().wake_by_ref();
+        comes_again(cx);
         self.flush(cx)?;
         self.io.end_turn();
         Poll::Pending

@@ -70,6 +70,8 @@ pub enum ErrorKind {
     Timeout,
     /// A bound on concurrent work was reached; this connection was the one to go.
     Overloaded,
+    /// A pool has as many connections as it may have, and all are in use.
+    PoolFull,
     /// The transport ended without the peer saying that this was all.
     Truncated,
     /// The transport failed.
@@ -180,7 +182,7 @@ impl Error {
 
     /// Whether a bound on concurrent work was reached.
     pub fn is_overloaded(&self) -> bool {
-        self.kind() == ErrorKind::Overloaded
+        matches!(self.kind(), ErrorKind::Overloaded | ErrorKind::PoolFull)
     }
 
     /// Whether the peer failed to prove that it is who it must be.
@@ -244,6 +246,7 @@ impl ErrorKind {
             Self::Tls => "TLS failed",
             Self::Timeout => "timed out",
             Self::Overloaded => "overloaded",
+            Self::PoolFull => "too many connections",
             Self::Truncated => "the connection ended without close_notify",
             Self::Io => "the connection failed",
             Self::InvalidAuthority => "invalid authority",

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::driver::{MAX_TURNS, MAX_WEIGHT, from_h2, lock};
+use crate::driver::{MAX_TURNS, MAX_WEIGHT, comes_again, from_h2, lock};
 use crate::frames::Frames;
 use crate::framing::Framing;
 use crate::payloads::Payloads;
@@ -131,7 +131,7 @@ impl<IO: DeferredFlush + Unpin> SharedIo<IO> {
                 return Poll::Ready(());
             }
         }
-        cx.waker().wake_by_ref();
+        comes_again(cx);
         Poll::Pending
     }
 
@@ -219,7 +219,7 @@ impl<IO: DeferredFlush + Unpin> AsyncRead for SharedIo<IO> {
             return Poll::Pending;
         }
         if shared.frames.weight() - shared.before >= MAX_WEIGHT {
-            cx.waker().wake_by_ref();
+            comes_again(cx);
             return Poll::Pending;
         }
         // h2 reads on when it has taken every whole frame that is here.

@@ -52,10 +52,12 @@ pub struct Tunnel {
     outbox: Arc<Mutex<Outbox>>,
     outboxes: Arc<Outboxes>,
     _alive: Alive,
-    slot: Option<Slot>,
-    kept: Option<Slot>,
+    slot: Option<Box<dyn Slot>>,
+    kept: Option<Kept>,
     side: Side,
 }
+
+type Kept = Box<dyn std::any::Any + Send + Sync>;
 
 /// One stream of a connection, from the CONNECT to the end of its tunnel: it can hold a window's worth of
 /// data before it is a tunnel.
@@ -82,7 +84,10 @@ pub(crate) struct Settings {
 }
 
 /// What a tunnel holds while it lives: its place among the streams of its connection.
-pub(crate) type Slot = Box<dyn std::any::Any + Send + Sync>;
+pub(crate) trait Slot: Send + Sync {
+    /// Nobody has the tunnel any more, and it only waits for its peer's end. Told once at most.
+    fn lingers(&mut self);
+}
 
 /// The sending half, which the connection's task shares to send what was written last.
 struct Outbox {
@@ -106,7 +111,7 @@ impl Tunnel {
         send: SendStream<Placeholder>,
         mut recv: RecvStream,
         alive: Alive,
-        slot: Option<Slot>,
+        slot: Option<Box<dyn Slot>>,
         settings: Settings,
         side: Side,
     ) -> Self {
@@ -417,16 +422,21 @@ impl Drop for Tunnel {
         if !shut {
             send.send_reset(Reason::CONNECT_ERROR);
         } else if !ended {
-            self.outboxes.linger(Linger {
+            let mut linger = Linger {
                 send,
                 recv: self.recv.take(),
                 lost: !self.chunk.is_empty(),
                 until: Instant::now() + outbox.linger,
                 // The outbox may outlive this in the list, and must not look like a frame in h2.
                 token: std::mem::take(&mut outbox.token),
-                _slot: self.slot.take(),
+                slot: self.slot.take(),
                 _kept: self.kept.take(),
-            });
+            };
+            drop(outbox);
+            if let Some(slot) = &mut linger.slot {
+                slot.lingers();
+            }
+            self.outboxes.linger(linger);
         }
     }
 }
@@ -466,8 +476,8 @@ struct Linger {
     lost: bool,
     until: Instant,
     token: Arc<()>,
-    _slot: Option<Slot>,
-    _kept: Option<Slot>,
+    slot: Option<Box<dyn Slot>>,
+    _kept: Option<Kept>,
 }
 
 impl Linger {

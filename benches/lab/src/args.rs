@@ -176,6 +176,11 @@ pub(crate) struct Flood {
     /// Only floods whose name has this in it.
     #[arg(long, default_value = "")]
     pub(crate) only: String,
+
+    /// The attacker has the last core to itself, and the server and who is measured share the others: what is lost then is
+    /// what the server does for the attacker.
+    #[arg(long)]
+    pub(crate) apart: bool,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -275,6 +280,10 @@ pub(crate) struct Handshakes {
     /// Nothing is remembered of a peer: each tunnel is with one that was never seen before.
     #[arg(long)]
     pub(crate) strangers: bool,
+
+    /// Only the ways of making them whose name has this in it: for a profile of one.
+    #[arg(long, default_value = "")]
+    pub(crate) only: String,
 }
 
 /// How an application reaches another.

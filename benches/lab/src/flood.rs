@@ -2,7 +2,7 @@
 //!
 //! The server, who attacks it and who is measured are processes of their own, over the loopback. In each round all floods
 //! take turns, and each is compared with the quiet server of its round. That they share a machine counts in full against
-//! the server: the first "flood" is a tunnel at full speed, which anybody may have.
+//! the server, but with `--apart`: the first "flood" is a tunnel at full speed, which anybody may have.
 
 use tokio::time::Instant;
 
@@ -74,6 +74,14 @@ pub(crate) fn run(of: &Flood) -> Done {
         deployment,
         millis: of.millis,
     };
+    if of.apart {
+        let last = std::thread::available_parallelism()?.get() - 1;
+        let before = last.checked_sub(1).ok_or("expected two cores or more")?;
+        attacker.pin(&last.to_string())?;
+        for process in [&measured.kept, &measured.new, &measured.deployment.server] {
+            process.pin(&format!("0-{before}"))?;
+        }
+    }
     let floods: Vec<_> = (0..FLOODS.len())
         .filter(|flood| FLOODS[*flood].0.contains(&of.only))
         .collect();
@@ -112,8 +120,16 @@ pub(crate) fn run(of: &Flood) -> Done {
 
 fn print(of: &Flood, quiet: &[Sample], floods: &[usize], samples: &[Vec<Sample>], ends: &[String]) {
     say(&format!(
-        "{} rounds of {} ms; per second {} bytes there and back on tunnels that live, and {} new tunnels",
-        of.rounds, of.millis, of.kept, of.rate
+        "{} rounds of {} ms; per second {} bytes there and back on tunnels that live, and {} new tunnels{}",
+        of.rounds,
+        of.millis,
+        of.kept,
+        of.rate,
+        if of.apart {
+            "; the attacker on a core of its own"
+        } else {
+            ""
+        }
     ));
     say(&format!(
         "{:<28}{:>20}{:>20}{:>20}{:>20}{:>7}{:>7}{:>9}{:>9}{:>7}{:>9}",

@@ -47,15 +47,27 @@ struct Sample {
     rate: f64,
     /// CPU of both threads per connection, in microseconds.
     cpu: f64,
+    /// Of it the servers'.
+    servers: f64,
 }
 
 pub(crate) fn run(of: &Handshakes) -> Done {
     machine::print();
     let world = Arc::new(World::new(of.strangers)?);
+    if !SHAPES.iter().any(|(_, name)| name.contains(&of.only)) {
+        return Err(format!(
+            "--only: expected a part of one of {:?}",
+            SHAPES.map(|of| of.1)
+        )
+        .into());
+    }
     let mut samples = [Vec::new(), Vec::new(), Vec::new()];
     // The first round warms up.
     for round in 0..=of.rounds {
-        for ((shape, _), samples) in SHAPES.into_iter().zip(&mut samples) {
+        for ((shape, name), samples) in SHAPES.into_iter().zip(&mut samples) {
+            if !name.contains(&of.only) {
+                continue;
+            }
             let sample = measure(&world, shape, of)?;
             if round > 0 {
                 samples.push(sample);
@@ -68,13 +80,15 @@ pub(crate) fn run(of: &Handshakes) -> Done {
         of.rounds, of.count, of.at_once
     ));
     say(&format!(
-        "{:<20}{:>26}{:>26}",
-        "", "connections/s", "CPU µs each"
+        "{:<20}{:>26}{:>26}{:>26}",
+        "", "connections/s", "CPU µs each", "of it the servers'"
     ));
-    for ((_, name), samples) in SHAPES.into_iter().zip(&samples) {
+    let measured = SHAPES.into_iter().zip(&samples);
+    for ((_, name), samples) in measured.filter(|(_, samples)| !samples.is_empty()) {
         let rate = Spread::of(samples.iter().map(|sample: &Sample| sample.rate));
         let cpu = Spread::of(samples.iter().map(|sample| sample.cpu));
-        say(&format!("{name:<20}{rate:>26}{cpu:>26}"));
+        let servers = Spread::of(samples.iter().map(|sample| sample.servers));
+        say(&format!("{name:<20}{rate:>26}{cpu:>26}{servers:>26}"));
     }
     let [bare, alone, tunnels] = &samples;
     for (name, ours, others, bound) in [
@@ -82,6 +96,9 @@ pub(crate) fn run(of: &Handshakes) -> Done {
         ("h2 alone to bare", alone, bare, ""),
         ("new tunnels to h2 alone", tunnels, alone, ""),
     ] {
+        if ours.is_empty() || others.is_empty() {
+            continue;
+        }
         let pairs = || ours.iter().zip(others);
         let rate = Spread::of(pairs().map(|(ours, other)| ours.rate / other.rate));
         let cpu = Spread::of(pairs().map(|(ours, other)| ours.cpu / other.cpu));
@@ -162,6 +179,7 @@ fn measure(world: &Arc<World>, shape: Shape, of: &Handshakes) -> Result<Sample, 
     Ok(Sample {
         rate: count as f64 / seconds,
         cpu: (cpu + dialling_cpu) * 1e6 / count as f64,
+        servers: cpu * 1e6 / count as f64,
     })
 }
 

@@ -178,6 +178,20 @@ impl Process {
         Ok(())
     }
 
+    /// Has all its threads run on these cores only: a list as taskset(1) takes it.
+    pub(crate) fn pin(&self, cores: &str) -> Done {
+        let mut taskset = Command::new("taskset");
+        let output = taskset
+            .args(["--all-tasks", "--cpu-list", "--pid", cores])
+            .arg(self.child.id().to_string())
+            .output()?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into())
+        }
+    }
+
     /// Resident memory, in bytes.
     pub(crate) fn resident(&self) -> Result<f64, BoxError> {
         self.status("VmRSS:")

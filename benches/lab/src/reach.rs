@@ -1,9 +1,10 @@
 //! New connections to a service, and how long each takes to its first answer.
 //!
 //! `until there` and `until gone` are answered by `reached` when a request is answered, or none is any more.
-//! `rate <connections per second>` is answered by `begin`, and connections are made until `stop`, which is answered by
-//! `end <connections> <failures> <p50 ns> <p99 ns> <p99.9 ns>`.
+//! `rate <connections per second> <series>` is answered by `begin`, and connections are made until `stop`, which is answered by
+//! `end <connections> <failures> <p50 ns> <p99 ns> <p99.9 ns>` of all of the series so far.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,11 +38,16 @@ pub(crate) async fn run(of: Reach) -> Done {
     };
     say("ready");
     let way = Arc::new(Way { to: of.to, over });
+    let mut series: HashMap<String, Series> = HashMap::new();
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         match line.split_once(' ') {
             Some(("until", what)) => until(&way, what == "there").await?,
-            Some(("rate", per_second)) => rate(&way, per_second.parse()?, &mut lines).await?,
+            Some(("rate", how)) => {
+                let (per_second, name) = how.split_once(' ').ok_or("expected a series")?;
+                let series = series.entry(name.to_owned()).or_default();
+                rate(&way, per_second.parse()?, &mut lines, series).await?;
+            }
             _ => return Err(format!("expected until or rate, got {line:?}").into()),
         }
     }
@@ -63,7 +69,20 @@ async fn until(way: &Way, there: bool) -> Done {
     }
 }
 
-async fn rate(way: &Arc<Way>, per_second: u32, lines: &mut Lines<BufReader<Stdin>>) -> Done {
+/// What windows of one kind have in common.
+#[derive(Default)]
+struct Series {
+    /// In nanoseconds.
+    times: Vec<u64>,
+    failures: usize,
+}
+
+async fn rate(
+    way: &Arc<Way>,
+    per_second: u32,
+    lines: &mut Lines<BufReader<Stdin>>,
+    Series { times, failures }: &mut Series,
+) -> Done {
     let (tell, mut told) = mpsc::unbounded_channel();
     let mut ticks = interval(Duration::from_secs(1) / per_second);
     // What is late counts: a stall delays all that would have been made in it.
@@ -86,11 +105,10 @@ async fn rate(way: &Arc<Way>, per_second: u32, lines: &mut Lines<BufReader<Stdin
         }
     }
     drop(tell);
-    let (mut times, mut failures) = (Vec::new(), 0);
     while let Some(time) = told.recv().await {
         match time {
             Some(time) => times.push(time),
-            None => failures += 1,
+            None => *failures += 1,
         }
     }
     times.sort_unstable();

@@ -20,6 +20,9 @@ use crate::{BoxError, Done, machine};
 const SETTLE: Duration = Duration::from_secs(8);
 /// Connections a second, while everything changes and while nothing does.
 const RATE: u32 = 100;
+/// Pushes that follow each other, and the quiet before them, which takes about as long.
+const IN_A_ROW: usize = 5;
+const QUIET: Duration = Duration::from_secs(18);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Joined {
@@ -154,25 +157,31 @@ impl Stage<'_> {
             expect(control, "done")?;
         }
         if pushes && self.of.pushes > 0 {
-            let quiet = connections(&mut reach, || {
-                pause(Duration::from_secs(20));
-                Ok(())
-            })?;
-            if self.of.aside {
-                control.aside(true)?;
-            }
-            let before = own_cpu(&reach, others.as_ref())?;
-            let start = Instant::now();
-            let pushed = connections(&mut reach, || {
-                for _ in 0..self.of.pushes {
-                    control.tell("push")?;
-                    expect(control, "done")?;
+            // In turns, so that both see the same machine.
+            let (mut quiet, mut pushed) = (Vec::new(), Vec::new());
+            let (mut seconds, mut cpu, mut left) = (0.0, 0.0, self.of.pushes);
+            while left > 0 {
+                quiet = connections(&mut reach, "quiet", || {
+                    pause(QUIET);
+                    Ok(())
+                })?;
+                let now = left.min(IN_A_ROW);
+                left -= now;
+                if self.of.aside {
+                    control.aside(true)?;
                 }
-                Ok(())
-            })?;
-            control.aside(false)?;
-            let seconds = start.elapsed().as_secs_f64();
-            let cpu = own_cpu(&reach, others.as_ref())? - before;
+                let (before, start) = (own_cpu(&reach, others.as_ref())?, Instant::now());
+                pushed = connections(&mut reach, "pushed", || {
+                    for _ in 0..now {
+                        control.tell("push")?;
+                        expect(control, "done")?;
+                    }
+                    Ok(())
+                })?;
+                control.aside(false)?;
+                seconds += start.elapsed().as_secs_f64();
+                cpu += own_cpu(&reach, others.as_ref())? - before;
+            }
             say(&format!(
                 "{name:?}: {} full pushes in {seconds:.1} s, {cpu:.1} s of its CPU; connection set-up p50/p99/p99.9 µs: \
                  {:.0}/{:.0}/{:.0} quiet, {:.0}/{:.0}/{:.0} pushed, p99 {:.2} times; {} and {} made, {} and {} failed",
@@ -206,12 +215,14 @@ fn own_cpu(reach: &Process, ztunnel: Option<&Process>) -> Result<f64, BoxError> 
     ztunnel.unwrap_or(reach).cpu()
 }
 
-/// Connections at a fixed rate while something is done: how many, how many failed, and how long they took.
+/// Connections at a fixed rate while something is done: of the whole series so far how many, how many failed, and how long they
+/// took.
 fn connections(
     reach: &mut Process,
+    series: &str,
     meanwhile: impl FnOnce() -> Done,
 ) -> Result<Vec<f64>, BoxError> {
-    reach.tell(&format!("rate {RATE}"))?;
+    reach.tell(&format!("rate {RATE} {series}"))?;
     expect(reach, "begin")?;
     meanwhile()?;
     reach.tell("stop")?;

@@ -43,6 +43,7 @@ fn says_the_same(kind: Tunnel) -> bool {
         kind,
         Tunnel::Timeout
             | Tunnel::Overloaded
+            | Tunnel::PoolFull
             | Tunnel::Closed
             | Tunnel::ConnectRefused(_)
             | Tunnel::Reset
@@ -80,7 +81,7 @@ fn of_tunnel(error: &TunnelError) -> Error {
         Tunnel::InvalidBundle => ErrorKind::Identity,
         Tunnel::InvalidSettings => ErrorKind::Config,
         Tunnel::Timeout => ErrorKind::ConnectTimeout,
-        Tunnel::Overloaded => ErrorKind::Overloaded,
+        Tunnel::Overloaded | Tunnel::PoolFull => ErrorKind::Overloaded,
         Tunnel::Truncated | Tunnel::Closed => ErrorKind::Closed,
         Tunnel::ConnectRefused(status) => ErrorKind::TunnelRefused(status),
         Tunnel::GoingAway => ErrorKind::RefusedStream,

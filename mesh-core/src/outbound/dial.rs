@@ -526,15 +526,15 @@ impl MeshInner {
         // Tunnels that serve nothing but idle HTTP connections are no reason to refuse.
         #[cfg(feature = "http")]
         {
-            let mut futile = false;
+            // Others may take the room that was made.
+            let mut tries = 4;
             loop {
                 let answer = node.pool.checkout(key.clone(), dial.clone()).await;
-                let refused = answer.as_ref().is_err_and(lacks_connections) && node.pool.is_full();
-                if !refused || futile || !node.end_idle_http().await {
+                tries -= 1;
+                if !answer.as_ref().is_err_and(is_full) || tries == 0 || !node.end_idle_http().await
+                {
                     return answer;
                 }
-                // Others use that connection as well; the rest is not thrown after it.
-                futile = node.pool.is_full();
             }
         }
         #[cfg(not(feature = "http"))]
@@ -547,10 +547,10 @@ fn another_now() -> io::Error {
     io::Error::other("our identity is another since")
 }
 
-/// Whether the pool refuses. Where it is full as well, the end of an idle connection may be of use.
+/// Whether the end of an idle connection may be of use.
 #[cfg(feature = "http")]
-fn lacks_connections(error: &mesh_hbone::Error) -> bool {
-    error.kind() == mesh_hbone::ErrorKind::Overloaded
+fn is_full(error: &mesh_hbone::Error) -> bool {
+    error.kind() == mesh_hbone::ErrorKind::PoolFull
 }
 
 fn authority(tunnel: &Tunnelled) -> Result<Authority, Error> {

@@ -1,13 +1,14 @@
 //! One request on one connection: what came of it, and where the connection goes then.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 
 use super::dial::Carrier;
-use super::http_pool::{Running, Using};
+use super::http_pool::Using;
+use super::running::Running;
 use crate::layers::ReplayBody;
 use crate::mesh::MeshInner;
 use crate::snapshot::Hop;
@@ -31,7 +32,7 @@ pub(super) struct Exclusive {
     pub(super) sender: http1::SendRequest<ReplayBody>,
     pub(super) running: Running,
     /// The TLS connection that it shares with others, if it is a tunnel.
-    pub(super) carrier: Option<Box<Carrier>>,
+    pub(super) carrier: Option<Arc<Carrier>>,
 }
 
 impl Exclusive {

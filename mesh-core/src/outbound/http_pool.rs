@@ -1,7 +1,6 @@
 //! Connections that HTTP requests share: idle HTTP/1.1 ones by endpoint, one HTTP/2 one per endpoint.
 
 use std::collections::HashMap;
-use std::error::Error as StdError;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,14 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
-use hyper::rt::Executor as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_authz::Identity;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::dial::Carrier;
 use super::exchange::{Age, Checkout, Exclusive, Home};
+use super::running::{Connections, Running};
 use crate::Error;
 use crate::layers::{ReplayBody, RetryBudget};
 use crate::mesh::MeshInner;
@@ -46,6 +44,8 @@ struct State {
     /// In all of `http1`.
     idle: usize,
     http2: HashMap<Hop, Arc<Shared>>,
+    /// Through tunnels, whoever has them.
+    tunnelled: Connections,
 }
 
 struct Idle {
@@ -103,80 +103,6 @@ impl Drop for Using {
     }
 }
 
-/// The tasks of a connection.
-#[derive(Clone)]
-pub(super) struct Running {
-    stop: Arc<watch::Sender<bool>>,
-    ended: watch::Receiver<()>,
-}
-
-impl Running {
-    fn new(mesh: &Arc<MeshInner>) -> (Self, Spawner) {
-        let (stop, stopped) = watch::channel(false);
-        let (end, ended) = watch::channel(());
-        let spawner = Spawner {
-            mesh: Arc::downgrade(mesh),
-            stopped,
-            end,
-        };
-        let stop = Arc::new(stop);
-        (Self { stop, ended }, spawner)
-    }
-
-    /// Ends it; when this returns, its tunnel's place is free.
-    async fn end(mut self) {
-        // At once: after an orderly end its place would be taken until its peer ends it, too.
-        self.stop.send_replace(true);
-        while self.ended.changed().await.is_ok() {}
-    }
-}
-
-/// Runs the tasks of one connection among the workload's: HTTP/2 has several.
-#[derive(Clone)]
-struct Spawner {
-    mesh: Weak<MeshInner>,
-    stopped: watch::Receiver<bool>,
-    /// Gone with the last task.
-    end: watch::Sender<()>,
-}
-
-impl Spawner {
-    /// Runs `after` when the connection has ended by itself.
-    fn spawn_connection<E: StdError + 'static>(
-        &self,
-        connection: impl Future<Output = Result<(), E>> + Send + 'static,
-        after: impl Future<Output = ()> + Send + 'static,
-    ) {
-        self.execute(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(target: "mesh::outbound", error = &error as &dyn StdError, "HTTP connection failed");
-            }
-            after.await;
-        });
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for Spawner
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        let Some(mesh) = self.mesh.upgrade() else {
-            return;
-        };
-        let (mut stopped, end) = (self.stopped.clone(), self.end.clone());
-        mesh.tasks.spawn(async move {
-            // Dropped after the task, however this ends.
-            let _end = end;
-            tokio::select! {
-                biased;
-                Ok(_) = stopped.wait_for(|stopped| *stopped) => {}
-                () = task => {}
-            }
-        });
-    }
-}
-
 impl HttpPool {
     pub(crate) fn new(idle_per_endpoint: usize, max_idle: usize, idle_timeout: Duration) -> Self {
         Self {
@@ -216,13 +142,18 @@ impl HttpPool {
         };
         match self.take_idle(mesh, route.hop()) {
             Ok(connection) => return Ok(Checkout::Http1(connection, home, Age::Used)),
-            Err(unfit) => end_all(unfit.into_iter().map(Evicted::Http1)).await,
+            Err(unfit) => end_all(unfit.into_iter().map(|of| of.running)).await,
         }
         let (stream, carrier) = mesh.open(route).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(Error::handshake)?;
         let (running, spawner) = Running::new(mesh);
+        let carrier = carrier.map(Arc::new);
+        if let Some(carrier) = &carrier {
+            let held: Weak<Carrier> = Arc::downgrade(carrier);
+            self.state().tunnelled.add(running.clone(), held);
+        }
         let (weak, hop) = (Arc::downgrade(mesh), route.hop().clone());
         spawner.spawn_connection(connection, async move {
             if let Some(mesh) = weak.upgrade() {
@@ -234,7 +165,7 @@ impl HttpPool {
         let connection = Exclusive {
             sender,
             running,
-            carrier: carrier.map(Box::new),
+            carrier,
         };
         Ok(Checkout::Http1(connection, home, Age::New))
     }
@@ -284,7 +215,7 @@ impl HttpPool {
         }
         // Nobody else can end it to make room: who asks holds it.
         let unfit = slot.live.take_if(|live| live.idle_since().is_some());
-        end_all(unfit.into_iter().map(Evicted::Http2)).await;
+        end_all(unfit.map(|live| live.running)).await;
         match dial(mesh, route, &shared).await {
             Ok(live) => {
                 let checkout =
@@ -329,8 +260,9 @@ impl HttpPool {
     /// Forgets what is closed or has been idle for long, endpoints that are no more included.
     pub(crate) fn sweep(&self, now: Instant) {
         let limit = self.idle_timeout;
-        self.state()
-            .retain(|since| now.duration_since(since) < limit);
+        let mut state = self.state();
+        state.retain(|since| now.duration_since(since) < limit);
+        state.tunnelled.forget_ended();
     }
 
     /// Lets go of every connection that no request uses.
@@ -341,60 +273,64 @@ impl HttpPool {
         state.http2.clear();
     }
 
+    /// Those through tunnels that nobody has any more.
+    fn leaving(&self) -> Vec<Running> {
+        self.state().tunnelled.leaving().cloned().collect()
+    }
+
     /// When that next hop was used last which was not used for the longest time, of those through whose
     /// tunnels connections go that no request has.
     fn least_recent(&self) -> Option<Instant> {
         self.state().least_recent().map(|(since, _)| since)
     }
 
-    /// Takes the idle connections through that next hop.
-    fn evict(&self) -> Vec<Evicted> {
-        let mut state = self.state();
-        match state.least_recent() {
-            Some((_, through)) => state.evict(&through),
-            None => Vec::new(),
-        }
+    /// Lets go of the idle connections through that next hop.
+    fn evict(&self) {
+        // Beyond the lock.
+        let _evicted = {
+            let mut state = self.state();
+            state
+                .least_recent()
+                .map(|(_, through)| state.evict(&through))
+        };
     }
 }
 
-/// A connection that has to go. It is held until it has: one that nobody can send on ends itself.
-enum Evicted {
-    Http1(Exclusive),
-    Http2(Multiplexed),
-}
-
-impl Evicted {
-    async fn end(self) {
-        match &self {
-            Self::Http1(connection) => connection.running.clone().end().await,
-            Self::Http2(connection) => connection.running.clone().end().await,
-        }
-    }
-}
-
-async fn end_all(evicted: impl IntoIterator<Item = Evicted>) {
-    for connection in evicted {
-        connection.end().await;
+/// Ends connections that nobody has a request on.
+async fn end_all(running: impl IntoIterator<Item = Running>) {
+    let all: Vec<_> = running.into_iter().collect();
+    all.iter().for_each(Running::stop);
+    for running in all {
+        running.ended().await;
     }
 }
 
 impl NodeInner {
-    /// Ends idle HTTP connections through the next hop that was not used for the longest time, of all
-    /// workloads, so that its tunnels' places are free; `false` when there is none.
+    /// Ends HTTP connections that nobody has any more; where that is not enough, also idle ones through the next hop that was
+    /// not used for the longest time, of all workloads. Says whether there is room for a tunnel's connection then.
     pub(super) async fn end_idle_http(&self) -> bool {
-        let Some(evicted) = self.evict_http() else {
-            return false;
-        };
-        end_all(evicted).await;
-        true
+        self.end_leaving_http().await;
+        if self.pool.is_full() {
+            self.evict_http();
+            self.end_leaving_http().await;
+        }
+        !self.pool.is_full()
     }
 
-    fn evict_http(&self) -> Option<Vec<Evicted>> {
+    async fn end_leaving_http(&self) {
+        let meshes = self.meshes();
+        // Others may wait for the same ones.
+        end_all(meshes.iter().flat_map(|mesh| mesh.http.leaving())).await;
+    }
+
+    fn evict_http(&self) {
         let meshes = self.meshes().into_iter();
-        let (_, mesh) = meshes
+        let least_recent = meshes
             .filter_map(|mesh| Some((mesh.http.least_recent()?, mesh)))
-            .min_by_key(|(since, _)| *since)?;
-        Some(mesh.http.evict())
+            .min_by_key(|(since, _)| *since);
+        if let Some((_, mesh)) = least_recent {
+            mesh.http.evict();
+        }
     }
 }
 
@@ -414,6 +350,11 @@ async fn dial(
         last: Mutex::new(Instant::now()),
         retired: AtomicBool::new(false),
     };
+    let used = Arc::new(used);
+    if carrier.is_some() {
+        let held: Weak<Used> = Arc::downgrade(&used);
+        mesh.http.state().tunnelled.add(running.clone(), held);
+    }
     let shared = Arc::downgrade(shared);
     spawner.spawn_connection(connection, async move {
         if let Some(shared) = shared.upgrade() {
@@ -422,7 +363,7 @@ async fn dial(
     });
     Ok(Multiplexed {
         sender,
-        used: Arc::new(used),
+        used,
         running,
         carrier: carrier.map(Box::new),
     })
@@ -515,7 +456,7 @@ impl State {
     }
 
     /// Takes the idle connections that share TLS connections with this one.
-    fn evict(&mut self, through: &Tunnelled) -> Vec<Evicted> {
+    fn evict(&mut self, through: &Tunnelled) -> (Vec<Idle>, Vec<Multiplexed>) {
         let shares = |hop: &Hop| matches!(hop, Hop::Hbone(other) if Shares::of(other) == Shares::of(through));
         let http1 = self.http1.extract_if(|hop, _| shares(hop));
         let idle: Vec<Idle> = http1.flat_map(|(_, idle)| idle).collect();
@@ -525,9 +466,7 @@ impl State {
             .http2
             .extract_if(|hop, shared| shares(hop) && is_idle(shared));
         let http2 = http2.filter_map(|(_, shared)| shared.slot.try_lock().ok()?.live.take());
-        let mut evicted: Vec<_> = http2.map(Evicted::Http2).collect();
-        evicted.extend(idle.into_iter().map(|idle| Evicted::Http1(idle.connection)));
-        evicted
+        (idle, http2.collect())
     }
 }
 

@@ -17,6 +17,8 @@ mod http_pool;
 mod live;
 #[cfg(feature = "http")]
 mod report;
+#[cfg(feature = "http")]
+mod running;
 mod seek;
 mod target;
 

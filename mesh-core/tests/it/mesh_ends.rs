@@ -18,6 +18,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::memory_network;
 use crate::mesh_world::{PORT, World, connect_to, echo, identity, ping, scoped_policy, until};
 
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Its certificates live for an hour of this clock.
+fn of_an_hour(clock: &Clock) -> DevCa {
+    let issued = clock.clone();
+    DevCa::ephemeral("cluster.local")
+        .validity(HOUR)
+        .clock(move || issued.now())
+}
+
 /// the end of a service that is in use.
 #[tokio::test]
 async fn a_drain_lets_live_connections_finish_and_cuts_the_rest_at_its_deadline() {
@@ -138,10 +149,7 @@ impl CertificateSource for Told {
 #[tokio::test]
 async fn certificates_that_expire_unrenewed_end_tunnels_and_permit_no_new_ones() {
     let clock = Clock::new();
-    let (issued, judged) = (clock.clone(), clock.clone());
-    let ca = DevCa::ephemeral("cluster.local")
-        .validity(Duration::from_secs(3600))
-        .clock(move || issued.now());
+    let (ca, judged) = (of_an_hour(&clock), clock.clone());
     let (_tell, source) = Told::new(&ca);
     let world = World::with_source(72, ca, source, |node| node.clock(move || judged.now()));
     let (client, server) = world.pair().await;
@@ -160,18 +168,12 @@ async fn certificates_that_expire_unrenewed_end_tunnels_and_permit_no_new_ones()
     assert!(!world.node.readiness().is_ready());
 }
 
-const DAY: Duration = Duration::from_secs(86_400);
-const HOUR: Duration = Duration::from_secs(3600);
-
 /// the time of day steps while nothing else happens. Who waits for the end of a certificate by tokio's
 /// clock, which does not step, would see it an hour later.
 #[tokio::test(start_paused = true)]
 async fn a_clock_set_beyond_a_certificates_end_ends_inbound_tunnels_within_a_minute() {
     let clock = Clock::new();
-    let (issued, judged) = (clock.clone(), clock.clone());
-    let ca = DevCa::ephemeral("cluster.local")
-        .validity(HOUR)
-        .clock(move || issued.now());
+    let (ca, judged) = (of_an_hour(&clock), clock.clone());
     let (_tell, source) = Told::new(&ca);
     let (dial, transport) = narrow(15008);
     let world = World::with_source(68, ca, source, |node| {
@@ -214,10 +216,7 @@ async fn a_clock_set_beyond_a_certificates_end_ends_inbound_tunnels_within_a_min
 #[tokio::test(start_paused = true)]
 async fn a_clock_set_beyond_a_certificates_end_ends_outbound_tunnels_within_half_a_minute() {
     let clock = Clock::new();
-    let (issued, judged) = (clock.clone(), clock.clone());
-    let ca = DevCa::ephemeral("cluster.local")
-        .validity(HOUR)
-        .clock(move || issued.now());
+    let (ca, judged) = (of_an_hour(&clock), clock.clone());
     let (_tell, source) = Told::new(&ca);
     let (client, _server) = memory_network::pair(source, move || judged.now()).await;
     let mut live = client.connect(memory_network::ADDRESS).await.unwrap();
@@ -236,10 +235,7 @@ async fn a_clock_set_beyond_a_certificates_end_ends_outbound_tunnels_within_half
 #[tokio::test]
 async fn a_peer_whose_certificate_expired_gets_no_more_tunnels_on_its_old_connection() {
     let clock = Clock::new();
-    let (issued, judged) = (clock.clone(), clock.clone());
-    let ca = DevCa::ephemeral("cluster.local")
-        .validity(Duration::from_secs(3600))
-        .clock(move || issued.now());
+    let (ca, judged) = (of_an_hour(&clock), clock.clone());
     let (tell, source) = Told::new(&ca);
     let world = World::with_source(73, ca, source, |node| node.clock(move || judged.now()));
     let (client, server) = world.pair().await;
@@ -312,10 +308,7 @@ async fn a_peer_whose_certificate_is_in_its_last_second_is_connected_to() {
 #[tokio::test]
 async fn where_it_is_set_connections_end_with_their_peers_certificate() {
     let clock = Clock::new();
-    let (issued, judged) = (clock.clone(), clock.clone());
-    let ca = DevCa::ephemeral("cluster.local")
-        .validity(Duration::from_secs(3600))
-        .clock(move || issued.now());
+    let (ca, judged) = (of_an_hour(&clock), clock.clone());
     let (tell, source) = Told::new(&ca);
     let world = World::with_source(177, ca, source, |node| {
         node.clock(move || judged.now()).close_expired(true)

@@ -485,6 +485,24 @@ async fn a_retired_http_2_connection_makes_room_for_its_own_successor() {
     assert_eq!(streams.load(Ordering::Relaxed), 2);
 }
 
+/// Its connection is not used again, and ends only when its task has had a turn.
+#[tokio::test]
+async fn a_response_that_is_dropped_unread_makes_room() {
+    for (net, version) in [(249, Version::HTTP_11), (250, Version::HTTP_2)] {
+        let world = World::with(net, |node| node.hbone(Config::default().max_connections(1)));
+        let (client, [a, b, _]) = three(&world).await;
+        for listener in [a, b] {
+            match version {
+                Version::HTTP_2 => serve(listener, First::Refuse).store(1, Ordering::Relaxed),
+                _ => drop(by_hand(listener, OK, usize::MAX)),
+            }
+        }
+        for host in ["a", "b", "a"] {
+            drop(ask(&client, host, version).await.unwrap());
+        }
+    }
+}
+
 #[tokio::test]
 async fn only_connections_that_hold_a_tunnel_make_room_and_no_more_than_helps() {
     let world = World::with(148, |node| node.hbone(Config::default().max_connections(1)));

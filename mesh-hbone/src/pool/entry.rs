@@ -30,6 +30,17 @@ struct Connection<C> {
     id: ConnectionId,
     link: C,
     streams: usize,
+    /// Of them, those that nobody has any more.
+    lingering: usize,
+}
+
+impl<C> Connection<C> {
+    fn state(&self) -> Released {
+        match self.streams > self.lingering {
+            true => Released::Busy,
+            false => Released::Idle,
+        }
+    }
 }
 
 /// Invariant: whoever waits, waits for a dial. Nobody waits beside a free stream.
@@ -44,8 +55,9 @@ pub(super) struct Entry<C> {
 /// What a release left behind.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Released {
-    /// The connection has other streams, or is none of ours any more.
+    /// Somebody has streams of the connection, or it is none of ours any more.
     Busy,
+    /// None has, though some may wait for the peer's end.
     Idle,
 }
 
@@ -92,11 +104,16 @@ impl<C: Link> Entry<C> {
         })
     }
 
-    /// A connection, and whether it has streams.
-    pub(super) fn get(&self, id: ConnectionId) -> Option<(&C, bool)> {
+    /// A connection, and whether somebody has streams of it.
+    pub(super) fn get(&self, id: ConnectionId) -> Option<(&C, Released)> {
         let mut all = self.connections.iter();
         let connection = all.find(|connection| connection.id == id)?;
-        Some((&connection.link, connection.streams > 0))
+        Some((&connection.link, connection.state()))
+    }
+
+    pub(super) fn has_streams(&self, id: ConnectionId) -> bool {
+        let mut all = self.connections.iter();
+        all.any(|connection| connection.id == id && connection.streams > 0)
     }
 
     pub(super) fn insert(&mut self, id: ConnectionId, link: C) {
@@ -104,22 +121,27 @@ impl<C: Link> Entry<C> {
             id,
             link,
             streams: 0,
+            lingering: 0,
         });
     }
 
-    pub(super) fn release(&mut self, id: ConnectionId) -> Released {
-        match self
-            .connections
-            .iter_mut()
-            .find(|connection| connection.id == id)
-        {
+    pub(super) fn release(&mut self, id: ConnectionId, lingered: bool) -> Released {
+        self.change(id, |connection| {
+            connection.streams = connection.streams.saturating_sub(1);
+            connection.lingering -= usize::from(lingered && connection.lingering > 0);
+        })
+    }
+
+    pub(super) fn linger(&mut self, id: ConnectionId) -> Released {
+        self.change(id, |connection| connection.lingering += 1)
+    }
+
+    fn change(&mut self, id: ConnectionId, change: impl FnOnce(&mut Connection<C>)) -> Released {
+        let mut all = self.connections.iter_mut();
+        match all.find(|connection| connection.id == id) {
             Some(connection) => {
-                connection.streams = connection.streams.saturating_sub(1);
-                if connection.streams == 0 {
-                    Released::Idle
-                } else {
-                    Released::Busy
-                }
+                change(connection);
+                connection.state()
             }
             None => Released::Busy,
         }

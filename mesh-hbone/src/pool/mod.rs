@@ -33,7 +33,8 @@ use crate::{Error, ErrorKind, Side, Tunnel};
 /// - A connection carries as many tunnels as its peer and [`Config`] permit; when all are taken,
 ///   another is dialled. A tunnel that ends makes its place free again.
 /// - A connection that the peer is leaving (GOAWAY) gets no more tunnels; those it has go on.
-/// - A connection without tunnels is kept for [`Config::idle_timeout`], or until its place is needed.
+/// - A connection of whose tunnels none is held is kept for [`Config::idle_timeout`], or until its place is needed. Tunnels that
+///   only wait for their peer's end go on on it.
 ///
 /// Dials and connections run in tasks of the pool, on the runtime of the first to ask, and end when
 /// the last clone of the pool is dropped.
@@ -83,7 +84,7 @@ pub struct Lease {
     place: Place,
 }
 
-struct Place(Slot);
+struct Place(Box<dyn Slot>);
 
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,7 +158,8 @@ where
     ///
     /// # Errors
     ///
-    /// That of the dial that this call waited for, or [`ErrorKind::Overloaded`] when a limit is reached.
+    /// That of the dial that this call waited for; [`ErrorKind::PoolFull`] when it takes a connection more than there may be, and
+    /// [`ErrorKind::Overloaded`] when another limit is reached.
     ///
     /// # Panics
     ///
@@ -181,7 +183,7 @@ where
             match checkout {
                 Checkout::Granted(grant) => return Ok(self.inner.lease(grant)),
                 Checkout::TooManyWaiters => return Err(overloaded("too many wait for this peer")),
-                Checkout::TooManyConnections => return Err(overloaded("too many connections")),
+                Checkout::TooManyConnections => return Err(full()),
                 Checkout::Queued(waiter, id) => {
                     let mut dial: Option<Dial> = Some(Box::new(move || Box::pin(dial())));
                     if let Some(id) = id
@@ -219,6 +221,10 @@ where
     }
 }
 
+fn full() -> Error {
+    Error::new(ErrorKind::PoolFull, Side::Us).retry_safe()
+}
+
 fn overloaded(detail: &'static str) -> Error {
     Error::new(ErrorKind::Overloaded, Side::Us)
         .with_detail(detail)
@@ -241,6 +247,7 @@ where
         let held = Held {
             pool: Arc::downgrade(self),
             id: grant.id,
+            lingers: false,
         };
         Lease {
             sender: grant.link,
@@ -257,7 +264,10 @@ where
         let after = {
             let state = &mut *lock(&self.state);
             let (grants, failed, error) = change(state);
-            let error = error.unwrap_or_else(|| overloaded("no stream is free"));
+            let error = error.unwrap_or_else(|| match state.table.is_full() {
+                true => full(),
+                false => overloaded("no stream is free"),
+            });
             let take = |state: &mut State<K>, id| state.waiters.remove(&id);
             let grants = grants
                 .into_iter()
@@ -395,13 +405,30 @@ where
 struct Held<K: Hash + Eq + Clone + Send + Sync + 'static> {
     pool: Weak<Inner<K>>,
     id: ConnectionId,
+    lingers: bool,
+}
+
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Slot for Held<K> {
+    fn lingers(&mut self) {
+        self.lingers = true;
+        if let Some(pool) = self.pool.upgrade() {
+            let now = Instant::now();
+            pool.update(|state| {
+                state.table.lingers(now, self.id);
+                (Vec::new(), Vec::new(), None)
+            });
+        }
+    }
 }
 
 impl<K: Hash + Eq + Clone + Send + Sync + 'static> Drop for Held<K> {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            let now = Instant::now();
-            pool.update(|state| (state.table.released(now, self.id), Vec::new(), None));
+            let (now, id, lingered) = (Instant::now(), self.id, self.lingers);
+            pool.update(|state| {
+                let grants = state.table.released(now, id, lingered);
+                (grants, Vec::new(), None)
+            });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! All keys of a pool: what to dial, whom to tell, what to let go. No I/O; time is an argument.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -42,9 +42,11 @@ pub(super) struct Table<K, C> {
     /// Whose each connection or dial is.
     keys: HashMap<ConnectionId, K>,
     waiting: HashMap<WaiterId, K>,
-    /// Connections without streams, and since when.
+    /// Connections of which nobody has a stream, and since when.
     idle: BTreeSet<(Instant, ConnectionId)>,
     idle_since: HashMap<ConnectionId, Instant>,
+    /// Connections that had to make room, with streams on them, and have not ended.
+    parting: HashSet<ConnectionId>,
     /// Evicted or expired: dropped by the caller, outside its lock.
     dropped: Vec<C>,
     next_id: u64,
@@ -69,6 +71,7 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
             waiting: HashMap::new(),
             idle: BTreeSet::new(),
             idle_since: HashMap::new(),
+            parting: HashSet::new(),
             dropped: Vec::new(),
             next_id: 0,
         }
@@ -144,13 +147,13 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
             return outcome;
         };
         entry.dial = None;
-        let Some((link, used)) = entry.get(id) else {
+        let Some((link, state)) = entry.get(id) else {
             return outcome;
         };
         // A peer that grants no stream at all must not be dialled for ever. One that is leaving already is
         // dialled anew, for each who waits at most once.
         let grants_some = link.max_streams() > 0 || link.is_closed();
-        if !used {
+        if state == Released::Idle {
             self.become_idle(now, id);
         }
         self.serve(&key, &mut outcome.grants);
@@ -192,18 +195,37 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
     }
 
     /// A stream ended. Its place may be somebody else's at once.
-    pub(super) fn released(&mut self, now: Instant, id: ConnectionId) -> Vec<(WaiterId, Grant<C>)> {
+    pub(super) fn released(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        lingered: bool,
+    ) -> Vec<(WaiterId, Grant<C>)> {
         let mut grants = Vec::new();
         let Some(key) = self.keys.get(&id).cloned() else {
             return grants;
         };
         if let Some(entry) = self.entries.get_mut(&key) {
-            if entry.release(id) == Released::Idle && entry.dial != Some(id) {
+            let was_idle = lingered && self.idle_since.contains_key(&id);
+            if entry.release(id, lingered) == Released::Idle && entry.dial != Some(id) && !was_idle
+            {
                 self.become_idle(now, id);
             }
             self.serve(&key, &mut grants);
         }
         grants
+    }
+
+    /// Nobody has a stream any more, but its peer has not ended it: it has its place among the others, and does not keep the
+    /// connection from making room.
+    pub(super) fn lingers(&mut self, now: Instant, id: ConnectionId) {
+        if let Some(key) = self.keys.get(&id)
+            && let Some(entry) = self.entries.get_mut(key)
+            && entry.linger(id) == Released::Idle
+            && entry.dial != Some(id)
+        {
+            self.become_idle(now, id);
+        }
     }
 
     /// A waiter gave up. Its dial goes on, for others and for those to come.
@@ -217,6 +239,7 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
 
     /// A connection has ended.
     pub(super) fn closed(&mut self, id: ConnectionId) {
+        self.parting.remove(&id);
         if let Some(key) = self.keys.get(&id).cloned() {
             if let Some(entry) = self.entries.get_mut(&key) {
                 self.dropped.extend(entry.remove(id));
@@ -254,7 +277,19 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
 
     /// Whether there is no place for a dial, and nothing idle to make one.
     pub(super) fn is_full(&self) -> bool {
-        self.keys.len() >= self.limits.connections && self.idle.is_empty()
+        self.keys.len() >= self.limits.connections && self.to_evict().is_none()
+    }
+
+    /// What may make room: peers that do not end their streams are no reason to have ever more connections.
+    fn to_evict(&self) -> Option<ConnectionId> {
+        let any = self.parting.len() < self.limits.connections;
+        let mut oldest = self.idle.iter().map(|&(_, id)| id);
+        oldest.find(|&id| any || !self.has_streams(id))
+    }
+
+    fn has_streams(&self, id: ConnectionId) -> bool {
+        let entry = self.keys.get(&id).and_then(|key| self.entries.get(key));
+        entry.is_some_and(|entry| entry.has_streams(id))
     }
 
     fn serve(&mut self, key: &K, grants: &mut Vec<(WaiterId, Grant<C>)>) {
@@ -281,7 +316,10 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
 
     fn start_dial(&mut self, key: &K) -> Option<ConnectionId> {
         if self.keys.len() >= self.limits.connections {
-            let &(_, oldest) = self.idle.first()?;
+            let oldest = self.to_evict()?;
+            if self.has_streams(oldest) {
+                self.parting.insert(oldest);
+            }
             self.evict(oldest, key);
         }
         let id = ConnectionId(self.id());

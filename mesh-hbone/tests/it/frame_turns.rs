@@ -1,6 +1,7 @@
 //! Who sends without end leaves others their turn.
 
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, Write as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -8,7 +9,9 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use mesh_hbone::config::Config;
 use mesh_hbone::{DeferredFlush, server};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::task::yield_now;
 
 use crate::hostile::wire::{
     CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PREFACE, block, connect, frame, headers,
@@ -115,6 +118,36 @@ async fn continuations_weigh_what_is_in_them() {
     take_turns(&frames, LISTS * whole(1).len()).await;
 }
 
+/// A runtime that has a task to run looks for what the system has only now and then.
+#[tokio::test]
+async fn a_connection_that_always_has_more_to_do_leaves_the_system_its_turn() {
+    let begin = [PREFACE, &settings(&[]), &settings_ack(), &connect(1)];
+    let bytes = [&begin.concat()[..], &window_update(1, 1).repeat(600_000)].concat();
+    let at = Arc::default();
+    let mut connection = server::handshake(Here { bytes, at }, &Config::default());
+    let incoming = connection.accept().await.unwrap().unwrap();
+    let _tunnel = incoming.accept(None).unwrap();
+    let polls = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&polls);
+    tokio::spawn(poll_fn(move |cx| {
+        counted.fetch_add(1, Relaxed);
+        connection.poll_accept(cx).map(drop)
+    }));
+    let (reads, mut writes) = std::os::unix::net::UnixStream::pair().unwrap();
+    reads.set_nonblocking(true).unwrap();
+    let mut reads = UnixStream::from_std(reads).unwrap();
+    let mut meanwhile = 0;
+    for _ in 0..20 {
+        writes.write_all(b"x").unwrap();
+        let before = polls.load(Relaxed);
+        // With room for more it is known that there is no more.
+        assert_eq!(reads.read(&mut [0; 8]).await.unwrap(), 1);
+        meanwhile += polls.load(Relaxed) - before;
+    }
+    assert!(polls.load(Relaxed) > 0);
+    assert!(meanwhile <= 80, "{meanwhile} polls for 20 bytes of another");
+}
+
 /// WINDOW_UPDATEs that one poll may take: those that weigh enough, and what was read with them.
 const MOST: usize = 4_000;
 
@@ -157,6 +190,7 @@ async fn take_turns(frames: &[u8], most: usize) {
         let (before, wakes) = (at.load(Relaxed), woken.0.load(Relaxed));
         let polled = connection.poll_accept(&mut Context::from_waker(&waker));
         assert!(polled.is_pending());
+        yield_now().await;
         let taken = at.load(Relaxed) - before;
         assert!(taken <= most, "{taken} bytes in one poll");
         let comes_again = woken.0.load(Relaxed) > wakes || at.load(Relaxed) == all;

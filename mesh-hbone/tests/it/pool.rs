@@ -10,7 +10,7 @@ use mesh_hbone::config::Config;
 use mesh_hbone::pool::Pool;
 use mesh_hbone::{Error, ErrorKind, Tunnel, server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::peers::{Lazy, request};
@@ -99,6 +99,47 @@ async fn different_keys_never_share() {
     let tunnels = join_all((0..20).map(|index| open(&pool, index % 4, &servers, &config))).await;
     assert_eq!((servers.dialled.load(SeqCst), pool.connections()), (4, 4));
     drop(tunnels);
+}
+
+/// A tunnel that was given up goes on until its peer has ended, and is in nobody's way meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_tunnels_only_wait_for_their_peers_end_makes_room() {
+    let config = Config::default().max_connections(1);
+    let (pool, servers) = (Pool::new(config.clone()), Echo::default());
+    let give_up = async |key| {
+        let (hand, mut tunnels) = mpsc::unbounded_channel();
+        let served = config.clone();
+        let dial = move || async move {
+            let (near, far) = duplex(1 << 16);
+            let client = client::start(Lazy::new(near), &served).await;
+            tokio::spawn(async move {
+                let mut connection = server::handshake(Lazy::new(far), &served);
+                while let Some(Ok(incoming)) = connection.accept().await {
+                    let _ = hand.send(incoming.accept(None).unwrap());
+                }
+            });
+            client
+        };
+        let lease = pool.checkout(key, dial).await.unwrap();
+        let (mut tunnel, _) = lease.connect(request("10.0.0.7:80")).await.unwrap();
+        let error = open(&pool, 9, &servers, &config).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PoolFull, "somebody has it");
+        tunnel.write_all(b"hello").await.unwrap();
+        tunnel.shutdown().await.unwrap();
+        tunnels.recv().await.unwrap()
+    };
+    let mut first = give_up(1).await;
+    let _second = give_up(2).await;
+    // Who does not end is no reason to have ever more.
+    let error = open(&pool, 3, &servers, &config).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PoolFull);
+    let mut read = String::new();
+    first.read_to_string(&mut read).await.unwrap();
+    assert_eq!(read, "hello");
+    first.shutdown().await.unwrap();
+    drop(first);
+    sleep(Duration::from_secs(1)).await;
+    ask(open(&pool, 3, &servers, &config).await.unwrap()).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -149,7 +149,7 @@ fn a_place_that_is_given_back_is_given_out() {
                     match checkout(&pool, &peer).await {
                         Ok(lease) => lease.connect(ConnectRequest).await.is_ok(),
                         Err(error) => {
-                            assert_eq!(error.kind(), ErrorKind::Overloaded);
+                            assert_eq!(error.kind(), ErrorKind::PoolFull);
                             true
                         }
                     }
@@ -199,7 +199,7 @@ fn who_gives_up_keeps_no_place() {
         let lease = loop {
             match loom::future::block_on(checkout(&pool, &peer)) {
                 Ok(lease) => break lease,
-                Err(error) => assert_eq!(error.kind(), ErrorKind::Overloaded),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::PoolFull),
             }
             thread::yield_now();
         };
@@ -245,10 +245,27 @@ fn what_becomes_idle_makes_room() {
         let lease = loom::future::block_on(pool.checkout(1, move || dialled.dial()));
         match lease {
             Ok(lease) => drop(lease),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::Overloaded),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::PoolFull),
         }
         ends.join().unwrap();
         assert_eq!(pool.connections(), 1);
+    });
+}
+
+/// The same of a tunnel that nobody has: it is in nobody's way before its end, at it and after it.
+#[test]
+fn what_lingers_makes_room() {
+    check(2, || {
+        let (pool, peer) = (pool(1), Peer::new(1));
+        let mut tunnel = loom::future::block_on(open(&pool, &peer));
+        tunnel.linger();
+        let ends = thread::spawn(move || drop(tunnel));
+        let other = Peer::new(1);
+        let dialled = Arc::clone(&other);
+        let lease = loom::future::block_on(pool.checkout(1, move || dialled.dial()));
+        drop(lease.unwrap());
+        ends.join().unwrap();
+        assert_eq!((other.dials(), pool.connections()), (1, 1));
     });
 }
 

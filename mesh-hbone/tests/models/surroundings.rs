@@ -307,7 +307,7 @@ pub(crate) mod client {
         pub(crate) async fn connect_holding(
             &self,
             _: ConnectRequest,
-            place: Option<Slot>,
+            place: Option<Box<dyn Slot>>,
         ) -> Result<(Tunnel, ConnectResponse), Error> {
             if self.is_closed() {
                 return Err(Error::new(ErrorKind::GoingAway, Side::Upstream).retry_safe());
@@ -381,20 +381,26 @@ pub(crate) mod client {
 }
 
 pub(crate) mod tunnel {
-    pub(crate) type Slot = Box<dyn std::any::Any + Send + Sync>;
+    pub(crate) trait Slot: Send + Sync {
+        fn lingers(&mut self);
+    }
 }
 
 /// An open stream, its place given back after it.
 pub(crate) struct Tunnel {
     sender: client::Sender,
-    _place: Option<tunnel::Slot>,
+    place: Option<Box<dyn tunnel::Slot>>,
 }
 
 impl Tunnel {
-    fn new(sender: client::Sender, place: Option<tunnel::Slot>) -> Self {
-        Self {
-            sender,
-            _place: place,
+    fn new(sender: client::Sender, place: Option<Box<dyn tunnel::Slot>>) -> Self {
+        Self { sender, place }
+    }
+
+    /// Nobody has it any more; it ends when it is dropped.
+    pub(crate) fn linger(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.lingers();
         }
     }
 }
@@ -409,6 +415,7 @@ impl Drop for Tunnel {
 pub(crate) enum ErrorKind {
     GoingAway,
     Overloaded,
+    PoolFull,
     Timeout,
     Closed,
     Refused,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Kept, Node};
 use crate::error::{Error, ErrorKind};
 
-/// The longest pause: the connection's pings are not answered meanwhile.
+/// The longest pause: the connection's pings are not answered meanwhile, nor for as long before it.
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// Which resources of a type are asked for.

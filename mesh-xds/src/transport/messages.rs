@@ -6,7 +6,8 @@
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -14,6 +15,7 @@ use http::header::{CONTENT_TYPE, HeaderName, TE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 use http_body::Body as _;
 use prost::Message;
+use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codec::{EncodeBody, EncodeBuf, Encoder};
 use tonic::{Code, Status};
@@ -25,10 +27,20 @@ use crate::error::{Error, ErrorKind};
 /// A message's flag and length.
 const HEADER: usize = 5;
 
+/// So much is taken before the connection is looked at while there is more: each look tells the server of the room that
+/// there is, in a record and a system call of its own. A quarter of the window, so that the server goes on meanwhile.
+const LOOK: usize = super::WINDOW as usize / 4;
+
+/// So long at most: its pings are not answered meanwhile.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// The responses of a stream.
 pub(crate) struct Messages {
     body: Body,
     driver: Driver,
+    /// When the connection was looked at, and what was taken since.
+    looked: Instant,
+    taken: usize,
     max: usize,
     /// What came of the next header.
     header: BytesMut,
@@ -117,6 +129,8 @@ pub(crate) async fn open<M: Message + 'static>(
     Ok(Messages {
         body,
         driver,
+        looked: Instant::now(),
+        taken: 0,
         max,
         header: BytesMut::with_capacity(HEADER),
         message: None,
@@ -141,7 +155,13 @@ impl Messages {
                 return Ok(Some(piece));
             }
             let frame = poll_fn(|cx| {
-                self.driver.run(cx);
+                if self.taken < LOOK
+                    && self.looked.elapsed() < PATIENCE
+                    && let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx)
+                {
+                    return Poll::Ready(frame);
+                }
+                self.look(cx);
                 Pin::new(&mut self.body).poll_frame(cx)
             })
             .await;
@@ -149,7 +169,10 @@ impl Messages {
                 return self.end().map(|()| None);
             };
             match frame.map_err(Error::from)?.into_data() {
-                Ok(data) => self.rest = data,
+                Ok(data) => {
+                    self.taken += data.len();
+                    self.rest = data;
+                }
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
                         self.trailers = Some(trailers);
@@ -166,10 +189,16 @@ impl Messages {
     /// When the future is dropped nothing is lost.
     pub(crate) async fn wait(&mut self) {
         poll_fn(|cx| {
-            self.driver.run(cx);
+            self.look(cx);
             Poll::<()>::Pending
         })
         .await;
+    }
+
+    fn look(&mut self, cx: &mut Context<'_>) {
+        self.taken = 0;
+        self.looked = Instant::now();
+        self.driver.run(cx);
     }
 
     /// A piece out of what is left of the last frame, if there is one.

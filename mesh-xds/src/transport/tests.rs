@@ -20,6 +20,8 @@ use crate::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateRes
 pub(crate) struct Pipe {
     server: mpsc::UnboundedSender<io::Result<DuplexStream>>,
     dialled: mpsc::UnboundedSender<Uri>,
+    /// Bytes that it holds.
+    width: usize,
 }
 
 /// The server's ends of pipes.
@@ -28,9 +30,18 @@ pub(crate) type Incoming = UnboundedReceiverStream<io::Result<DuplexStream>>;
 impl Pipe {
     /// A pipe, its other end, and what is dialled.
     pub(crate) fn new() -> (Self, Incoming, mpsc::UnboundedReceiver<Uri>) {
+        Self::of(64 * 1024)
+    }
+
+    fn of(width: usize) -> (Self, Incoming, mpsc::UnboundedReceiver<Uri>) {
         let (server, connections) = mpsc::unbounded_channel();
         let (dialled, uris) = mpsc::unbounded_channel();
-        (Self { server, dialled }, connections.into(), uris)
+        let pipe = Self {
+            server,
+            dialled,
+            width,
+        };
+        (pipe, connections.into(), uris)
     }
 }
 
@@ -44,7 +55,7 @@ impl Service<Uri> for Pipe {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (ours, theirs) = tokio::io::duplex(self.width);
         let _ = self.dialled.send(uri);
         let refused = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
         ready(self.server.send(Ok(theirs)).map(|()| ours).map_err(refused))
@@ -165,9 +176,9 @@ async fn errors_say_what_failed() {
         assert!(error.to_string().ends_with(": no"), "{error}");
     }
 
-    let (server, _) = mpsc::unbounded_channel();
-    let (dialled, _uris) = mpsc::unbounded_channel();
-    let gone = builder().build(Pipe { server, dialled }).expect("settings");
+    let (pipe, connections, _uris) = Pipe::new();
+    drop(connections);
+    let gone = builder().build(pipe).expect("settings");
     let error = ask(&gone, "headers").await.expect_err("refused");
     assert!(error.is_connection(), "{error:?}");
     let mut cause: &dyn std::error::Error = &error;
@@ -288,4 +299,105 @@ async fn pings_are_seldom_enough_for_istiod() {
     for pair in pings.windows(2) {
         assert!(pair[1] - pair[0] >= Duration::from_secs(15), "{pings:?}");
     }
+}
+
+/// B11: each word of room that a server is told costs both ends a record and a system call. Told at each frame it is 21 here.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_faster_hears_of_room_for_a_quarter_of_the_window_at_a_time() {
+    const LENGTH: usize = 4 * 1024 * 1024;
+    let (pipe, mut connections, _) = Pipe::of(LENGTH);
+    let channel = builder().build(pipe).expect("settings");
+    let serving = tokio::spawn(async move {
+        let io = tokio_stream::StreamExt::next(&mut connections).await;
+        pours(io.expect("a connection").expect("a pipe"), LENGTH).await
+    });
+    let (requests, received) = mpsc::unbounded_channel::<IstioCertificateRequest>();
+    let mut messages = messages::open(
+        channel.connect().await.expect("a connection"),
+        channel.uri(),
+        "/a/b",
+        channel.request(()).await.expect("a request"),
+        UnboundedReceiverStream::new(received),
+        channel.max_message_size(),
+    )
+    .await
+    .expect("an answer");
+    // Who has used up its turn cannot write, and would say all at once.
+    tokio::task::unconstrained(async {
+        let mut taken = 0;
+        while taken < LENGTH {
+            let piece = messages.next().await.expect("data").expect("a piece");
+            taken += piece.data.len();
+            assert_eq!(piece.ends, taken == LENGTH);
+        }
+    })
+    .await;
+    drop((messages, requests));
+    let told = serving.await.expect("the server");
+    assert!((4..=16).contains(&told), "{told}");
+}
+
+/// Answers a request by one message of that length, as fast as it may; says how often it was told of room for it.
+async fn pours(mut io: DuplexStream, length: usize) -> usize {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const FRAME: usize = 16 * 1024;
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const WINDOW_UPDATE: u8 = 8;
+    io.read_exact(&mut [0; 24]).await.expect("the preface");
+    io.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0])
+        .await
+        .expect("a client");
+    let mut message = vec![0; 5 + length];
+    message[1..5].copy_from_slice(&(length as u32).to_be_bytes());
+    let (mut rest, mut asked, mut told) = (message.as_slice(), false, 0);
+    // Of the connection, and of the stream.
+    let mut windows = [65_535_usize; 2];
+    let mut head = [0; 9];
+    // Until the client goes.
+    while io.read_exact(&mut head).await.is_ok() {
+        let size = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let stream = usize::from(head[8]);
+        let mut payload = vec![0; size as usize];
+        io.read_exact(&mut payload).await.expect("the frame");
+        match (head[3], head[4]) {
+            (SETTINGS, 0) => {
+                for setting in payload.as_chunks::<6>().0 {
+                    if let [0, 4, value @ ..] = *setting {
+                        windows[1] = u32::from_be_bytes(value) as usize;
+                    }
+                }
+                let _ = io.write_all(&[0, 0, 0, SETTINGS, 1, 0, 0, 0, 0]).await;
+            }
+            (HEADERS, _) => {
+                asked = true;
+                // `:status: 200`, which HPACK has whole.
+                let answer = [0, 0, 1, HEADERS, 4, 0, 0, 0, 1, 0x88];
+                let _ = io.write_all(&answer).await;
+            }
+            (WINDOW_UPDATE, _) => {
+                let more = u32::from_be_bytes(payload.try_into().expect("four bytes"));
+                windows[stream] += more as usize;
+                told += stream;
+            }
+            _ => {}
+        }
+        while asked && !rest.is_empty() {
+            let size = rest.len().min(FRAME).min(windows[0]).min(windows[1]);
+            if size == 0 {
+                break;
+            }
+            let (data, after) = rest.split_at(size);
+            rest = after;
+            windows = windows.map(|window| window - size);
+            let [_, high, middle, low] = (size as u32).to_be_bytes();
+            let _ = io
+                .write_all(&[high, middle, low, DATA, 0, 0, 0, 0, 1])
+                .await;
+            let _ = io.write_all(data).await;
+        }
+    }
+    told
 }

@@ -119,7 +119,7 @@ fn a_stream_that_ends_is_the_next_waiters_at_once() {
     let (now, mut table) = (Instant::now(), table(10));
     let (grant, _) = open(&mut table, now, 1, 1);
     let (waiter, dial) = queued(table.checkout(&1));
-    let served = table.released(now, grant.id);
+    let served = table.released(now, grant.id, false);
     assert_eq!(
         (served.len(), served[0].0, served[0].1.id),
         (1, waiter, grant.id)
@@ -140,7 +140,7 @@ fn a_connection_that_was_full_is_used_again() {
     assert_eq!(second.id, grant.id);
     let (waiter, _) = queued(table.checkout(&1));
     table.cancelled(waiter);
-    table.released(now, grant.id);
+    table.released(now, grant.id, false);
     assert_eq!(granted(table.checkout(&1)).id, grant.id);
 }
 
@@ -164,7 +164,7 @@ fn a_connection_that_goes_away_gets_no_more_streams() {
     let new = dial.unwrap();
     assert_eq!(table.take_dropped().len(), 1);
     table.connected(now, new, Fake::new(1, 9));
-    assert!(table.released(now, old.id).is_empty());
+    assert!(table.released(now, old.id, false).is_empty());
     assert_eq!(granted(table.checkout(&1)).id, new);
 }
 
@@ -182,14 +182,14 @@ fn idle_connections_go_after_their_time() {
     let (now, mut table) = (Instant::now(), table(10));
     let (grant, _) = open(&mut table, now, 1, 9);
     assert_eq!(table.next_expiry(), None);
-    table.released(now, grant.id);
+    table.released(now, grant.id, false);
     assert_eq!(table.next_expiry(), Some(now + IDLE));
     let later = now + IDLE - Duration::from_secs(1);
     table.expire(later);
     assert_eq!(table.len(), 1);
     let grant = granted(table.checkout(&1));
     assert_eq!(table.next_expiry(), None);
-    table.released(later, grant.id);
+    table.released(later, grant.id, false);
     table.expire(now + IDLE);
     assert_eq!(table.len(), 1);
     table.expire(later + IDLE);
@@ -206,8 +206,8 @@ fn a_full_pool_evicts_what_has_been_idle_longest() {
     let (a, _) = open(&mut table, now, 1, 9);
     let (b, _) = open(&mut table, now, 2, 9);
     let (_busy, _) = open(&mut table, now, 3, 9);
-    table.released(second, a.id);
-    table.released(now, b.id);
+    table.released(second, a.id, false);
+    table.released(now, b.id, false);
     let (_, dial) = queued(table.checkout(&4));
     assert!(dial.is_some());
     assert_eq!(table.take_dropped()[0].key, 2);
@@ -216,6 +216,28 @@ fn a_full_pool_evicts_what_has_been_idle_longest() {
     assert_eq!(table.take_dropped()[0].key, 1);
     assert!(matches!(table.checkout(&6), Checkout::TooManyConnections));
     assert_eq!(table.len(), 3);
+}
+
+#[test]
+fn a_full_pool_evicts_a_connection_whose_streams_only_linger() {
+    let (now, mut table) = (Instant::now(), table(1));
+    let (one, link) = open(&mut table, now, 1, 9);
+    let Checkout::Granted(other) = table.checkout(&1) else {
+        panic!("there is room on it");
+    };
+    table.lingers(now, one.id);
+    assert!(table.is_full());
+    assert!(matches!(table.checkout(&2), Checkout::TooManyConnections));
+    table.lingers(now, other.id);
+    assert!(!table.is_full());
+    // They have their places still.
+    link.max.set(2);
+    let (waiter, dial) = queued(table.checkout(&1));
+    assert!(dial.is_some());
+    table.cancelled(waiter);
+    assert_eq!(table.take_dropped()[0].key, 1);
+    assert!(table.released(now, one.id, true).is_empty());
+    assert!(table.released(now, other.id, true).is_empty());
 }
 
 #[test]
@@ -260,7 +282,7 @@ fn a_connection_that_fails_before_the_settings_fails_as_its_dial() {
     let (third, dial) = queued(table.checkout(&1));
     assert_eq!(dial, None);
     assert_eq!(table.failed(id), [second, third]);
-    assert!(table.released(now, grant.id).is_empty());
+    assert!(table.released(now, grant.id, false).is_empty());
     table.take_dropped();
     assert_eq!((table.len(), table.entries.len()), (0, 0));
 }
@@ -290,7 +312,7 @@ fn a_connection_is_not_idle_before_the_settings() {
         .grants
         .remove(0)
         .1;
-    table.released(now, grant.id);
+    table.released(now, grant.id, false);
     assert!(table.is_full());
     assert!(matches!(table.checkout(&2), Checkout::TooManyConnections));
     link.settled.set(true);
@@ -306,6 +328,7 @@ enum Op {
     Early(usize),
     Settle(usize, usize),
     Fail(usize),
+    Linger(usize),
     Release(usize),
     Cancel(usize),
     Close(usize),
@@ -321,6 +344,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => any::<usize>().prop_map(Op::Early),
         3 => (any::<usize>(), 0usize..4).prop_map(|(link, max)| Op::Settle(link, max)),
         1 => any::<usize>().prop_map(Op::Fail),
+        2 => any::<usize>().prop_map(Op::Linger),
         4 => any::<usize>().prop_map(Op::Release),
         1 => any::<usize>().prop_map(Op::Cancel),
         1 => any::<usize>().prop_map(Op::Close),
@@ -338,7 +362,8 @@ struct Model {
     links: BTreeMap<ConnectionId, Fake>,
     /// Of `dials`, those that are connections already.
     early: BTreeMap<ConnectionId, Fake>,
-    streams: Vec<(ConnectionId, u8)>,
+    /// The last is whether it lingers.
+    streams: Vec<(ConnectionId, u8, bool)>,
 }
 
 impl Model {
@@ -353,11 +378,11 @@ impl Model {
             !grant.link.closed.get(),
             "a stream on a connection that goes away"
         );
-        self.streams.push((grant.id, key));
+        self.streams.push((grant.id, key, false));
         let open = self
             .streams
             .iter()
-            .filter(|(id, _)| *id == grant.id)
+            .filter(|(id, ..)| *id == grant.id)
             .count();
         assert!(
             open <= grant.link.max.get(),
@@ -453,9 +478,16 @@ proptest! {
                     model.waiting.retain(|waiter, _| !told.contains(waiter));
                 },
                 Op::Release(index) => if !model.streams.is_empty() {
-                    let (id, _) = model.streams.remove(index % model.streams.len());
-                    let grants = table.released(now, id);
+                    let (id, _, lingers) = model.streams.remove(index % model.streams.len());
+                    let grants = table.released(now, id, lingers);
                     model.serve(grants);
+                },
+                Op::Linger(index) => if !model.streams.is_empty() {
+                    let index = index % model.streams.len();
+                    let (id, _, lingers) = &mut model.streams[index];
+                    if !std::mem::replace(lingers, true) {
+                        table.lingers(now, *id);
+                    }
                 },
                 Op::Cancel(index) => if let Some(waiter) = Model::nth(&model.waiting, index) {
                     model.waiting.remove(&waiter);
@@ -486,20 +518,28 @@ proptest! {
             }
             table.take_dropped();
             prop_assert!(table.len() <= connections);
+            // What nobody has is in nobody's way, and what somebody has does not go.
+            for (id, link) in &model.links {
+                let mut streams = model.streams.iter().filter(|(of, ..)| of == id);
+                let is_held = streams.any(|(.., lingers)| !lingers);
+                let is_here = table.keys.contains_key(id);
+                prop_assert_eq!(is_here && !is_held, table.idle_since.contains_key(id));
+                prop_assert!(is_here || !is_held || link.closed.get());
+            }
             for key in model.waiting.values() {
                 prop_assert!(model.dials.values().any(|dialled| dialled == key), "a waiter whom no dial will wake");
             }
         }
         // Nothing is left of what is over.
-        for (id, _) in std::mem::take(&mut model.streams) {
-            let grants = table.released(now, id);
+        for (id, _, lingers) in std::mem::take(&mut model.streams) {
+            let grants = table.released(now, id, lingers);
             model.serve(grants);
         }
         for id in model.dials.into_keys() {
             table.failed(id);
         }
-        for (id, _) in model.streams {
-            table.released(now, id);
+        for (id, _, lingers) in model.streams {
+            table.released(now, id, lingers);
         }
         table.expire(now + IDLE);
         prop_assert_eq!((table.len(), table.entries.len(), table.waiting.len()), (0, 0, 0));
