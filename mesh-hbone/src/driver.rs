@@ -28,8 +28,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The task goes on when others have had their turn, and what the system has for them was looked at: a task that wakes
-/// itself, the runtime polls some sixty times before it looks.
+/// The task goes on, as after `yield_now`, once the runtime has looked for what the system has for others: a task that wakes
+/// itself is polled some sixty times before that.
 pub(crate) fn comes_again(cx: &mut Context<'_>) {
     let polled = pin!(yield_now()).poll(cx);
     debug_assert!(polled.is_pending(), "it yields once");

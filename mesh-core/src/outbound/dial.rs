@@ -526,15 +526,22 @@ impl MeshInner {
         // Tunnels that serve nothing but idle HTTP connections are no reason to refuse.
         #[cfg(feature = "http")]
         {
-            // Others may take the room that was made.
-            let mut tries = 4;
+            let mut futile = false;
             loop {
                 let answer = node.pool.checkout(key.clone(), dial.clone()).await;
-                tries -= 1;
-                if !answer.as_ref().is_err_and(is_full) || tries == 0 || !node.end_idle_http().await
-                {
+                if !answer.as_ref().is_err_and(is_full) || futile {
                     return answer;
                 }
+                // Others may have made room, or dial for the same peer.
+                if node.end_leaving_http().await {
+                    continue;
+                }
+                let dials = node.pool.dials();
+                if !node.end_idle_http().await {
+                    return answer;
+                }
+                // Others use that connection as well, unless they took what was made: the rest is not thrown after it.
+                futile = node.pool.is_full() && node.pool.dials() == dials;
             }
         }
         #[cfg(not(feature = "http"))]

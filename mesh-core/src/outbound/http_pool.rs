@@ -142,7 +142,9 @@ impl HttpPool {
         };
         match self.take_idle(mesh, route.hop()) {
             Ok(connection) => return Ok(Checkout::Http1(connection, home, Age::Used)),
-            Err(unfit) => end_all(unfit.into_iter().map(|of| of.running)).await,
+            Err(unfit) => {
+                end_all(unfit.into_iter().map(|of| of.running)).await;
+            }
         }
         let (stream, carrier) = mesh.open(route).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
@@ -296,41 +298,37 @@ impl HttpPool {
     }
 }
 
-/// Ends connections that nobody has a request on.
-async fn end_all(running: impl IntoIterator<Item = Running>) {
+/// Ends connections that nobody has a request on; `false` when there are none.
+async fn end_all(running: impl IntoIterator<Item = Running>) -> bool {
     let all: Vec<_> = running.into_iter().collect();
+    let some = !all.is_empty();
     all.iter().for_each(Running::stop);
     for running in all {
         running.ended().await;
     }
+    some
 }
 
 impl NodeInner {
-    /// Ends HTTP connections that nobody has any more; where that is not enough, also idle ones through the next hop that was
-    /// not used for the longest time, of all workloads. Says whether there is room for a tunnel's connection then.
-    pub(super) async fn end_idle_http(&self) -> bool {
-        self.end_leaving_http().await;
-        if self.pool.is_full() {
-            self.evict_http();
-            self.end_leaving_http().await;
-        }
-        !self.pool.is_full()
-    }
-
-    async fn end_leaving_http(&self) {
+    /// Ends HTTP connections that nobody has any more; `false` when there are none. Others may wait for the same ones.
+    pub(super) async fn end_leaving_http(&self) -> bool {
         let meshes = self.meshes();
-        // Others may wait for the same ones.
-        end_all(meshes.iter().flat_map(|mesh| mesh.http.leaving())).await;
+        end_all(meshes.iter().flat_map(|mesh| mesh.http.leaving())).await
     }
 
-    fn evict_http(&self) {
+    /// Ends idle HTTP connections through the next hop that was not used for the longest time, of all workloads; `false` when
+    /// there are none.
+    pub(super) async fn end_idle_http(&self) -> bool {
         let meshes = self.meshes().into_iter();
         let least_recent = meshes
             .filter_map(|mesh| Some((mesh.http.least_recent()?, mesh)))
             .min_by_key(|(since, _)| *since);
-        if let Some((_, mesh)) = least_recent {
-            mesh.http.evict();
-        }
+        let Some((_, mesh)) = least_recent else {
+            return false;
+        };
+        mesh.http.evict();
+        self.end_leaving_http().await;
+        true
     }
 }
 

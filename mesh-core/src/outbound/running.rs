@@ -104,8 +104,9 @@ impl Connections {
     /// `held` goes with the last who has it.
     pub(super) fn add(&mut self, running: Running, held: Weak<dyn Send + Sync>) {
         if self.0.len() == self.0.capacity() {
-            // Rather than that it grows.
             self.forget_ended();
+            // As many come before the next look.
+            self.0.reserve(self.0.len().max(4));
         }
         self.0.push(Connection { running, held });
     }

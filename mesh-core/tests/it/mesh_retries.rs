@@ -503,6 +503,35 @@ async fn a_response_that_is_dropped_unread_makes_room() {
     }
 }
 
+/// Who makes room at once with another is not refused because that one was faster.
+#[tokio::test]
+async fn all_who_make_room_at_once_have_some() {
+    let world = World::with(254, |node| node.hbone(Config::default().max_connections(2)));
+    let (client, listeners) = three(&world).await;
+    for listener in listeners {
+        by_hand(listener, OK, usize::MAX);
+    }
+    for (name, host) in [("d", 5), ("e", 6)] {
+        let more = [
+            world.workload(name, host).into(),
+            world.service(name, host).into(),
+        ];
+        world.control.set(more.into()).await;
+        by_hand(world.mesh(name).listen(PORT).await.unwrap(), OK, usize::MAX);
+    }
+    let whole_of = async |host| {
+        let response = ask(&client, host, Version::HTTP_11).await.unwrap();
+        assert_eq!(whole(response).await, "ok");
+    };
+    for _ in 0..20 {
+        for (one, other) in [("a", "b"), ("c", "c"), ("d", "e"), ("a", "a")] {
+            tokio::join!(whole_of(one), whole_of(other));
+            // Until their connections are idle.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn only_connections_that_hold_a_tunnel_make_room_and_no_more_than_helps() {
     let world = World::with(148, |node| node.hbone(Config::default().max_connections(1)));

@@ -111,9 +111,10 @@ impl<C: Link> Entry<C> {
         Some((&connection.link, connection.state()))
     }
 
-    pub(super) fn has_streams(&self, id: ConnectionId) -> bool {
+    pub(super) fn streams(&self, id: ConnectionId) -> usize {
         let mut all = self.connections.iter();
-        all.any(|connection| connection.id == id && connection.streams > 0)
+        let connection = all.find(|connection| connection.id == id);
+        connection.map_or(0, |connection| connection.streams)
     }
 
     pub(super) fn insert(&mut self, id: ConnectionId, link: C) {

@@ -93,7 +93,7 @@ impl fmt::Debug for Place {
 }
 
 impl Lease {
-    /// Opens the tunnel; see [`Sender::connect`]. The place is free again when the tunnel is dropped.
+    /// Opens the tunnel; see [`Sender::connect`]. The place is free again when the tunnel is dropped and its peer has ended it.
     ///
     /// # Errors
     ///
@@ -210,9 +210,14 @@ where
         lock(&self.inner.state).table.links()
     }
 
-    /// Whether no connection can be dialled before one that is there ends or becomes idle.
+    /// Whether no connection can be dialled before one that is there ends, or a tunnel.
     pub fn is_full(&self) -> bool {
         lock(&self.inner.state).table.is_full()
+    }
+
+    /// How many dials were begun so far: who makes room sees by it whether another has taken that.
+    pub fn dials(&self) -> u64 {
+        lock(&self.inner.state).table.dials()
     }
 
     /// Connections, those being dialled included.
@@ -264,9 +269,12 @@ where
         let after = {
             let state = &mut *lock(&self.state);
             let (grants, failed, error) = change(state);
-            let error = error.unwrap_or_else(|| match state.table.is_full() {
-                true => full(),
-                false => overloaded("no stream is free"),
+            let table = &state.table;
+            let error = (!failed.is_empty()).then(|| {
+                error.unwrap_or_else(|| match table.is_full() {
+                    true => full(),
+                    false => overloaded("no stream is free"),
+                })
             });
             let take = |state: &mut State<K>, id| state.waiters.remove(&id);
             let grants = grants
@@ -275,7 +283,7 @@ where
                 .collect();
             let failures = failed
                 .into_iter()
-                .filter_map(|waiter| Some((take(state, waiter)?, error.clone())))
+                .filter_map(|waiter| Some((take(state, waiter)?, error.clone()?)))
                 .collect();
             self.tend(state);
             After {

@@ -1,6 +1,6 @@
 //! All keys of a pool: what to dial, whom to tell, what to let go. No I/O; time is an argument.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -45,8 +45,9 @@ pub(super) struct Table<K, C> {
     /// Connections of which nobody has a stream, and since when.
     idle: BTreeSet<(Instant, ConnectionId)>,
     idle_since: HashMap<ConnectionId, Instant>,
-    /// Connections that had to make room, with streams on them, and have not ended.
-    parting: HashSet<ConnectionId>,
+    /// Connections that were let go of with streams on them, and how many those still are.
+    parting: HashMap<ConnectionId, usize>,
+    dials: u64,
     /// Evicted or expired: dropped by the caller, outside its lock.
     dropped: Vec<C>,
     next_id: u64,
@@ -71,7 +72,8 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
             waiting: HashMap::new(),
             idle: BTreeSet::new(),
             idle_since: HashMap::new(),
-            parting: HashSet::new(),
+            parting: HashMap::new(),
+            dials: 0,
             dropped: Vec::new(),
             next_id: 0,
         }
@@ -203,6 +205,7 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
     ) -> Vec<(WaiterId, Grant<C>)> {
         let mut grants = Vec::new();
         let Some(key) = self.keys.get(&id).cloned() else {
+            self.parted(id);
             return grants;
         };
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -254,7 +257,8 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
         while let Some(&(since, id)) = self.idle.first()
             && since + self.limits.idle <= now
         {
-            self.closed(id);
+            self.part(id);
+            self.evict(id, None);
         }
     }
 
@@ -275,21 +279,50 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
         self.keys.len()
     }
 
-    /// Whether there is no place for a dial, and nothing idle to make one.
+    pub(super) fn dials(&self) -> u64 {
+        self.dials
+    }
+
+    /// Whether there is no place for a dial, and nothing that may make one.
     pub(super) fn is_full(&self) -> bool {
-        self.keys.len() >= self.limits.connections && self.to_evict().is_none()
+        !self.has_room() && self.to_evict().is_none()
     }
 
-    /// What may make room: peers that do not end their streams are no reason to have ever more connections.
+    fn has_room(&self) -> bool {
+        self.keys.len() < self.limits.connections && self.may_part()
+    }
+
+    /// Peers that do not end their streams are no reason to have ever more connections.
+    fn may_part(&self) -> bool {
+        self.keys.len() + self.parting.len() < self.limits.connections.saturating_mul(2)
+    }
+
     fn to_evict(&self) -> Option<ConnectionId> {
-        let any = self.parting.len() < self.limits.connections;
+        let any = self.may_part();
         let mut oldest = self.idle.iter().map(|&(_, id)| id);
-        oldest.find(|&id| any || !self.has_streams(id))
+        oldest.find(|&id| any || self.streams(id) == 0)
     }
 
-    fn has_streams(&self, id: ConnectionId) -> bool {
+    fn streams(&self, id: ConnectionId) -> usize {
         let entry = self.keys.get(&id).and_then(|key| self.entries.get(key));
-        entry.is_some_and(|entry| entry.has_streams(id))
+        entry.map_or(0, |entry| entry.streams(id))
+    }
+
+    fn part(&mut self, id: ConnectionId) {
+        let streams = self.streams(id);
+        if streams > 0 {
+            self.parting.insert(id, streams);
+        }
+    }
+
+    /// A stream has ended on a connection that was let go of.
+    fn parted(&mut self, id: ConnectionId) {
+        if let Some(streams) = self.parting.get_mut(&id) {
+            *streams -= 1;
+            if *streams == 0 {
+                self.parting.remove(&id);
+            }
+        }
     }
 
     fn serve(&mut self, key: &K, grants: &mut Vec<(WaiterId, Grant<C>)>) {
@@ -315,13 +348,12 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
     }
 
     fn start_dial(&mut self, key: &K) -> Option<ConnectionId> {
-        if self.keys.len() >= self.limits.connections {
+        if !self.has_room() {
             let oldest = self.to_evict()?;
-            if self.has_streams(oldest) {
-                self.parting.insert(oldest);
-            }
-            self.evict(oldest, key);
+            self.part(oldest);
+            self.evict(oldest, Some(key));
         }
+        self.dials += 1;
         let id = ConnectionId(self.id());
         let entry = self.entries.entry(key.clone()).or_insert_with(Entry::new);
         entry.dial = Some(id);
@@ -330,13 +362,13 @@ impl<K: Hash + Eq + Clone, C: Link> Table<K, C> {
     }
 
     /// Like [`closed`](Self::closed), but never removes the entry of `keep`.
-    fn evict(&mut self, id: ConnectionId, keep: &K) {
+    fn evict(&mut self, id: ConnectionId, keep: Option<&K>) {
         if let Some(key) = self.keys.get(&id).cloned() {
             if let Some(entry) = self.entries.get_mut(&key) {
                 self.dropped.extend(entry.remove(id));
             }
             self.forget(id);
-            if key != *keep {
+            if Some(&key) != keep {
                 self.tidy(&key);
             }
         }

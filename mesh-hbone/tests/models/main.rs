@@ -259,10 +259,12 @@ fn what_lingers_makes_room() {
         let (pool, peer) = (pool(1), Peer::new(1));
         let mut tunnel = loom::future::block_on(open(&pool, &peer));
         tunnel.linger();
+        let ends = thread::spawn(move || drop(tunnel));
         let other = Peer::new(1);
         let dialled = Arc::clone(&other);
-        let lease = loom::future::block_on(pool.checkout(1, move || dialled.dial()));
-        drop((lease.unwrap(), tunnel));
+        let lease = loom::future::block_on(pool.checkout(2, move || dialled.dial()));
+        drop(lease.unwrap());
+        ends.join().unwrap();
         assert_eq!((other.dials(), pool.connections()), (1, 1));
     });
 }

@@ -441,7 +441,7 @@ proptest! {
                     Checkout::TooManyWaiters => {
                         prop_assert_eq!(model.waiting.values().filter(|&&other| other == key).count(), 8);
                     }
-                    Checkout::TooManyConnections => prop_assert_eq!(table.len(), connections),
+                    Checkout::TooManyConnections => prop_assert!(table.len() == connections || table.len() + table.parting.len() == 2 * connections),
                 },
                 Op::Connect(index, max) => if let Some(id) = Model::nth(&model.dials, index) && !model.early.contains_key(&id) {
                     let key = model.dials.remove(&id).unwrap();
@@ -517,7 +517,8 @@ proptest! {
                 }
             }
             table.take_dropped();
-            prop_assert!(table.len() <= connections);
+            prop_assert!(table.len() <= connections && table.len() + table.parting.len() <= 2 * connections);
+            prop_assert_eq!(table.idle.len(), table.idle_since.len());
             // What nobody has is in nobody's way, and what somebody has does not go.
             for (id, link) in &model.links {
                 let mut streams = model.streams.iter().filter(|(of, ..)| of == id);
@@ -543,7 +544,7 @@ proptest! {
         }
         table.expire(now + IDLE);
         prop_assert_eq!((table.len(), table.entries.len(), table.waiting.len()), (0, 0, 0));
-        prop_assert_eq!((table.idle.len(), table.idle_since.len()), (0, 0));
+        prop_assert_eq!((table.idle.len(), table.idle_since.len(), table.parting.len()), (0, 0, 0));
         let _: HashMap<ConnectionId, u8> = table.keys;
     }
 }
