@@ -365,7 +365,8 @@ impl<W, C, I> Builder<W, C, I> {
 
     /// Whether a tunnel to a port on which nothing listens through the mesh is forwarded to that
     /// port on this host, for applications that are only partly ours. Refused with 503 unless set, and
-    /// always to the port of the tunnels themselves: what came in that way would come from our own address.
+    /// always to the port of the tunnels themselves: what came in that way would come from our own address. So are
+    /// 15001, 15006, 15008 and 15080, where Istio's node proxy listens in a Pod.
     #[must_use]
     pub fn forward_unlistened(mut self, forward: bool) -> Self {
         self.settings.forward_unlistened = forward;

@@ -22,6 +22,11 @@ pub enum OutboundPolicy {
     RegistryOnly,
 }
 
+/// Where a node proxy of a Pod takes what is sent, plaintext, tunnels and SOCKS
+/// (<https://istio.io/latest/docs/ops/deployment/application-requirements/#ports-used-by-istio>): a tunnel to one of
+/// them would leave it again in the Pod's name.
+const PROXY_PORTS: [u16; 4] = [15001, 15006, 15008, 15080];
+
 /// Everything a builder can set, with its default.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -131,6 +136,11 @@ impl Default for Settings {
 impl Settings {
     pub(crate) fn trust_domain(&self) -> &str {
         self.trust_domain.as_deref().unwrap_or("cluster.local")
+    }
+
+    /// Whether a tunnel to this port, on which nothing listens through the mesh, is forwarded to the host.
+    pub(crate) fn forwards_to(&self, port: u16, tunnels: u16) -> bool {
+        self.forward_unlistened && port != tunnels && !PROXY_PORTS.contains(&port)
     }
 
     pub(crate) fn plaintext_limit(&self) -> usize {

@@ -261,7 +261,10 @@ async fn tunnel(weak: Weak<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
     let slot = match &listener {
         Some((queue, _)) => queue.try_reserve(),
         // A tunnel to where tunnels come would come from our own address.
-        None if mesh.settings().forward_unlistened && destination.port() != peer.local.port() => {
+        None if mesh
+            .settings()
+            .forwards_to(destination.port(), peer.local.port()) =>
+        {
             drop(listener);
             return forward(mesh, incoming, context, labels, registered).await;
         }

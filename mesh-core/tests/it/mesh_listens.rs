@@ -78,10 +78,16 @@ async fn an_application_that_is_only_partly_ours_is_forwarded_to() {
     ping(&mut client.connect(&target).await.unwrap())
         .await
         .unwrap();
-    // A tunnel within a tunnel would come from the server's own address.
+    // A tunnel within a tunnel would come from the server's own address, one to a node proxy in its name.
     let sender = world.bare_client("client", 2, "server").await;
-    let tunnels = SocketAddr::new(world.ip(2), 15008);
-    assert_eq!(refusal(&sender, tunnels).await, 503);
+    let own = |port| SocketAddr::new(world.ip(2), port);
+    let mut proxy = Vec::new();
+    for port in [15001, 15006, 15080] {
+        proxy.push(TcpListener::bind(own(port)).await.unwrap());
+    }
+    for port in [15001, 15006, 15008, 15080] {
+        assert_eq!(refusal(&sender, own(port)).await, 503, "{port}");
+    }
     world
         .control
         .set(vec![policy("none", Action::Allow, vec![])])

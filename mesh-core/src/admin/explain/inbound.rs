@@ -271,9 +271,8 @@ impl Asked {
     fn listened(&mut self, subject: &Subject, snapshot: &Snapshot) {
         let port = self.destination.port();
         let settings = &subject.node.settings;
-        let forwards = settings.forward_unlistened
-            && self.question.from.is_some()
-            && port != subject.mesh.hbone_port(snapshot);
+        let forwards = self.question.from.is_some()
+            && settings.forwards_to(port, subject.mesh.hbone_port(snapshot));
         self.steps.push(match self.listener {
             Some(Judgement::PerRequest) => Step::new(
                 "listener",
