@@ -16,6 +16,8 @@ use mesh_core::xds::model::{
 const PER_SERVICE: u32 = 10;
 /// How many workloads run on a node.
 const PER_NODE: u32 = 30;
+/// Nodes are in one of so many zones in turn.
+const ZONES: u32 = 3;
 /// How many workloads are in a namespace.
 const PER_NAMESPACE: u32 = 100;
 
@@ -93,7 +95,7 @@ impl Mesh {
             memberships.extend([EVEN, NEAR].map(|host| Membership::new(in_first(host))));
         }
         let node = at / PER_NODE;
-        let zone = format!("zone-{}", node % 3);
+        let zone = format!("zone-{}", node % ZONES);
         Workload::new(uid(at), namespace, name)
             .with_addresses(vec![ip(at)])
             .with_protocol(TunnelProtocol::Hbone)
@@ -110,11 +112,20 @@ impl Mesh {
     ///
     /// In an empty mesh.
     pub fn caller(&self) -> Caller {
-        let last = self.workloads - 1;
-        let caller = self
-            .snapshot
-            .workload(&uid(last))
-            .expect("the last workload");
+        self.caller_at(self.workloads - 1)
+    }
+
+    /// Another client in the same zone, on another node.
+    ///
+    /// # Panics
+    ///
+    /// In a mesh of fewer than four nodes.
+    pub fn neighbour(&self) -> Caller {
+        self.caller_at(self.workloads - 1 - ZONES * PER_NODE)
+    }
+
+    fn caller_at(&self, at: u32) -> Caller {
+        let caller = self.snapshot.workload(&uid(at)).expect("a workload");
         Caller::new(Arc::clone(caller))
     }
 

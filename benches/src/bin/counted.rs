@@ -151,16 +151,20 @@ fn mesh(workloads: u32, endpoints: u32) {
 
 /// Roads to the large service, whose endpoints are all alike, and to the one that prefers near ones.
 fn picks(mesh: &Mesh) {
-    let caller = mesh.caller();
+    let (first, neighbour) = (mesh.caller(), mesh.neighbour());
     let mut random = random();
-    for (name, host) in [("any endpoint", EVEN), ("a near endpoint", NEAR)] {
+    for (name, host, caller) in [
+        ("any endpoint", EVEN, &first),
+        ("a near endpoint", NEAR, &first),
+        ("an endpoint near another client", NEAR, &neighbour),
+    ] {
         case(&format!("to {name}"), CHANGES, || {
             for _ in 0..CHANGES {
                 let target = Target::Host {
                     name: host,
                     port: 80,
                 };
-                let found = mesh.snapshot.resolve(&caller, target, &[], &mut random);
+                let found = mesh.snapshot.resolve(caller, target, &[], &mut random);
                 assert!(matches!(black_box(found), Resolution::Found(_)));
             }
         });

@@ -9,8 +9,13 @@ const EVALUATION: [(&str, f64); 3] = [
     ("authorization 1000", 2_000.0),
     ("authorization 10000", 5_000.0),
 ];
-/// Of one choice among 10 000 endpoints, which are all alike or of which near ones are preferred.
-const PICK: [(&str, f64); 2] = [("to any endpoint", 500.0), ("to a near endpoint", 500.0)];
+/// Of one choice among 10 000 endpoints, which are all alike or of which near ones are preferred, by the client that
+/// asked first and by others of its zone.
+const PICK: [(&str, f64); 3] = [
+    ("to any endpoint", 500.0),
+    ("to a near endpoint", 500.0),
+    ("to an endpoint near another client", 500.0),
+];
 /// How much more a thing may cost in a mesh that is a hundred times as large.
 const RATIO: f64 = 2.0;
 /// Of a tunnel and its end, for which any peer that is let in may ask as often as it likes, and its bound.

@@ -25,7 +25,8 @@ pub(super) struct Endpoints {
 
 type Tree = WeightedTree<Endpoint, ByPreference>;
 
-/// Endpoints in order, and which of them are near the first client that asked: an application is the only one.
+/// Endpoints in order, and which of them are near the first client that asked, and all that are where it is: an
+/// application is the only one, and the clients of a node are in one place.
 #[derive(Clone, Default)]
 struct Ranked {
     tree: Tree,
@@ -136,6 +137,12 @@ impl ByPreference {
             order.is_ne().then_some(order)
         });
         differing.unwrap_or(Ordering::Equal)
+    }
+
+    /// Whether all that is compared is the same of both.
+    fn are_alike(&self, a: &Arc<Place>, b: &Arc<Place>) -> bool {
+        let alike = |scope: &LocalityScope| a.scope(*scope) == b.scope(*scope);
+        Arc::ptr_eq(a, b) || self.0.iter().all(alike)
     }
 }
 
@@ -250,6 +257,12 @@ impl Endpoints {
         if tree.total() == 0 {
             return None;
         }
+        // As a rule none was tried before.
+        if wanted.exclude.is_empty()
+            && let Some(span) = usable.known(wanted)
+        {
+            return tree.at(span.start + below(width(&span), rng()));
+        }
         let excluded = tree.spans_of(wanted.exclude);
         let mut spans = usable.preferred(wanted, &excluded);
         if spans.is_empty() && !excluded.is_empty() {
@@ -356,6 +369,26 @@ impl Ranked {
         self.tree.remove(endpoint);
     }
 
+    /// Those to choose among where none is excluded, if that is known and they stand together.
+    fn known(&self, wanted: &Wanted<'_>) -> Option<Span> {
+        match wanted.service.load_balancing_mode() {
+            LoadBalancingMode::Strict | LoadBalancingMode::Failover => {
+                let near = self.near.get().filter(|near| self.are_for(near, wanted))?;
+                match &near.spans {
+                    Spans::One(span) => Some(span.clone()),
+                    Spans::Many(_) => None,
+                }
+            }
+            _ => Some(0..self.tree.total()),
+        }
+    }
+
+    fn are_for(&self, near: &Near, wanted: &Wanted<'_>) -> bool {
+        let order = self.tree.order();
+        near.mode == wanted.service.load_balancing_mode()
+            && order.are_alike(&near.source, wanted.source)
+    }
+
     /// The endpoints of the best rank that has any weight left, as spans of it.
     fn preferred(&self, wanted: &Wanted<'_>, excluded: &[Span]) -> Spans {
         let mode = wanted.service.load_balancing_mode();
@@ -371,7 +404,7 @@ impl Ranked {
                 spans: ranked(&self.tree, wanted.source, &[]),
             })
         });
-        if near.mode == mode && near.source == *wanted.source {
+        if self.are_for(near, wanted) {
             let left = near.spans.without(excluded);
             if !left.is_empty() || excluded.is_empty() {
                 return left;

@@ -201,12 +201,14 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
         loop {
             match &*child.node {
                 Node::Leaf(leaf) => {
-                    let weights = leaf.weights.iter().map(|weight| u64::from(*weight));
-                    return leaf.items.get(place(weights, &mut offset)?);
+                    let width = |weight: &u32| u64::from(*weight);
+                    let (at, _) = place(&leaf.weights, width, child.sum, offset)?;
+                    return leaf.items.get(at);
                 }
                 Node::Inner(children) => {
-                    let sums = children.iter().map(|child| child.sum);
-                    child = children.get(place(sums, &mut offset)?)?;
+                    let (at, within) = place(children, |child| child.sum, child.sum, offset)?;
+                    child = children.get(at)?;
+                    offset = within;
                 }
             }
         }
@@ -265,13 +267,29 @@ impl<T: Clone, O: Order<T>> WeightedTree<T, O> {
     }
 }
 
-/// Which of these stretches covers the offset, which becomes one into the stretch.
-fn place(widths: impl Iterator<Item = u64>, offset: &mut u64) -> Option<usize> {
-    for (at, width) in widths.enumerate() {
-        if *offset < width {
-            return Some(at);
+/// Which of these stretches, so wide together, covers the offset, and where in it. Sought from the end that is nearer.
+fn place<T>(
+    stretches: &[T],
+    width: impl Fn(&T) -> u64,
+    sum: u64,
+    mut offset: u64,
+) -> Option<(usize, u64)> {
+    if offset < sum / 2 {
+        for (at, stretch) in stretches.iter().enumerate() {
+            let width = width(stretch);
+            if offset < width {
+                return Some((at, offset));
+            }
+            offset -= width;
         }
-        *offset -= width;
+        return None;
+    }
+    let mut start = sum;
+    for (at, stretch) in stretches.iter().enumerate().rev() {
+        start = start.checked_sub(width(stretch))?;
+        if offset >= start {
+            return Some((at, offset - start));
+        }
     }
     None
 }
