@@ -249,7 +249,7 @@ where
         drop(place);
         tokio::select! {
             biased;
-            stream = serve(io, credentials, &first) => stream,
+            stream = serve(io, credentials, first) => stream,
             () = listener.evicted() => Err(gave_way()),
             () = process.evicted() => Err(gave_way()),
         }

@@ -162,20 +162,25 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let limit = credentials.options().handshake_timeout;
-    timeout(limit, serve(io, credentials, &[]))
+    timeout(limit, serve(io, credentials, Vec::new()))
         .await
         .unwrap_or_else(|_| Err(timed_out(Side::Downstream)))
 }
 
 /// The server's handshake, after `first` was read from `io`.
-async fn serve<IO>(io: IO, credentials: &Credentials, first: &[u8]) -> Result<TlsStream<IO>, Error>
+async fn serve<IO>(
+    io: IO,
+    credentials: &Credentials,
+    first: Vec<u8>,
+) -> Result<TlsStream<IO>, Error>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let (config, verifier) = credentials.server().map_err(internal)?;
     let tls = Handshake::server(config).map_err(internal)?;
     let mut session = session(io, tls, credentials);
-    session.start_with(first);
+    session.start_with(&first);
+    drop(first);
     finish(session, &verifier, Side::Downstream).await
 }
 

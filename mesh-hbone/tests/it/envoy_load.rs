@@ -203,27 +203,32 @@ async fn much_through_an_envoy_that_opens() {
     both_ways(client, tunnel, require::bulk()).await;
 }
 
-/// A hundred tunnels on one connection, one of which nobody reads until all others are done.
+/// A hundred tunnels on one connection, of which we do not read one, and the application behind Envoy not another, until all
+/// others are done.
 #[tokio::test]
-async fn a_hundred_tunnels_and_one_that_nobody_reads() {
-    let test = "a_hundred_tunnels_and_one_that_nobody_reads";
+async fn a_hundred_tunnels_and_two_that_nobody_reads() {
+    let test = "a_hundred_tunnels_and_two_that_nobody_reads";
     let Some((pki, app, envoy)) = accepting(test).await else {
         return;
     };
     let sender = dial(&envoy, &credentials(&pki.issue(CLIENT))).await;
-    let (slow, slow_app) = tokio::join!(open(&sender), app.accept());
-    let (mut slow, slow_app) = (slow, slow_app.unwrap().0);
+    let (ours, unread_app) = tokio::join!(open(&sender), app.accept());
+    let (unread, theirs) = tokio::join!(open(&sender), app.accept());
+    let (mut ours, mut theirs) = (ours, theirs.unwrap().0);
     let sent = noise(8 << 20, 7);
-    let writer = never_done(slow_app, &sent);
+    let writers = [
+        never_done(unread_app.unwrap().0, &sent),
+        never_done(unread, &sent),
+    ];
     let echoes = tokio::spawn(async move {
         let mut echoes = JoinSet::new();
-        for _ in 0..99 {
+        for _ in 0..98 {
             echoes.spawn(echo(app.accept().await.unwrap().0));
         }
         echoes.join_all().await;
     });
     let mut open_now = Vec::new();
-    for _ in 0..99 {
+    for _ in 0..98 {
         open_now.push(open(&sender).await);
     }
     assert_eq!(sender.live_streams(), 100);
@@ -231,15 +236,19 @@ async fn a_hundred_tunnels_and_one_that_nobody_reads() {
     for (seed, tunnel) in (0..).zip(open_now) {
         tunnels.spawn(says_and_hears(tunnel, 128 << 10, 2 * seed + 1));
     }
-    soon("ninety-nine tunnels", tunnels.join_all()).await;
+    soon("ninety-eight tunnels", tunnels.join_all()).await;
     soon("their echoes", echoes).await.unwrap();
     let mut heard = vec![0; sent.len()];
-    soon("the slow one", slow.read_exact(&mut heard))
-        .await
-        .unwrap();
+    let read = soon("whom we did not read", ours.read_exact(&mut heard));
+    read.await.unwrap();
     assert!(heard == sent);
-    drop(slow);
-    soon("its writer", writer).await.unwrap();
+    let read = soon("who did not read us", theirs.read_exact(&mut heard));
+    read.await.unwrap();
+    assert!(heard == sent);
+    drop((ours, theirs));
+    for writer in writers {
+        soon("its writer", writer).await.unwrap();
+    }
 }
 
 /// The same where Envoy opens them, with a neighbour whom we do not read and one who does not read us.

@@ -258,6 +258,9 @@ async fn a_silent_peer_times_out() {
     assert_eq!(error.side(), Side::Upstream);
 }
 
+/// Nothing, close_notify, and an alert that nobody knows.
+const ENDS: [&[u8]; 3] = [&[], &[21, 3, 3, 0, 2, 1, 0], &[21, 3, 3, 0, 2, 2, 255]];
+
 #[tokio::test]
 async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
     let root = Authority::root("root");
@@ -274,10 +277,8 @@ async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
     let length = u16::from_be_bytes([hello[3], hello[4]]);
     assert_eq!(hello.len(), 5 + usize::from(length));
 
-    const CLOSE_NOTIFY: [u8; 7] = [21, 3, 3, 0, 2, 1, 0];
-    const UNKNOWN_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 255];
     for cut in 0..=hello.len() {
-        for alert in [&CLOSE_NOTIFY[..], &UNKNOWN_ALERT, &[]] {
+        for alert in ENDS {
             let (mut near, far) = duplex(64 * 1024);
             near.write_all(&hello[..cut]).await.unwrap();
             near.write_all(alert).await.unwrap();
@@ -288,17 +289,19 @@ async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
     }
 }
 
-/// Passes on so many bytes, and counts them.
+/// Passes on so many bytes, and counts them; says these in the end.
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     most: usize,
     passed: &AtomicUsize,
+    last: &[u8],
 ) {
     let mut buffer = [0; 1024];
     loop {
         let room = most - passed.load(Ordering::Relaxed);
         let Ok(count @ 1..) = from.read(&mut buffer[..room.min(1024)]).await else {
+            let _ = to.write_all(last).await;
             return;
         };
         if to.write_all(&buffer[..count]).await.is_err() {
@@ -308,10 +311,12 @@ async fn pass(
     }
 }
 
-/// Client and server with a way between them that ends after so many bytes up or down; how far it came.
+/// Client and server with a way between them that ends after so many bytes up or down, with these after them; how far
+/// it came.
 async fn shake_cut(
     (client, server): (&Credentials, &Credentials),
     [up, down]: [usize; 2],
+    last: &'static [u8],
 ) -> (Result<(), Error>, Result<(), Error>, [usize; 2]) {
     let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
     let ((near, at_client), (at_server, far)) = (duplex(64 * 1024), duplex(64 * 1024));
@@ -320,8 +325,8 @@ async fn shake_cut(
         let (from_client, to_client) = split(at_client);
         let (from_server, to_server) = split(at_server);
         tokio::select! {
-            () = pass(from_client, to_server, up, &counts[0]) => {}
-            () = pass(from_server, to_client, down, &counts[1]) => {}
+            () = pass(from_client, to_server, up, &counts[0], last) => {}
+            () = pass(from_server, to_client, down, &counts[1], last) => {}
         }
     });
     let expected = [id(SERVER)];
@@ -339,30 +344,36 @@ async fn shake_cut(
     (near.map(drop), far.map(drop), [up, down])
 }
 
-/// Wherever the bytes end, up or down, it is an error at each end that has not got all of them, and at once.
+/// Wherever the bytes end, up or down, with an alert in the clear or without, it is an error at each end that has not
+/// got all of them, and at once.
 #[tokio::test]
 async fn a_handshake_that_is_cut_anywhere_is_an_error_at_who_misses_something() {
     let root = Authority::root("root");
     let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
     let ends = (&client, &server);
     const ALL: usize = usize::MAX;
-    let (near, far, [up, down]) = shake_cut(ends, [ALL, ALL]).await;
+    let (near, far, [up, down]) = shake_cut(ends, [ALL, ALL], &[]).await;
     near.unwrap();
     far.unwrap();
     assert!(up > 1_000 && down > 1_000, "{up} {down}");
     // Signatures differ in length by a few bytes.
     let (up, down) = (up - 16, down - 16);
-    for cut in (1..up).step_by(23).chain([up]) {
-        let (near, far, _) = shake_cut(ends, [cut, ALL]).await;
-        let error = far.unwrap_err();
-        assert!(!error.is_timeout(), "{cut} of {up} up: {error:?}");
-        // Its own last flight is all that a client need not see arrive.
-        assert!(near.is_ok() || !near.unwrap_err().is_timeout());
-    }
-    for cut in (1..down).step_by(23).chain([down]) {
-        let (near, far, _) = shake_cut(ends, [ALL, cut]).await;
-        for error in [near.unwrap_err(), far.unwrap_err()] {
-            assert!(!error.is_timeout(), "{cut} of {down} down: {error:?}");
+    for last in ENDS {
+        for cut in (1..up).step_by(23).chain([up]) {
+            let (near, far, _) = shake_cut(ends, [cut, ALL], last).await;
+            let error = far.unwrap_err();
+            assert!(!error.is_timeout(), "{cut} of {up} up, {last:?}: {error:?}");
+            // Its own last flight is all that a client need not see arrive.
+            assert!(near.is_ok() || !near.unwrap_err().is_timeout());
+        }
+        for cut in (1..down).step_by(23).chain([down]) {
+            let (near, far, _) = shake_cut(ends, [ALL, cut], last).await;
+            for error in [near.unwrap_err(), far.unwrap_err()] {
+                assert!(
+                    !error.is_timeout(),
+                    "{cut} of {down} down, {last:?}: {error:?}"
+                );
+            }
         }
     }
 }

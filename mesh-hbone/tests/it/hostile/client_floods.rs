@@ -69,7 +69,8 @@ async fn made_you_reset() {
     }
 }
 
-/// S-04, CVE-2024-27316, CVE-2024-30255, RUSTSEC-2024-0332: header blocks without an end.
+/// S-04, CVE-2024-27316, CVE-2024-30255, RUSTSEC-2024-0332: header blocks without an end, or with more than five
+/// pieces before it.
 #[tokio::test(start_paused = true)]
 async fn continuation() {
     let some = block(&[("x", "y")]);
@@ -80,13 +81,22 @@ async fn continuation() {
     ] {
         let mut server = Server::echoing().await;
         let mut frames = frame(HEADERS, 0, 1, &connect_block());
-        for _ in 0..1000 {
+        for _ in 0..6 {
             frames.extend(frame(CONTINUATION, 0, 1, piece));
         }
         server.raw.send(&frames).await;
         assert_eq!(server.asked(), 0);
         server.closes(what, ENHANCE_YOUR_CALM).await;
     }
+    let mut server = Server::echoing().await;
+    let mut frames = frame(HEADERS, 0, 1, &connect_block());
+    for _ in 0..5 {
+        frames.extend(frame(CONTINUATION, 0, 1, &some));
+    }
+    frames.extend(frame(CONTINUATION, END_HEADERS, 1, &[]));
+    server.raw.send(&frames).await;
+    settle().await;
+    assert_eq!(server.asked(), 1, "five are borne");
 }
 
 /// S-05, RUSTSEC-2026-0258: DATA frames without data.

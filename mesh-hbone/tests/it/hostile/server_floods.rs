@@ -82,10 +82,18 @@ async fn continuation() {
     let mut client = Client::new().await;
     let (stream, asked) = client.ask().await;
     let mut frames = frame(HEADERS, 0, stream, &block(&[(":status", "200")]));
-    frames.extend(frame(CONTINUATION, 0, stream, &[]).repeat(1000));
+    frames.extend(frame(CONTINUATION, 0, stream, &[]).repeat(6));
     client.raw.send(&frames).await;
     asked.await.unwrap().unwrap_err();
     client.closes("CONTINUATION", ENHANCE_YOUR_CALM).await;
+
+    let mut client = Client::new().await;
+    let (stream, asked) = client.ask().await;
+    let mut frames = frame(HEADERS, 0, stream, &block(&[(":status", "200")]));
+    frames.extend(frame(CONTINUATION, 0, stream, &[]).repeat(5));
+    frames.extend(frame(CONTINUATION, END_HEADERS, stream, &[]));
+    client.raw.send(&frames).await;
+    asked.await.unwrap().expect("five are borne");
 }
 
 #[tokio::test(start_paused = true)]
