@@ -1,5 +1,5 @@
-//! Every order in which threads can meet at the registry of live connections, at that of the TLS connections below
-//! them, and at the drain that waits for both, by loom.
+//! The orders in which threads can meet at the registry of live connections, at that of the TLS connections below
+//! them, and at the drain that waits for both, by loom: all in which at most three turns are cut short.
 //!
 //! All are the library's own files, compiled here with loom's primitives in the place of `std`'s and tokio's
 //! (`src/sync.rs` is the seam). What they ask of their surroundings is played below.
