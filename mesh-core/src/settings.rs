@@ -22,9 +22,8 @@ pub enum OutboundPolicy {
     RegistryOnly,
 }
 
-/// Where a node proxy of a Pod takes what is sent, plaintext, tunnels and SOCKS
-/// (<https://istio.io/latest/docs/ops/deployment/application-requirements/#ports-used-by-istio>): a tunnel to one of
-/// them would leave it again in the Pod's name.
+/// Where istio/ztunnel takes what a Pod sends, plaintext, tunnels and SOCKS, and where it refuses tunnels as well (its
+/// `illegal_ports`): one to them would leave it again in the Pod's name.
 const PROXY_PORTS: [u16; 4] = [15001, 15006, 15008, 15080];
 
 /// Everything a builder can set, with its default.

@@ -268,6 +268,9 @@ async fn tunnel(weak: Weak<MeshInner>, incoming: Incoming, peer: TunnelPeer) {
             drop(listener);
             return forward(mesh, incoming, context, labels, registered).await;
         }
+        None if mesh.settings().forward_unlistened => {
+            return refuse(incoming, &never_forwarded(destination.port()));
+        }
         None => return refuse(incoming, &nothing_listens(destination.port())),
     };
     let slot = match slot {
@@ -350,6 +353,12 @@ pub(super) fn queue_full() -> Error {
 
 pub(super) fn nothing_listens(port: u16) -> Error {
     Error::new(ErrorKind::ConnectFailed).with_detail(format!("nothing listens on port {port}"))
+}
+
+fn never_forwarded(port: u16) -> Error {
+    Error::new(ErrorKind::ConnectFailed).with_detail(format!(
+        "nothing listens through the mesh on port {port}, a proxy's: tunnels are not forwarded to it"
+    ))
 }
 
 pub(super) fn unknown_policies(missing: &str) -> Error {

@@ -220,6 +220,14 @@ async fn what_fails_before_policies_is_told_with_them() {
         step(&answer, "tunnel"),
         (false, "ip mismatch: 10.0.0.1 != 10.9.9.9")
     );
+    let forwards = node_with(read(BOOKS), |node| node.forward_unlistened(true));
+    let ratings = workload(&forwards, "ratings").await;
+    let forwarded = "none on port 9080: forwarded to that port of this host";
+    let refused = "none on port 15001, a proxy's: tunnels are not forwarded to it";
+    for (port, expected) in [(9080, (true, forwarded)), (15001, (false, refused))] {
+        let answer = explain(&ratings, &format!("to={port}&from={REVIEWS}")).await;
+        assert_eq!(step(&answer, "listener"), expected);
+    }
     let strict = node_with(read(BOOKS), mesh_core::Builder::strict);
     let ratings = workload(&strict, "ratings").await;
     let answer = explain(&ratings, "to=9080&from=plaintext").await;

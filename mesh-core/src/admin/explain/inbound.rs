@@ -289,6 +289,11 @@ impl Asked {
                 true,
                 format!("none on port {port}: forwarded to that port of this host"),
             ),
+            None if settings.forward_unlistened && self.question.from.is_some() => Step::new(
+                "listener",
+                false,
+                format!("none on port {port}, a proxy's: tunnels are not forwarded to it"),
+            ),
             None => Step::new("listener", false, format!("nothing listens on port {port}")),
         });
     }
