@@ -180,6 +180,7 @@ where
     let tls = Handshake::server(config).map_err(internal)?;
     let mut session = session(io, tls, credentials);
     session.start_with(&first);
+    // Or it would be held until the handshake ends.
     drop(first);
     finish(session, &verifier, Side::Downstream).await
 }

@@ -5,7 +5,9 @@ use rustls::{CipherSuite, NamedGroup};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, duplex, split};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, duplex, sink, split,
+};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
@@ -258,8 +260,8 @@ async fn a_silent_peer_times_out() {
     assert_eq!(error.side(), Side::Upstream);
 }
 
-/// Nothing, close_notify, and an alert that nobody knows.
-const ENDS: [&[u8]; 3] = [&[], &[21, 3, 3, 0, 2, 1, 0], &[21, 3, 3, 0, 2, 2, 255]];
+const CLOSE_NOTIFY: &[u8] = &[21, 3, 3, 0, 2, 1, 0];
+const UNKNOWN_ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 255];
 
 #[tokio::test]
 async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
@@ -278,7 +280,7 @@ async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
     assert_eq!(hello.len(), 5 + usize::from(length));
 
     for cut in 0..=hello.len() {
-        for alert in ENDS {
+        for alert in [CLOSE_NOTIFY, UNKNOWN_ALERT, &[]] {
             let (mut near, far) = duplex(64 * 1024);
             near.write_all(&hello[..cut]).await.unwrap();
             near.write_all(alert).await.unwrap();
@@ -289,19 +291,17 @@ async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
     }
 }
 
-/// Passes on so many bytes, and counts them; says these in the end.
+/// Passes on so many bytes, and counts them.
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     most: usize,
     passed: &AtomicUsize,
-    last: &[u8],
 ) {
     let mut buffer = [0; 1024];
     loop {
         let room = most - passed.load(Ordering::Relaxed);
         let Ok(count @ 1..) = from.read(&mut buffer[..room.min(1024)]).await else {
-            let _ = to.write_all(last).await;
             return;
         };
         if to.write_all(&buffer[..count]).await.is_err() {
@@ -311,12 +311,10 @@ async fn pass(
     }
 }
 
-/// Client and server with a way between them that ends after so many bytes up or down, with these after them; how far
-/// it came.
+/// Client and server with a way between them that ends after so many bytes up or down; how far it came.
 async fn shake_cut(
     (client, server): (&Credentials, &Credentials),
     [up, down]: [usize; 2],
-    last: &'static [u8],
 ) -> (Result<(), Error>, Result<(), Error>, [usize; 2]) {
     let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
     let ((near, at_client), (at_server, far)) = (duplex(64 * 1024), duplex(64 * 1024));
@@ -325,8 +323,8 @@ async fn shake_cut(
         let (from_client, to_client) = split(at_client);
         let (from_server, to_server) = split(at_server);
         tokio::select! {
-            () = pass(from_client, to_server, up, &counts[0], last) => {}
-            () = pass(from_server, to_client, down, &counts[1], last) => {}
+            () = pass(from_client, to_server, up, &counts[0]) => {}
+            () = pass(from_server, to_client, down, &counts[1]) => {}
         }
     });
     let expected = [id(SERVER)];
@@ -344,36 +342,111 @@ async fn shake_cut(
     (near.map(drop), far.map(drop), [up, down])
 }
 
-/// Wherever the bytes end, up or down, with an alert in the clear or without, it is an error at each end that has not
-/// got all of them, and at once.
+/// Wherever the bytes end, up or down, it is an error at each end that has not got all of them, and at once.
 #[tokio::test]
 async fn a_handshake_that_is_cut_anywhere_is_an_error_at_who_misses_something() {
     let root = Authority::root("root");
     let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
     let ends = (&client, &server);
     const ALL: usize = usize::MAX;
-    let (near, far, [up, down]) = shake_cut(ends, [ALL, ALL], &[]).await;
+    let (near, far, [up, down]) = shake_cut(ends, [ALL, ALL]).await;
     near.unwrap();
     far.unwrap();
     assert!(up > 1_000 && down > 1_000, "{up} {down}");
     // Signatures differ in length by a few bytes.
     let (up, down) = (up - 16, down - 16);
-    for last in ENDS {
-        for cut in (1..up).step_by(23).chain([up]) {
-            let (near, far, _) = shake_cut(ends, [cut, ALL], last).await;
-            let error = far.unwrap_err();
-            assert!(!error.is_timeout(), "{cut} of {up} up, {last:?}: {error:?}");
-            // Its own last flight is all that a client need not see arrive.
-            assert!(near.is_ok() || !near.unwrap_err().is_timeout());
+    for cut in (1..up).step_by(23).chain([up]) {
+        let (near, far, _) = shake_cut(ends, [cut, ALL]).await;
+        let error = far.unwrap_err();
+        assert!(!error.is_timeout(), "{cut} of {up} up: {error:?}");
+        // Its own last flight is all that a client need not see arrive.
+        assert!(near.is_ok() || !near.unwrap_err().is_timeout());
+    }
+    for cut in (1..down).step_by(23).chain([down]) {
+        let (near, far, _) = shake_cut(ends, [ALL, cut]).await;
+        for error in [near.unwrap_err(), far.unwrap_err()] {
+            assert!(!error.is_timeout(), "{cut} of {down} down: {error:?}");
         }
-        for cut in (1..down).step_by(23).chain([down]) {
-            let (near, far, _) = shake_cut(ends, [ALL, cut], last).await;
-            for error in [near.unwrap_err(), far.unwrap_err()] {
-                assert!(
-                    !error.is_timeout(),
-                    "{cut} of {down} down, {last:?}: {error:?}"
-                );
-            }
+    }
+}
+
+/// Passes on so many records and, where more would follow, this in their place; how many there were. Open until one of the
+/// two ends.
+async fn pass_records(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    most: usize,
+    instead: &[u8],
+) -> usize {
+    let mut passed = 0;
+    let mut record = vec![0; 5];
+    while from.read_exact(&mut record).await.is_ok() {
+        let length = u16::from_be_bytes([record[3], record[4]]);
+        record.resize(5 + usize::from(length), 0);
+        if from.read_exact(&mut record[5..]).await.is_err() {
+            break;
+        }
+        let said = if passed < most { &record } else { instead };
+        if to.write_all(said).await.is_err() {
+            break;
+        }
+        if passed >= most {
+            let _ = copy(&mut from, &mut sink()).await;
+            break;
+        }
+        passed += 1;
+        record.truncate(5);
+    }
+    let _ = to.shutdown().await;
+    passed
+}
+
+/// Client and server of whom one hears this in the place of what the other says after so many records.
+async fn shake_instead(
+    (client, server): (&Credentials, &Credentials),
+    [up, down]: [usize; 2],
+    instead: &'static [u8],
+) -> (Result<(), Error>, Result<(), Error>, [usize; 2]) {
+    let ((near, at_client), (at_server, far)) = (duplex(64 * 1024), duplex(64 * 1024));
+    let way = tokio::spawn(async move {
+        let (from_client, to_client) = split(at_client);
+        let (from_server, to_server) = split(at_server);
+        let up = pass_records(from_client, to_server, up, instead);
+        let (up, down) = tokio::join!(up, pass_records(from_server, to_client, down, instead));
+        [up, down]
+    });
+    let expected = [id(SERVER)];
+    let near = async { connect(near, client, &expected).await.map(drop) };
+    let far = async { accept(far, server).await.map(drop) };
+    let (near, far) = tokio::join!(near, far);
+    (near, far, way.await.unwrap())
+}
+
+/// CVE-2024-32650, CVE-2021-28683: whatever was said before, and though nothing more comes.
+#[tokio::test(start_paused = true)]
+async fn an_alert_in_the_place_of_any_record_of_the_handshake_ends_it() {
+    let root = Authority::root("root");
+    let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
+    let ends = (&client, &server);
+    const ALL: usize = usize::MAX;
+    let (near, far, [up, down]) = shake_instead(ends, [ALL, ALL], &[]).await;
+    near.unwrap();
+    far.unwrap();
+    assert!(up > 2 && down > 2, "{up} {down}");
+    for alert in [CLOSE_NOTIFY, UNKNOWN_ALERT] {
+        // A warning before a version is agreed on is one of TLS 1.2, for which rustls goes on: as if nothing was said.
+        let as_silence = |at| at == 0 && alert == CLOSE_NOTIFY;
+        for at in 0..up {
+            let (_, far, _) = shake_instead(ends, [at, ALL], alert).await;
+            let error = far.expect_err("the server has not heard all");
+            let silence = error.is_timeout();
+            assert_eq!(silence, as_silence(at), "{at} of {up} up: {error:?}");
+        }
+        for at in 0..down {
+            let (near, _, _) = shake_instead(ends, [ALL, at], alert).await;
+            let error = near.expect_err("the client has not heard all");
+            let silence = error.is_timeout();
+            assert_eq!(silence, as_silence(at), "{at} of {down} down: {error:?}");
         }
     }
 }

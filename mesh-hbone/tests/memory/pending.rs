@@ -66,12 +66,16 @@ fn each(halves: usize) -> isize {
         sleep(Duration::from_millis(500)).await;
         let held = counting::idle() - before;
         assert!(pending.try_join_next().is_none(), "one has ended");
+        // All have come as far as they should.
+        let counts = (admission.waiting(), admission.handshakes());
+        let all = PENDING + 1;
+        assert_eq!(counts, if halves < 2 { (all, 0) } else { (0, all) });
         held / PENDING as isize
     })
 }
 
-/// Those that have not said all of their hello may be 4 096, those that have 256 for each listener: what they hold is for
-/// the most part rustls' state.
+/// Those that have not said all of their hello may be 4 096, those that have 256 for each listener: what they hold
+/// is for the most part rustls' state.
 #[test]
 #[expect(clippy::print_stdout, reason = "the figures are what the test is for")]
 fn a_handshake_that_goes_no_further_holds_little() {
