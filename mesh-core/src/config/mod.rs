@@ -49,6 +49,10 @@ pub use xds::Xds;
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no source of configuration",
+    note = "of a builder, `Missing` means that `.config(…)` was not called"
+)]
 pub trait ConfigSource: Send + 'static {
     /// Feeds the mesh until there will never be more: returning `Ok` keeps the last state for good,
     /// an error turns readiness off with its reason and keeps the last state too.

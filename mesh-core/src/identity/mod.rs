@@ -106,6 +106,10 @@ pub type CertificateStream = Pin<Box<dyn Stream<Item = Result<Bundle, Error>> + 
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no source of certificates",
+    note = "of a builder, `Missing` means that `.identity(…)` was not called"
+)]
 pub trait CertificateSource: Send + Sync + 'static {
     /// Watches the certificates of one identity: the first as soon as there is one, then each
     /// renewal, in time before the last one expires.
