@@ -81,6 +81,8 @@ pub(crate) fn credentials(folder: &Path, name: &str) -> Result<Credentials, BoxE
         &read("root.pem".into())?,
         b"",
     )?;
-    let credentials = Credentials::new(Provider::aws_lc_rs(), bundle, Options::default())?;
+    // It meets one server, of whose certificates a soak makes many.
+    let options = Options::default().remembered_certificates(16);
+    let credentials = Credentials::new(Provider::aws_lc_rs(), bundle, options)?;
     Ok(credentials)
 }
