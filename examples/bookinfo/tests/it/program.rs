@@ -10,6 +10,7 @@ use tokio::io::{
 };
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 /// Longer than anything takes on a slow and busy machine.
@@ -85,9 +86,14 @@ impl Stage {
             .spawn()
             .unwrap();
         let said = Arc::default();
-        tokio::spawn(listen(child.stdout.take().unwrap(), Arc::clone(&said)));
-        tokio::spawn(listen(child.stderr.take().unwrap(), Arc::clone(&said)));
-        Program { child, said }
+        let mut hearing = JoinSet::new();
+        hearing.spawn(listen(child.stdout.take().unwrap(), Arc::clone(&said)));
+        hearing.spawn(listen(child.stderr.take().unwrap(), Arc::clone(&said)));
+        Program {
+            child,
+            said,
+            hearing,
+        }
     }
 
     /// The page, as a plaintext client outside the mesh gets it; empty while nobody answers.
@@ -136,6 +142,7 @@ async fn listen(output: impl AsyncRead + Unpin, said: Arc<Mutex<String>>) {
 pub(crate) struct Program {
     child: Child,
     said: Arc<Mutex<String>>,
+    hearing: JoinSet<()>,
 }
 
 impl Program {
@@ -174,9 +181,13 @@ impl Program {
         self.ended().await
     }
 
-    /// Waits for the end.
+    /// Waits for the end, and for the last that it printed.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
-        let ended = timeout(PATIENCE, self.child.wait()).await;
-        ended.expect("the end").unwrap()
+        let end = async {
+            let status = self.child.wait().await;
+            while self.hearing.join_next().await.is_some() {}
+            status
+        };
+        timeout(PATIENCE, end).await.expect("the end").unwrap()
     }
 }
