@@ -14,6 +14,7 @@ mod counting;
 mod foreign;
 mod from_clients;
 mod from_servers;
+mod left_behind;
 mod pending;
 mod reading;
 mod spare_buffers;
