@@ -383,7 +383,7 @@ impl<W, C, I> Builder<W, C, I> {
 
     /// Sets how many inbound connections may live at once, per workload: 10 000 unless set (Envoy's
     /// advice for edges). It bounds the sockets, and it bounds the tunnels and plaintext connections:
-    /// beyond it a socket is closed and a tunnel is answered 503.
+    /// beyond it a socket is closed and a tunnel is answered 503. 0 lets nobody in.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.settings.max_connections = connections.min(Semaphore::MAX_PERMITS);
