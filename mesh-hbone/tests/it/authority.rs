@@ -12,7 +12,7 @@ use rcgen::{
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
-use tokio::io::{DuplexStream, duplex};
+use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 
 pub(crate) const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 pub(crate) const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
@@ -204,4 +204,16 @@ pub(crate) async fn pair() -> (TlsStream<DuplexStream>, TlsStream<DuplexStream>)
     let (client, server) = (root.credentials(CLIENT), root.credentials(SERVER));
     let (near, far) = shake(&client, &server, &[SERVER]).await;
     (near.unwrap(), far.unwrap())
+}
+
+/// What a client of ours says first.
+pub(crate) async fn client_hello(root: &Authority) -> Vec<u8> {
+    let client = root.credentials(CLIENT);
+    let (near, mut far) = duplex(64 * 1024);
+    let connecting = tokio::spawn(async move { connect(near, &client, &[id(SERVER)]).await });
+    let mut hello = vec![0; 4096];
+    let count = far.read(&mut hello).await.unwrap();
+    hello.truncate(count);
+    connecting.abort();
+    hello
 }

@@ -184,6 +184,26 @@ fn never_done(mut to: impl AsyncWrite + Unpin + Send + 'static, said: &[u8]) -> 
     tokio::spawn(async move { while to.write_all(&said).await.is_ok() {} })
 }
 
+/// Reads what nobody has read until now, at our end of one tunnel and at the far end of another.
+async fn read_late(
+    mut ours: impl AsyncRead + Unpin,
+    mut theirs: impl AsyncRead + Unpin,
+    writers: [JoinHandle<()>; 2],
+    sent: &[u8],
+) {
+    let mut heard = vec![0; sent.len()];
+    let read = soon("whom we did not read", ours.read_exact(&mut heard));
+    read.await.unwrap();
+    assert!(heard == sent);
+    let read = soon("who did not read us", theirs.read_exact(&mut heard));
+    read.await.unwrap();
+    assert!(heard == sent);
+    drop((ours, theirs));
+    for writer in writers {
+        soon("its writer", writer).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn much_through_an_envoy_that_accepts() {
     let Some((pki, app, envoy)) = accepting("much_through_an_envoy_that_accepts").await else {
@@ -214,7 +234,7 @@ async fn a_hundred_tunnels_and_two_that_nobody_reads() {
     let sender = dial(&envoy, &credentials(&pki.issue(CLIENT))).await;
     let (ours, unread_app) = tokio::join!(open(&sender), app.accept());
     let (unread, theirs) = tokio::join!(open(&sender), app.accept());
-    let (mut ours, mut theirs) = (ours, theirs.unwrap().0);
+    let theirs = theirs.unwrap().0;
     let sent = noise(8 << 20, 7);
     let writers = [
         never_done(unread_app.unwrap().0, &sent),
@@ -238,17 +258,7 @@ async fn a_hundred_tunnels_and_two_that_nobody_reads() {
     }
     soon("ninety-eight tunnels", tunnels.join_all()).await;
     soon("their echoes", echoes).await.unwrap();
-    let mut heard = vec![0; sent.len()];
-    let read = soon("whom we did not read", ours.read_exact(&mut heard));
-    read.await.unwrap();
-    assert!(heard == sent);
-    let read = soon("who did not read us", theirs.read_exact(&mut heard));
-    read.await.unwrap();
-    assert!(heard == sent);
-    drop((ours, theirs));
-    for writer in writers {
-        soon("its writer", writer).await.unwrap();
-    }
+    read_late(ours, theirs, writers, &sent).await;
 }
 
 /// The same where Envoy opens them, with a neighbour whom we do not read and one who does not read us.
@@ -258,8 +268,8 @@ async fn a_hundred_tunnels_of_an_envoy_and_two_that_nobody_reads() {
     let Some(mut opening) = opening(test).await else {
         return;
     };
-    let (unread_client, mut ours) = opening.open().await;
-    let (mut theirs, unread_tunnel) = opening.open().await;
+    let (unread_client, ours) = opening.open().await;
+    let (theirs, unread_tunnel) = opening.open().await;
     let mut fast = Vec::new();
     for _ in 0..98 {
         fast.push(opening.open().await);
@@ -280,17 +290,7 @@ async fn a_hundred_tunnels_of_an_envoy_and_two_that_nobody_reads() {
         });
     }
     soon("ninety-eight tunnels", tunnels.join_all()).await;
-    let mut heard = vec![0; sent.len()];
-    let read = soon("whom we did not read", ours.read_exact(&mut heard));
-    read.await.unwrap();
-    assert!(heard == sent);
-    let read = soon("who did not read us", theirs.read_exact(&mut heard));
-    read.await.unwrap();
-    assert!(heard == sent);
-    drop((ours, theirs));
-    for writer in writers {
-        soon("its writer", writer).await.unwrap();
-    }
+    read_late(ours, theirs, writers, &sent).await;
 }
 
 /// The certificate changes under us all the while, and no tunnel fails, old or new.

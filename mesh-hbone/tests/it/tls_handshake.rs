@@ -11,7 +11,7 @@ use tokio::io::{
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use crate::authority::{Authority, CLIENT, SERVER, id, pair, provider, shake};
+use crate::authority::{Authority, CLIENT, SERVER, client_hello, id, pair, provider, shake};
 use crate::foreign;
 
 #[tokio::test]
@@ -267,14 +267,7 @@ const UNKNOWN_ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 255];
 async fn a_close_or_alert_at_any_point_of_the_handshake_ends_it() {
     let root = Authority::root("root");
     let server = root.credentials(SERVER);
-    // What a client says first.
-    let client = root.credentials(CLIENT);
-    let (near, mut far) = duplex(64 * 1024);
-    let connecting = tokio::spawn(async move { connect(near, &client, &[id(SERVER)]).await });
-    let mut hello = vec![0; 4096];
-    let count = far.read(&mut hello).await.unwrap();
-    hello.truncate(count);
-    connecting.abort();
+    let hello = client_hello(&root).await;
     // One record, whole.
     let length = u16::from_be_bytes([hello[3], hello[4]]);
     assert_eq!(hello.len(), 5 + usize::from(length));

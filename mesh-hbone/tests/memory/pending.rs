@@ -5,30 +5,17 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_hbone::tls::{Admission, accept_with, connect};
-use tokio::io::{AsyncReadExt as _, duplex};
+use mesh_hbone::tls::{Admission, accept_with};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::authority::{Authority, CLIENT, SERVER, id};
+use crate::authority::{Authority, SERVER, client_hello};
 use crate::counting;
 
 /// Fewer than one address may have under way.
 const PENDING: usize = 150;
-
-/// What a client of ours says first.
-async fn hello(root: &Authority) -> Vec<u8> {
-    let client = root.credentials(CLIENT);
-    let (near, mut far) = duplex(64 * 1024);
-    let connecting = tokio::spawn(async move { connect(near, &client, &[id(SERVER)]).await });
-    let mut hello = vec![0; 4096];
-    let count = far.read(&mut hello).await.unwrap();
-    hello.truncate(count);
-    connecting.abort();
-    hello
-}
 
 /// Bytes that each of many holds whose client stops after so many halves of its first words.
 fn each(halves: usize) -> isize {
@@ -39,7 +26,7 @@ fn each(halves: usize) -> isize {
         let admission = Admission::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let hello = hello(&root).await;
+        let hello = client_hello(&root).await;
         let said = &hello[..hello.len() * halves / 2];
         let mut pairs = Vec::new();
         // One more: what the first of them leaves behind is for all.
